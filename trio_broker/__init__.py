@@ -1,0 +1,3 @@
+"""A Trio-native client for TheOne Trading API."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,318 @@
+"""The values that users see.
+
+They are frozen attrs classes with Python names. What the broker may leave out is None here;
+money is `Decimal`, and times are aware datetimes in UTC.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+from decimal import Decimal
+from typing import Generic, Literal, TypeAlias, TypeVar
+
+import attrs
+
+T_co = TypeVar("T_co", covariant=True)
+
+Origin: TypeAlias = Literal["push", "snapshot"]
+GapReason: TypeAlias = Literal["reconnected", "overflow"]
+
+
+@attrs.frozen
+class Balance:
+    """What an account holds of one asset.
+
+    Attributes:
+        asset: The asset's symbol.
+        total: All of it, what is locked included.
+        locked: What pending swaps have set aside; None where the broker doesn't say.
+    """
+
+    asset: str
+    total: Decimal
+    locked: Decimal | None = None
+
+    @property
+    def available(self) -> Decimal:
+        """What can be spent: `total` less `locked`, where anything is locked."""
+        return self.total if self.locked is None else self.total - self.locked
+
+
+@attrs.frozen
+class RouteStep:
+    """One trade of the route that an estimate takes."""
+
+    from_asset: str | None = None
+    to_asset: str | None = None
+    amount_in: Decimal | None = None
+    amount_out: Decimal | None = None
+    pool: str | None = None
+    exchange: str | None = None
+
+
+@attrs.frozen
+class SwapEstimate:
+    """What a swap would bring now; no promise of the broker's.
+
+    Attributes:
+        route: The trades that it would take, empty where the broker doesn't say.
+        price: Units of the asset bought for one of the asset sold.
+        expected_out: Units of the asset bought.
+        fee: The fee; its unit is not documented.
+        expires_at: When the estimate ends.
+    """
+
+    route: tuple[RouteStep, ...]
+    price: Decimal
+    expected_out: Decimal
+    fee: Decimal | None = None
+    expires_at: dt.datetime | None = None
+
+
+class OrderStatus(enum.StrEnum):
+    """How far an order is, as far as the broker's documents name it."""
+
+    PENDING = "PENDING"
+    PROCESSING = "PROCESSING"
+    PARTIAL = "PARTIAL"
+    FILLED = "FILLED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def is_final(self) -> bool:
+        """True for FILLED, FAILED and CANCELLED: nothing follows them."""
+        return self in _FINAL
+
+
+_FINAL = frozenset({OrderStatus.FILLED, OrderStatus.FAILED, OrderStatus.CANCELLED})
+_PROGRESS = {OrderStatus.PENDING: 0, OrderStatus.PROCESSING: 1, OrderStatus.PARTIAL: 2}
+_FINAL_PROGRESS = 3
+
+
+@attrs.frozen
+class SwapReceipt:
+    """The broker's word that it took a swap.
+
+    Attributes:
+        order_id: The order's id at the broker.
+        status: Its first status, None where the broker doesn't say.
+        client_order_id: The id that was sent along.
+    """
+
+    order_id: str
+    status: OrderStatus | str | None
+    client_order_id: str
+
+
+@attrs.frozen
+class Order:
+    """The whole state of an order at one time.
+
+    Attributes:
+        order_id: The order's id, None where the broker doesn't repeat it.
+        status: An `OrderStatus`, or the broker's text where it isn't a known one.
+        filled_out: Units of the asset bought so far.
+        tx_hash: The transaction's hash.
+        updated_at: When the broker last changed it.
+        client_order_id: The id that was sent along with the swap.
+    """
+
+    order_id: str | None
+    status: OrderStatus | str
+    filled_out: Decimal | None = None
+    tx_hash: str | None = None
+    updated_at: dt.datetime | None = None
+    client_order_id: str | None = None
+
+    @property
+    def is_final(self) -> bool:
+        """True once nothing more will happen to it."""
+        return isinstance(self.status, OrderStatus) and self.status.is_final
+
+    def is_older_than(self, other: Order) -> bool:
+        """Whether this state certainly came before another one of the same order.
+
+        Args:
+            other: The other state.
+
+        Returns:
+            True if it was updated earlier or, where the times are the same or not known, if its
+            status is less far. An unknown status is neither.
+        """
+        if self.updated_at and other.updated_at and self.updated_at != other.updated_at:
+            return self.updated_at < other.updated_at
+        mine, its = _progress(self.status), _progress(other.status)
+        return mine is not None and its is not None and mine < its
+
+
+def _progress(status: OrderStatus | str) -> int | None:
+    if isinstance(status, OrderStatus):
+        return _PROGRESS.get(status, _FINAL_PROGRESS)
+    return None
+
+
+@attrs.frozen
+class Gap:
+    """Says that updates before a message may be missing.
+
+    Attributes:
+        reasons: ``"overflow"``: this consumer was too slow; ``"reconnected"``: nobody was
+            connected for a while.
+        dropped: How many messages were dropped here (what was missed while nobody was connected
+            can't be counted).
+        since: When it began.
+    """
+
+    reasons: frozenset[GapReason]
+    dropped: int
+    since: dt.datetime
+
+    def merged(self, earlier: Gap | None) -> Gap:
+        """This gap and an earlier one as one.
+
+        Args:
+            earlier: The earlier gap, or None.
+        """
+        if earlier is None:
+            return self
+        return Gap(
+            reasons=earlier.reasons | self.reasons,
+            dropped=earlier.dropped + self.dropped,
+            since=min(earlier.since, self.since),
+        )
+
+
+@attrs.frozen
+class Message(Generic[T_co]):
+    """One message of a stream.
+
+    Attributes:
+        channel: The channel's name.
+        data: The body, typed where the channel is known: a tuple of `Balance`, or an `Order`.
+        origin: ``"push"``: the broker sent it by itself; ``"snapshot"``: this library asked.
+        gap: None, or what may be missing before this message.
+        received_at: When it came, by this machine's clock.
+        raw: The text as it came.
+    """
+
+    channel: str
+    data: T_co
+    origin: Origin
+    gap: Gap | None
+    received_at: dt.datetime
+    raw: str
+
+
+class ConnectionState(enum.Enum):
+    """Where a client stands."""
+
+    IDLE = "idle"
+    CONNECTING = "connecting"
+    AUTHENTICATING = "authenticating"
+    RESTORING = "restoring"
+    CONNECTED = "connected"
+    WAITING = "waiting"
+    CLOSING = "closing"
+    CLOSED = "closed"
+    FAILED = "failed"
+
+    @property
+    def is_over(self) -> bool:
+        """True once the client can't be connected any more."""
+        return self in {ConnectionState.CLOSING, ConnectionState.CLOSED, ConnectionState.FAILED}
+
+
+@attrs.frozen(kw_only=True)
+class ConnectionEvent:
+    """Something that happened to a client's connection.
+
+    Attributes:
+        at: When, by this machine's clock.
+    """
+
+    at: dt.datetime
+
+
+@attrs.frozen(kw_only=True)
+class Connected(ConnectionEvent):
+    """The client is connected and authenticated."""
+
+
+@attrs.frozen(kw_only=True)
+class Disconnected(ConnectionEvent):
+    """A connection is gone.
+
+    Attributes:
+        error: Why.
+        retry_in: Seconds until the next try, None if there is none.
+    """
+
+    error: Exception
+    retry_in: float | None
+
+
+@attrs.frozen(kw_only=True)
+class GaveUp(ConnectionEvent):
+    """The connection failed for good.
+
+    Attributes:
+        error: Why.
+    """
+
+    error: Exception
+
+
+@attrs.frozen(kw_only=True)
+class Closed(ConnectionEvent):
+    """The client was closed by its owner."""
+
+
+@attrs.frozen(kw_only=True)
+class OddMessage(ConnectionEvent):
+    """The broker sent something that was not expected; the connection lives on.
+
+    Attributes:
+        reason: What was odd about it.
+        raw: The message's first 1,000 characters, or None for a binary one.
+    """
+
+    reason: str
+    raw: str | None
+
+
+@attrs.frozen(kw_only=True)
+class SnapshotUnavailable(ConnectionEvent):
+    """A channel's state couldn't be asked for; its stream goes on with pushes.
+
+    Attributes:
+        channel: The channel's name.
+        error: Why.
+    """
+
+    channel: str
+    error: Exception
+
+
+@attrs.frozen(kw_only=True)
+class ClientStatistics:
+    """Counters of one client, from its start.
+
+    Attributes:
+        messages_sent: Messages that left, pings apart.
+        messages_received: Messages that came.
+        odd_messages: Those of them that were not expected.
+        requests_waiting: Requests that wait for their turn now.
+        requests_in_flight: Requests that were sent and not answered yet.
+        channels: Channels that are wanted now.
+        subscriptions: Subscriptions that are open now.
+    """
+
+    messages_sent: int
+    messages_received: int
+    odd_messages: int
+    requests_waiting: int
+    requests_in_flight: int
+    channels: int
+    subscriptions: int

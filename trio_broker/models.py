@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import Generic, Literal, TypeAlias, TypeVar
 
 import attrs
@@ -17,6 +17,9 @@ T_co = TypeVar("T_co", covariant=True)
 
 Origin: TypeAlias = Literal["push", "snapshot"]
 GapReason: TypeAlias = Literal["reconnected", "overflow"]
+
+
+_EXACT = Context(prec=400)
 
 
 @attrs.frozen
@@ -36,7 +39,8 @@ class Balance:
     @property
     def available(self) -> Decimal:
         """What can be spent: `total` less `locked`, where anything is locked."""
-        return self.total if self.locked is None else self.total - self.locked
+        # Under the default context of 28 digits, a token with 18 decimals would be rounded.
+        return self.total if self.locked is None else _EXACT.subtract(self.total, self.locked)
 
 
 @attrs.frozen

@@ -1,0 +1,1104 @@
+"""The transport over trio-websocket, over real sockets."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+import struct
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import trustme
+from trio.testing import wait_all_tasks_blocked
+
+import trio_broker
+from tests.rawserver import (
+    BINARY,
+    CLOSE,
+    CONTINUATION,
+    PING,
+    PONG,
+    TEXT,
+    Handler,
+    PeerGoneError,
+    accept_websocket,
+    close_frame,
+    frame,
+    receive_frame,
+    receive_request,
+    reset,
+    send,
+    serve_raw,
+    switching_protocols,
+    wait_gone,
+)
+from trio_broker.exceptions import ConnectFailedError, ConnectionLostError
+from trio_broker.settings import Endpoint
+from trio_broker.transports import Transport
+from trio_broker.transports.trio_websocket import open_transport
+
+# Long enough never to matter, short enough that a hang fails the test and doesn't stop it.
+PATIENCE = 20.0
+
+
+def opening(
+    port: int,
+    *,
+    host: str = "127.0.0.1",
+    resource: str = "/ws/v1/stream",
+    ssl_context: ssl.SSLContext | None = None,
+    secure: bool = False,
+    connect_timeout: float = PATIENCE,
+    max_receive_size: int = 1 << 20,
+) -> AbstractAsyncContextManager[Transport]:
+    endpoint = Endpoint(secure or ssl_context is not None, host, port, resource)
+    return open_transport(
+        endpoint,
+        ssl_context=ssl_context,
+        connect_timeout=connect_timeout,
+        max_receive_size=max_receive_size,
+    )
+
+
+@asynccontextmanager
+async def connected(handler: Handler, *, max_receive_size: int = 1 << 20) -> AsyncIterator[Transport]:
+    """A transport to a server that does the handshake and then runs the handler."""
+
+    async def serve(stream: trio.abc.Stream) -> None:
+        await accept_websocket(stream)
+        await handler(stream)
+
+    with trio.fail_after(PATIENCE):
+        async with (
+            serve_raw(serve) as port,
+            opening(port, max_receive_size=max_receive_size) as transport,
+        ):
+            yield transport
+
+
+def sending(data: bytes) -> Handler:
+    """A handler that sends bytes and waits for the client to leave."""
+
+    async def handler(stream: trio.abc.Stream) -> None:
+        await send(stream, data)
+        await wait_gone(stream)
+
+    return handler
+
+
+def sending_then_hanging_up(data: bytes) -> Handler:
+    async def handler(stream: trio.abc.Stream) -> None:
+        await send(stream, data)
+
+    return handler
+
+
+async def echo(stream: trio.abc.Stream) -> None:
+    """A well-behaved WebSocket server that sends everything back."""
+    while True:
+        opcode, payload = await receive_frame(stream)
+        await send(stream, frame(payload, PONG if opcode == PING else opcode))
+        if opcode == CLOSE:
+            return
+
+
+async def failure_to_open(
+    handler: Handler,
+    *,
+    server_context: ssl.SSLContext | None = None,
+    ssl_context: ssl.SSLContext | None = None,
+    secure: bool = False,
+    connect_timeout: float = PATIENCE,
+) -> ConnectFailedError:
+    """What opening a WebSocket to a handler fails with."""
+    with trio.fail_after(PATIENCE):
+        async with serve_raw(handler, ssl_context=server_context) as port:
+            with pytest.raises(ConnectFailedError) as caught:
+                async with opening(
+                    port,
+                    ssl_context=ssl_context,
+                    secure=secure,
+                    connect_timeout=connect_timeout,
+                ):
+                    pytest.fail("it opened")
+            assert f"127.0.0.1:{port}" in str(caught.value)
+    return caught.value
+
+
+async def loss(transport: Transport) -> ConnectionLostError:
+    with pytest.raises(ConnectionLostError) as caught:
+        await transport.receive()
+    return caught.value
+
+
+def count_tasks() -> int:
+    """How many tasks there are in the whole run."""
+
+    def below(task: trio.lowlevel.Task) -> int:
+        children = [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+        return 1 + sum(map(below, children))
+
+    root = trio.lowlevel.current_root_task()
+    assert root is not None
+    return below(root)
+
+
+class Resolver(trio.abc.HostnameResolver):
+    """A resolver that runs a function, and then dials 127.0.0.1."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+
+    async def getaddrinfo(  # type: ignore[override]  # the rest of its arguments doesn't matter
+        self, host: bytes, port: int, *_: int
+    ) -> list[tuple[int, int, int, str, tuple[str, int]]]:
+        await trio.lowlevel.checkpoint()
+        self._function()
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", port))]
+
+    async def getnameinfo(self, sockaddr: object, flags: int) -> tuple[str, str]:
+        raise NotImplementedError
+
+
+def fail_with(error: Exception) -> Callable[[], object]:
+    def function() -> None:
+        raise error
+
+    return function
+
+
+# Opening
+
+
+async def test_handshake_names_host_path_and_library() -> None:
+    requests: list[bytes] = []
+
+    async def handler(stream: trio.abc.Stream) -> None:
+        requests.append(await accept_websocket(stream))
+        await wait_gone(stream)
+
+    async with (
+        serve_raw(handler) as port,
+        opening(port, resource="/ws/v1/stream?a=b"),
+    ):
+        pass
+    lines = requests[0].split(b"\r\n")
+    assert lines[0] == b"GET /ws/v1/stream?a=b HTTP/1.1"
+    assert f"Host: 127.0.0.1:{port}".encode() in lines
+    assert f"User-Agent: trio-broker/{trio_broker.__version__}".encode() in lines
+
+
+async def test_connection_refused_says_so_at_once() -> None:
+    async with serve_raw(echo) as port:
+        pass
+    with pytest.raises(ConnectFailedError, match=rf"127\.0\.0\.1:{port}: .*refused") as caught:
+        async with opening(port):
+            pass
+    assert caught.value.status is None
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+async def test_unresolvable_name_is_named() -> None:
+    trio.socket.set_custom_hostname_resolver(
+        Resolver(fail_with(socket.gaierror(socket.EAI_NONAME, "Name or service not known")))
+    )
+    with pytest.raises(ConnectFailedError, match="'broker.example' can't be resolved.*not known"):
+        async with opening(443, host="broker.example", secure=True):
+            pass
+
+
+async def test_failing_resolver_is_a_failed_connection() -> None:
+    trio.socket.set_custom_hostname_resolver(Resolver(fail_with(OSError("too many open files"))))
+    with pytest.raises(ConnectFailedError, match="broker.example:8080: too many open files"):
+        async with opening(8080, host="broker.example"):
+            pass
+
+
+async def test_slow_resolver_meets_the_deadline(autojump_clock: trio.testing.MockClock) -> None:
+    class Slow(Resolver):
+        async def getaddrinfo(  # type: ignore[override]  # it never answers
+            self, *_: object
+        ) -> None:
+            await trio.sleep_forever()
+
+    trio.socket.set_custom_hostname_resolver(Slow(list))
+    with pytest.raises(ConnectFailedError, match=r"broker\.example: .* 3 s, .*resolving"):
+        async with opening(443, host="broker.example", secure=True, connect_timeout=3):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("secure", "phase"), [(False, "the WebSocket handshake"), (True, "the TLS handshake")]
+)
+async def test_silent_server_meets_the_deadline(*, secure: bool, phase: str) -> None:
+    error = await failure_to_open(wait_gone, secure=secure, connect_timeout=0.1)
+    assert "not done within 0.1 s" in str(error)
+    assert phase in str(error)
+
+
+async def test_dripped_handshake_meets_the_deadline() -> None:
+    async def handler(stream: trio.abc.Stream) -> None:
+        await send(stream, b"HTTP/1.1 101 Switching Protocols\r\nServer: ")
+        while True:
+            await send(stream, b"x")
+            await trio.sleep(0.005)
+
+    error = await failure_to_open(handler, connect_timeout=0.1)
+    assert "waiting for the answer to the WebSocket handshake" in str(error)
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def server_tls(authority: trustme.CA, host: str = "127.0.0.1") -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert(host).configure_cert(context)
+    return context
+
+
+def client_tls(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+async def greet(stream: trio.abc.Stream) -> None:
+    await accept_websocket(stream, and_send=frame("hello"))
+    await echo(stream)
+
+
+async def test_trusted_certificate_opens_with_the_users_context(authority: trustme.CA) -> None:
+    async with (
+        serve_raw(greet, ssl_context=server_tls(authority)) as port,
+        opening(port, ssl_context=client_tls(authority)) as transport,
+    ):
+        assert await transport.receive() == ["hello"]
+        await transport.send(["over TLS"])
+        assert await transport.receive() == ["over TLS"]
+        await transport.aclose()
+
+
+async def test_trusted_certificate_opens_with_the_systems_authorities(
+    authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tmp_path / "authorities.pem"
+    authority.cert_pem.write_to_path(bundle)
+    monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
+    async with (
+        serve_raw(greet, ssl_context=server_tls(authority)) as port,
+        opening(port, secure=True) as transport,
+    ):
+        assert await transport.receive() == ["hello"]
+
+
+async def test_untrusted_certificate_is_named_as_the_reason(authority: trustme.CA) -> None:
+    error = await failure_to_open(wait_gone, server_context=server_tls(authority), secure=True)
+    assert "certificate" in str(error)
+    assert isinstance(error.__cause__, ssl.SSLCertVerificationError)
+
+
+async def test_certificate_of_another_host_is_named_as_the_reason(authority: trustme.CA) -> None:
+    error = await failure_to_open(
+        wait_gone,
+        server_context=server_tls(authority, "other.example"),
+        ssl_context=client_tls(authority),
+    )
+    assert "certificate" in str(error)
+    assert "127.0.0.1" in str(error)
+    assert isinstance(error.__cause__, ssl.SSLCertVerificationError)
+
+
+async def test_server_without_tls_is_a_failed_tls_handshake() -> None:
+    error = await failure_to_open(sending(b"HTTP/1.1 400 Bad Request\r\n\r\n"), secure=True)
+    assert "the TLS handshake failed" in str(error)
+    assert isinstance(error.__cause__, ssl.SSLError)
+
+
+@pytest.mark.parametrize("leave", [reset, trio.aclose_forcefully])
+async def test_server_that_leaves_during_tls_is_a_failed_tls_handshake(leave: Handler) -> None:
+    error = await failure_to_open(leave, secure=True)
+    assert "the TLS handshake failed" in str(error)
+
+
+def answering(answer: bytes, *, hang_up: bool = False) -> Handler:
+    async def handler(stream: trio.abc.Stream) -> None:
+        await receive_request(stream)
+        await send(stream, answer)
+        if not hang_up:
+            await wait_gone(stream)
+
+    return handler
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 429, 500, 503])
+@pytest.mark.parametrize(
+    ("rest", "hang_up"),
+    [
+        (b"Content-Length: 4\r\n\r\nbody", False),
+        (b"Content-Length: 0\r\n\r\n", False),
+        (b"\r\nbody until the end of the connection", True),
+        (b"Content-Length: 1000\r\n\r\nnever finished", False),
+        (b"\r\n", True),
+        (b"Server: hangs up in its hea", True),
+        (b"Server: has\nno carriage returns\n\n", False),
+    ],
+)
+async def test_refusal_has_its_http_status(status: int, rest: bytes, *, hang_up: bool) -> None:
+    answer = b"HTTP/1.1 %d No\r\n" % status + rest
+    error = await failure_to_open(answering(answer, hang_up=hang_up))
+    assert error.status == status
+    assert error.retry_after is None
+    assert f"HTTP status {status}" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("header", "low", "high"),
+    [
+        (b"7", 7, 7),
+        (b" 120 ", 120, 120),
+        (b"Fri, 31 Dec 2100 23:59:59 GMT", 3600, 1e10),
+        (b"Fri Dec 31 23:59:59 2100", 3600, 1e10),
+        (b"Sun, 06 Nov 1994 08:49:37 GMT", 0, 0),
+        (b"Sunday, 06-Nov-94 08:49:37 GMT", 0, 0),
+    ],
+)
+async def test_retry_after_is_read_as_seconds_or_as_a_date(
+    header: bytes, low: float, high: float
+) -> None:
+    error = await failure_to_open(
+        answering(b"HTTP/1.1 503 Later\r\nRetry-After: %s\r\n\r\n" % header)
+    )
+    assert error.retry_after is not None
+    assert low <= error.retry_after <= high
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"soon", b"-5", b"1.5", b"9" * 5000, b"\xff", b"", b"Sun, 06 Nov 99999 08:49:37 GMT"],
+)
+async def test_senseless_retry_after_is_none(header: bytes) -> None:
+    error = await failure_to_open(
+        answering(b"HTTP/1.1 429 Later\r\nRetry-After: %s\r\n\r\n" % header)
+    )
+    assert (error.status, error.retry_after) == (429, None)
+
+
+async def test_redirect_is_refused_and_shows_where_it_led() -> None:
+    error = await failure_to_open(
+        answering(b"HTTP/1.1 302 Found\r\nLocation: wss://else.example/ws?token=abc\r\n\r\n")
+    )
+    assert error.status == 302
+    assert "'wss://else.example/ws'" in str(error)
+    assert "abc" not in str(error)
+
+
+UPGRADE = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (UPGRADE + b"Sec-WebSocket-Accept: d3Jvbmc=\r\n\r\n", "Bad accept token"),
+        (b"HTTP/1.1 101 Switching Protocols\r\n\r\n", "Missing header"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "illegal status line"),
+        (b"HTTP/2 401\r\n\r\n", "illegal status line"),
+        (b"\0" * 20_000, "wrong answer"),
+        (UPGRADE + b"Sec-WebSocket-Protocol: \xff\r\n\r\n", "wrong answer"),
+    ],
+)
+async def test_senseless_answer_is_found_at_once(answer: bytes, why: str) -> None:
+    error = await failure_to_open(answering(answer))
+    assert "wrong answer to the WebSocket handshake" in str(error)
+    assert why in str(error)
+    assert error.status is None
+    assert error.__cause__ is not None
+
+
+async def test_extension_that_nobody_asked_for_is_refused() -> None:
+    async def handler(stream: trio.abc.Stream) -> None:
+        answer = switching_protocols(await receive_request(stream))
+        await send(stream, answer[:-2] + b"Sec-WebSocket-Extensions: x-own\r\n\r\n")
+        await wait_gone(stream)
+
+    error = await failure_to_open(handler)
+    assert "unrecognized extension x-own" in str(error)
+
+
+@pytest.mark.parametrize("answer", [b"", UPGRADE, b"HTTP/1.1 40"])
+async def test_server_that_hangs_up_during_the_handshake_is_noticed_at_once(answer: bytes) -> None:
+    error = await failure_to_open(answering(answer, hang_up=True))
+    assert "the peer hung up before the WebSocket handshake was done" in str(error)
+
+
+async def test_reset_during_the_handshake_is_noticed_at_once() -> None:
+    async def handler(stream: trio.abc.Stream) -> None:
+        await receive_request(stream)
+        await reset(stream)
+
+    error = await failure_to_open(handler)
+    assert "the connection broke (" in str(error)
+    assert "before the WebSocket handshake was done" in str(error)
+
+
+async def test_reset_before_the_handshake_is_noticed_at_once() -> None:
+    error = await failure_to_open(reset)
+    assert "before the WebSocket handshake was done" in str(error)
+
+
+async def test_failed_opening_leaves_no_task_and_no_socket() -> None:
+    gone = trio.Event()
+
+    async def handler(stream: trio.abc.Stream) -> None:
+        await receive_request(stream)
+        await send(stream, b"nonsense\r\n\r\n")
+        await wait_gone(stream)
+        gone.set()
+
+    async with serve_raw(handler) as port:
+        await wait_all_tasks_blocked()
+        before = count_tasks()
+        with pytest.raises(ConnectFailedError):
+            async with opening(port):
+                pass
+        with trio.fail_after(PATIENCE):
+            await gone.wait()
+        await wait_all_tasks_blocked()
+        assert count_tasks() == before
+
+
+# Receiving
+
+
+async def test_messages_come_one_by_one_as_text_or_bytes() -> None:
+    data = frame("héllo ✓") + frame(b"\x00\xff", BINARY) + frame("") + frame("x" * 70_000)
+    async with connected(sending(data)) as transport:
+        assert await transport.receive() == ["héllo ✓"]
+        assert await transport.receive() == [b"\x00\xff"]
+        assert await transport.receive() == [""]
+        assert await transport.receive() == ["x" * 70_000]
+
+
+async def test_message_that_comes_along_with_the_handshake_is_received() -> None:
+    async def handler(stream: trio.abc.Stream) -> None:
+        await accept_websocket(stream, and_send=frame("one") + frame("two") + close_frame(1001))
+
+    async with serve_raw(handler) as port, opening(port) as transport:
+        assert await transport.receive() == ["one"]
+        assert await transport.receive() == ["two"]
+        assert (await loss(transport)).code == 1001
+
+
+async def test_three_fragments_are_one_message() -> None:
+    euro = "€".encode()
+    data = (
+        frame(b"a" + euro[:1], TEXT, fin=False)
+        + frame(b"in between", PING)
+        + frame(euro[1:2], CONTINUATION, fin=False)
+        + frame(euro[2:] + b"b", CONTINUATION)
+    )
+    async with connected(sending(data)) as transport:
+        assert await transport.receive() == ["a€b"]
+
+
+async def test_stream_cut_into_single_bytes_gives_the_same_messages() -> None:
+    async def handler(stream: trio.abc.Stream) -> None:
+        answer = switching_protocols(await receive_request(stream))
+        for byte in answer + frame("first €") + frame(b"\xfe" * 200, BINARY) + close_frame(1000):
+            await send(stream, bytes([byte]))
+            # Nothing else has to be done, so the client has read this byte.
+            await wait_all_tasks_blocked()
+
+    async with serve_raw(handler) as port, opening(port) as transport:
+        assert await transport.receive() == ["first €"]
+        assert await transport.receive() == [b"\xfe" * 200]
+        assert (await loss(transport)).code == 1000
+
+
+async def test_cancelled_receive_loses_nothing() -> None:
+    proceed = trio.Event()
+
+    async def handler(stream: trio.abc.Stream) -> None:
+        await proceed.wait()
+        await send(stream, frame("kept"))
+        await wait_gone(stream)
+
+    async with connected(handler) as transport:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(transport.receive)
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        proceed.set()
+        assert await transport.receive() == ["kept"]
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 1008, 1009, 1011, 1012, 1013, 3000, 4999])
+async def test_close_by_the_peer_gives_its_code_and_reason_after_the_messages(code: int) -> None:
+    answers: list[tuple[int, bytes]] = []
+
+    async def handler(stream: trio.abc.Stream) -> None:
+        await send(stream, frame("last words") + close_frame(code, "so\nlong"))
+        answers.append(await receive_frame(stream))
+
+    async with connected(handler) as transport:
+        await wait_all_tasks_blocked()
+        assert await transport.receive() == ["last words"]
+        error = await loss(transport)
+        assert error.code == code
+        assert type(error.code) is int
+        assert str(code) in str(error)
+        assert "'so\\nlong'" in str(error)
+    assert answers == [(CLOSE, struct.pack("!H", code) + b"so\nlong")]
+
+
+async def test_close_without_a_code_is_told_from_a_cut_connection() -> None:
+    async with connected(sending(close_frame())) as transport:
+        error = await loss(transport)
+        assert error.code is None
+        assert "gave no code" in str(error)
+
+
+async def test_each_failing_call_raises_an_error_of_its_own() -> None:
+    async with connected(sending(close_frame(1001))) as transport:
+        errors = [await loss(transport) for _ in range(3)]
+        with pytest.raises(ConnectionLostError) as caught:
+            await transport.send(["too late"])
+        errors.append(caught.value)
+        with pytest.raises(ConnectionLostError) as caught:
+            await transport.ping()
+        errors.append(caught.value)
+    assert [error.code for error in errors] == [1001] * 5
+    assert len({id(error) for error in errors}) == 5
+
+
+@pytest.mark.parametrize("data", [b"", frame("half a message")[:-3], b"\x81"])
+async def test_end_without_a_close_frame_has_no_code(data: bytes) -> None:
+    async with connected(sending_then_hanging_up(frame("whole") + data)) as transport:
+        assert await transport.receive() == ["whole"]
+        error = await loss(transport)
+        assert error.code is None
+        assert "the peer hung up, without a close frame" in str(error)
+
+
+async def test_reset_has_no_code() -> None:
+    proceed = trio.Event()
+
+    async def handler(stream: trio.abc.Stream) -> None:
+        await send(stream, frame("whole") + frame("half")[:-2])
+        await proceed.wait()
+        await reset(stream)
+
+    async with connected(handler) as transport:
+        assert await transport.receive() == ["whole"]
+        proceed.set()
+        error = await loss(transport)
+        assert error.code is None
+        assert "reset by peer" in str(error)
+
+
+async def test_message_over_the_limit_is_refused_after_the_messages_before_it() -> None:
+    refusals: list[tuple[int, bytes]] = []
+
+    async def handler(stream: trio.abc.Stream) -> None:
+        await send(stream, frame("x" * 100) + frame("one") + frame("x" * 101) + frame("y" * 300))
+        refusals.append(await receive_frame(stream))
+        await wait_gone(stream)
+
+    async with connected(handler, max_receive_size=100) as transport:
+        # Even if nobody receives while it comes.
+        await wait_all_tasks_blocked()
+        assert await transport.receive() == ["x" * 100]
+        assert await transport.receive() == ["one"]
+        error = await loss(transport)
+        assert error.code == 1009
+        assert "Exceeded maximum message size: 100" in str(error)
+        assert (await loss(transport)).code == 1009
+    ((opcode, payload),) = refusals
+    assert (opcode, payload[:2]) == (CLOSE, struct.pack("!H", 1009))
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "why"),
+    [
+        (frame(b"caf\xe9"), 1007, "decode"),
+        (close_frame(1000)[:-2] + b"\x03\xe8"[:1], 1002, ""),
+        (frame("masked", mask=True), 1002, "masked"),
+        (frame("", 0x3), 1002, "opcode"),
+        (frame("", CONTINUATION), 1002, "CONTINUATION"),
+        (close_frame(1006), 1002, "local-only"),
+    ],
+)
+async def test_broken_rules_of_the_protocol_have_their_code(
+    data: bytes, code: int, why: str
+) -> None:
+    async with connected(sending(frame("before") + data + frame("after"))) as transport:
+        await wait_all_tasks_blocked()
+        assert await transport.receive() == ["before"]
+        error = await loss(transport)
+        assert error.code == code
+        assert why in str(error)
+
+
+async def test_last_heard_moves_with_every_byte_and_only_then(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    proceed = trio.Event()
+
+    async def handler(stream: trio.abc.Stream) -> None:
+        await proceed.wait()
+        await send(stream, frame("a whole message")[:1])
+        await wait_gone(stream)
+
+    endpoint_opened = trio.current_time()
+    async with connected(handler) as transport:
+        assert transport.last_heard == endpoint_opened
+        mock_clock.jump(3)
+        await wait_all_tasks_blocked(0.01)
+        assert transport.last_heard == endpoint_opened
+        proceed.set()
+        while transport.last_heard == endpoint_opened:
+            await wait_all_tasks_blocked()
+        assert transport.last_heard == endpoint_opened + 3
+
+
+# Sending, pinging
+
+
+async def test_messages_leave_in_their_order() -> None:
+    async with connected(echo) as transport:
+        await transport.send([])
+        await transport.send(["one", "two €", "x" * 70_000])
+        assert await transport.receive() == ["one"]
+        assert await transport.receive() == ["two €"]
+        assert await transport.receive() == ["x" * 70_000]
+
+
+async def test_ping_returns_with_its_pong() -> None:
+    async with connected(echo) as transport:
+        await transport.ping()
+        await transport.ping()
+
+
+async def test_ping_of_a_silent_peer_waits_until_cancelled() -> None:
+    async with connected(wait_gone) as transport:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(transport.ping)
+            await wait_all_tasks_blocked()
+            assert nursery.child_tasks
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("parting", [close_frame(1012), frame("", mask=True), b""])
+async def test_ping_ends_with_the_connection(parting: bytes) -> None:
+    async def handler(stream: trio.abc.Stream) -> None:
+        assert (await receive_frame(stream))[0] == PING
+        await send(stream, parting)
+        # A peer that says goodbye may well keep its socket open.
+        if parting:
+            await wait_gone(stream)
+
+    async with connected(handler) as transport, trio.open_nursery() as nursery:
+        nursery.start_soon(loss, transport)
+        with pytest.raises(ConnectionLostError):
+            await transport.ping()
+
+
+async def test_ping_ends_with_the_stream_though_nobody_receives() -> None:
+    async def handler(stream: trio.abc.Stream) -> None:
+        assert (await receive_frame(stream))[0] == PING
+
+    async with connected(handler) as transport:
+        with pytest.raises(ConnectionLostError, match="hung up"):
+            await transport.ping()
+
+
+async def test_twenty_thousand_pings_are_answered_and_data_still_flows() -> None:
+    rounds, pings = 20, 1000
+    pong_size = len(frame("", PONG, mask=True))
+    answered = trio.Event()
+
+    async def count_pongs(stream: trio.abc.Stream) -> None:
+        size = 0
+        while size < rounds * pings * pong_size:
+            size += len(await stream.receive_some(65536))
+        answered.set()
+
+    async def handler(stream: trio.abc.Stream) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(count_pongs, stream)
+            for number in range(rounds):
+                await send(stream, frame("", PING) * pings + frame(str(number)))
+
+    async with connected(handler) as transport:
+        for number in range(rounds):
+            assert await transport.receive() == [str(number)]
+        await answered.wait()
+
+
+async def test_send_to_a_peer_that_has_gone_fails() -> None:
+    async with connected(sending_then_hanging_up(b"")) as transport:
+        await loss(transport)
+        for _ in range(2):
+            with pytest.raises(ConnectionLostError, match="hung up"):
+                await transport.send(["anybody there?"])
+
+
+async def test_messages_that_came_before_a_failed_send_are_still_received() -> None:
+    hung_up = trio.Event()
+
+    async def handler(stream: trio.abc.Stream) -> None:
+        await send(stream, b"".join(frame(str(number)) for number in range(10)))
+        await trio.aclose_forcefully(stream)
+        hung_up.set()
+
+    async with connected(handler) as transport:
+        await hung_up.wait()
+        with pytest.raises(ConnectionLostError, match="the connection broke"):
+            while True:
+                await transport.send(["anybody there?"])
+        for number in range(10):
+            assert await transport.receive() == [str(number)]
+        assert (await loss(transport)).code is None
+
+
+async def test_cancelled_send_to_a_peer_that_does_not_read_lets_go_at_once() -> None:
+    async with connected(lambda _: trio.sleep_forever()) as transport:
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def flood() -> None:
+                while True:
+                    await transport.send(["x" * 1_000_000])
+
+            await wait_all_tasks_blocked(0.05)
+            nursery.cancel_scope.cancel()
+    # `connected` has its own deadline for the exit.
+
+
+async def test_reader_stuck_in_writing_pongs_lets_go_at_once() -> None:
+    async def handler(stream: trio.abc.Stream) -> None:
+        while True:
+            await send(stream, frame(b"x" * 125, PING) * 100)
+
+    async with connected(handler):
+        await wait_all_tasks_blocked(0.05)
+
+
+# Closing
+
+
+async def test_polite_close_sends_1000_and_waits_for_the_answer() -> None:
+    frames: list[tuple[int, bytes]] = []
+    proceed = trio.Event()
+
+    async def handler(stream: trio.abc.Stream) -> None:
+        frames.append(await receive_frame(stream))
+        await proceed.wait()
+        await send(stream, frame("crossing") + close_frame(1000))
+        await wait_gone(stream)
+
+    async with connected(handler) as transport:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(transport.aclose)
+            while not frames:
+                await wait_all_tasks_blocked()
+            assert nursery.child_tasks
+            proceed.set()
+        await transport.aclose()
+        with pytest.raises(ConnectionLostError):
+            await transport.send(["too late"])
+        await loss(transport)
+    assert frames == [(CLOSE, struct.pack("!H", 1000))]
+
+
+async def test_close_wakes_whoever_receives() -> None:
+    async with connected(echo) as transport, trio.open_nursery() as nursery:
+        nursery.start_soon(loss, transport)
+        await wait_all_tasks_blocked()
+        await transport.aclose()
+
+
+async def test_close_ends_though_the_peer_pings_meanwhile() -> None:
+    async def handler(stream: trio.abc.Stream) -> None:
+        assert (await receive_frame(stream))[0] == CLOSE
+        await send(stream, frame("", PING))
+        await wait_gone(stream)
+
+    async with connected(handler) as transport:
+        await transport.aclose()
+
+
+@pytest.mark.parametrize("parting", [close_frame(1001), b""])
+async def test_close_after_the_peer_left_is_fine(parting: bytes) -> None:
+    async with connected(sending_then_hanging_up(parting)) as transport:
+        await loss(transport)
+        await transport.aclose()
+        await transport.aclose()
+
+
+async def test_unanswered_close_ends_at_the_callers_deadline() -> None:
+    gone = trio.Event()
+
+    async def handler(stream: trio.abc.Stream) -> None:
+        await wait_gone(stream)
+        gone.set()
+
+    async with connected(handler) as transport:
+        with trio.move_on_after(0.05) as scope:
+            await transport.aclose()
+        assert scope.cancelled_caught
+        await gone.wait()
+
+
+async def test_cancelled_user_may_still_say_goodbye_under_a_shield() -> None:
+    frames: list[tuple[int, bytes]] = []
+
+    async def handler(stream: trio.abc.Stream) -> None:
+        frames.append(await receive_frame(stream))
+        # The client needs more than one turn for this.
+        await wait_all_tasks_blocked()
+        await send(stream, close_frame(1000))
+        await wait_gone(stream)
+
+    async with serve_raw_websocket(handler) as port:
+        with trio.move_on_after(PATIENCE) as outer:
+            async with opening(port) as transport:
+                outer.cancel()
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    with trio.move_on_after(PATIENCE, shield=True) as goodbye:
+                        await transport.aclose()
+        assert not goodbye.cancelled_caught
+        assert outer.cancelled_caught
+    assert [opcode for opcode, _ in frames] == [CLOSE]
+
+
+@asynccontextmanager
+async def serve_raw_websocket(handler: Handler) -> AsyncIterator[int]:
+    async def serve(stream: trio.abc.Stream) -> None:
+        await accept_websocket(stream)
+        await handler(stream)
+
+    async with serve_raw(serve) as port:
+        yield port
+
+
+# Leaving
+
+
+async def test_leaving_without_a_close_drops_the_connection() -> None:
+    frames: list[tuple[int, bytes]] = []
+    gone = trio.Event()
+
+    async def handler(stream: trio.abc.Stream) -> None:
+        try:
+            frames.append(await receive_frame(stream))
+        except PeerGoneError:
+            gone.set()
+
+    async with serve_raw_websocket(handler) as port:
+        async with opening(port) as transport:
+            pass
+        with trio.fail_after(PATIENCE):
+            await gone.wait()
+        error = await loss(transport)
+        assert "this side dropped the connection" in str(error)
+        with pytest.raises(ConnectionLostError):
+            await transport.send(["too late"])
+        with pytest.raises(ConnectionLostError):
+            await transport.ping()
+        await transport.aclose()
+    assert frames == []
+
+
+async def test_socket_is_closed_though_the_peer_closed_first() -> None:
+    gone = trio.Event()
+
+    async def handler(stream: trio.abc.Stream) -> None:
+        await send(stream, close_frame(1000))
+        await wait_gone(stream)
+        gone.set()
+
+    async with serve_raw_websocket(handler) as port:
+        async with opening(port) as transport:
+            await loss(transport)
+            assert not gone.is_set()
+        with trio.fail_after(PATIENCE):
+            await gone.wait()
+
+
+async def test_end_of_the_connection_does_not_disturb_the_block() -> None:
+    async with connected(sending_then_hanging_up(b"\x00 nonsense")):
+        await wait_all_tasks_blocked(0.01)
+        await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("the user's"),
+        ExceptionGroup("the user's", [ValueError("one"), TypeError("two")]),
+        ExceptionGroup("the user's", [ValueError("alone")]),
+        BaseExceptionGroup("the user's", [KeyboardInterrupt()]),
+        KeyboardInterrupt(),
+        StopAsyncIteration(),
+    ],
+)
+@pytest.mark.parametrize("handler", [echo, sending_then_hanging_up(b"")])
+async def test_users_exception_comes_through_as_it_was_raised(
+    error: BaseException, handler: Handler
+) -> None:
+    async with serve_raw_websocket(handler) as port:
+        try:
+            async with opening(port):
+                await wait_all_tasks_blocked()
+                raise error
+        except BaseException as caught:  # noqa: BLE001 - compared below
+            assert caught is error  # noqa: PT017 - it may be of any class
+            assert caught.__context__ is None
+            assert caught.__cause__ is None
+        else:
+            pytest.fail("nothing was raised")
+
+
+async def test_cancellation_of_the_block_is_a_bare_cancelled() -> None:
+    async with serve_raw_websocket(echo) as port:
+        with trio.CancelScope() as scope:
+            try:
+                async with opening(port) as transport:
+                    scope.cancel()
+                    await transport.receive()
+            except trio.Cancelled:
+                caught = True
+                raise
+        assert scope.cancelled_caught
+        assert caught
+
+
+@contextmanager
+def crashing_reader(error: BaseException, when: str) -> Iterator[None]:
+    """Make trio-websocket's reader raise when it logs a line that contains a text."""
+
+    def crash(record: logging.LogRecord) -> bool:
+        if when in record.getMessage():
+            raise error
+        return False
+
+    logger = logging.getLogger("trio-websocket")
+    level = logger.level
+    logger.setLevel(logging.DEBUG)
+    logger.addFilter(crash)
+    try:
+        yield
+    finally:
+        logger.removeFilter(crash)
+        logger.setLevel(level)
+
+
+async def test_crash_of_the_librarys_reader_is_a_lost_connection() -> None:
+    async with connected(echo) as transport:
+        with crashing_reader(RuntimeError("a bug"), "bytes"):
+            with pytest.raises(ConnectionLostError):
+                await transport.ping()
+            error = await loss(transport)
+        assert error.code is None
+        assert "trio-websocket failed (RuntimeError('a bug'))" in str(error)
+        assert isinstance(error.__cause__, RuntimeError)
+        with pytest.raises(ConnectionLostError, match="a bug"):
+            await transport.send(["too late"])
+        await transport.aclose()
+
+
+@pytest.mark.parametrize("user_error", [None, ValueError("the user's")])
+async def test_keyboard_interrupt_in_the_reader_ends_the_block_bare(
+    user_error: ValueError | None,
+) -> None:
+    async with serve_raw_websocket(sending(frame("x"))) as port:
+        with pytest.raises(KeyboardInterrupt) as caught, trio.fail_after(PATIENCE):
+            async with opening(port):
+                with crashing_reader(KeyboardInterrupt(), "received"):
+                    try:
+                        await trio.sleep_forever()
+                    except trio.Cancelled:
+                        if user_error is not None:
+                            raise user_error from None
+                        raise
+        assert (caught.value.__cause__ is user_error) == (user_error is not None)
+
+
+async def test_keyboard_interrupt_waits_for_a_safe_place_while_opening() -> None:
+    protected: list[bool] = []
+    trio.socket.set_custom_hostname_resolver(
+        Resolver(lambda: protected.append(trio.lowlevel.currently_ki_protected()))
+    )
+    async with serve_raw_websocket(echo) as port, opening(port, host="broker.example"):
+        assert not trio.lowlevel.currently_ki_protected()
+    assert protected == [True]
+
+
+# Cancelled at every checkpoint
+
+
+class CancelAtStep(trio.abc.Instrument):
+    """Cancels a scope when its task is about to take its k-th step."""
+
+    def __init__(self, scope: trio.CancelScope, step: int) -> None:
+        self._task = trio.lowlevel.current_task()
+        self._scope = scope
+        self._left = step
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task is self._task:
+            self._left -= 1
+            if self._left == 0:
+                self._scope.cancel()
+
+
+async def a_whole_life(port: int, ssl_context: ssl.SSLContext | None) -> None:
+    async with opening(port, ssl_context=ssl_context) as transport:
+        assert await transport.receive() == ["hello"]
+        await transport.send(["one", "two"])
+        assert await transport.receive() == ["one"]
+        await transport.ping()
+        await transport.aclose()
+
+
+@pytest.mark.parametrize("secure", [False, True])
+async def test_cancelled_at_any_checkpoint_nothing_is_left(
+    authority: trustme.CA, *, secure: bool
+) -> None:
+    async def handler(stream: trio.abc.Stream) -> None:
+        try:
+            await greet(stream)
+        except trio.BrokenResourceError:
+            pass  # the TLS handshake was cut off
+        finally:
+            await wait_gone(stream)
+
+    client_context = client_tls(authority) if secure else None
+    server_context = server_tls(authority) if secure else None
+    async with serve_raw(handler, ssl_context=server_context) as port:
+        await wait_all_tasks_blocked()
+        before = count_tasks()
+        step, cancelled = 0, True
+        while cancelled:
+            step += 1
+            with trio.fail_after(PATIENCE):
+                with trio.CancelScope() as scope:
+                    instrument = CancelAtStep(scope, step)
+                    trio.lowlevel.add_instrument(instrument)
+                    try:
+                        await a_whole_life(port, client_context)
+                    finally:
+                        trio.lowlevel.remove_instrument(instrument)
+                cancelled = scope.cancelled_caught
+                # The server's handlers end only with the client's end of the connection.
+                while count_tasks() > before:
+                    await wait_all_tasks_blocked()
+    assert step > 20

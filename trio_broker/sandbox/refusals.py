@@ -1,0 +1,54 @@
+"""What the sandbox says when it refuses: the documented texts, and its own where there is none."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Documented for the broker's WebSocket.
+NOT_AUTHENTICATED: Final = "Not authenticated"
+INVALID_SIGNATURE: Final = "Invalid signature"
+INVALID_API_KEY: Final = "Invalid API key"
+TIMESTAMP_OUTSIDE_WINDOW: Final = "Request timestamp outside allowed window"
+NONCE_REUSED: Final = "Nonce has already been used or is expired"
+UNKNOWN_OPERATION: Final = "Unknown operation: "
+INVALID_CHANNEL: Final = "Invalid channel format"
+
+# The sandbox's own.
+ALREADY_AUTHENTICATED: Final = "Already authenticated with another key"
+BINARY_MESSAGE: Final = "Binary messages are not supported"
+CONNECTION_LIMIT: Final = "Connection limit exceeded"
+DUPLICATE_CLIENT_ORDER_ID: Final = "Duplicate client order id"
+INSUFFICIENT_BALANCE: Final = "Insufficient balance"
+INVALID_AMOUNT: Final = "Invalid amount"
+INVALID_REQUEST: Final = "Invalid request: "
+MALFORMED_MESSAGE: Final = "Malformed message: "
+ORDER_NOT_FOUND: Final = "Order not found"
+RATE_LIMIT: Final = "Rate limit exceeded"
+SAME_ASSET: Final = "An asset can't be swapped for itself"
+SUBSCRIPTION_LIMIT: Final = "Subscription limit exceeded"
+UNKNOWN_ASSET: Final = "Unknown asset: "
+UNKNOWN_SOURCE: Final = "Unknown liquidity source: "
+
+_LONGEST_QUOTATION: Final = 64
+
+
+class Refusal(Exception):  # noqa: N818 - it is an answer to a client, not an error of the sandbox
+    """The sandbox refuses a message; the text goes to the client.
+
+    Args:
+        text: One of this module's texts.
+        detail: What follows a text that ends in a colon. It may quote the client, so it is cut:
+            an answer must not be as long as whatever a client sends.
+    """
+
+    def __init__(self, text: str, detail: str = "") -> None:
+        super().__init__(text + shortened(detail))
+
+
+def shortened(text: str) -> str:
+    """At most the first 64 characters of what a client sent, for an answer or a log line.
+
+    Args:
+        text: The client's text.
+    """
+    return text if len(text) <= _LONGEST_QUOTATION else text[:_LONGEST_QUOTATION] + "…"

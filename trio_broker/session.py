@@ -1,0 +1,634 @@
+"""The session: which request awaits which reply. No I/O, no clock; time comes in as an argument.
+
+The broker's messages carry no request id, so a reply is matched by what it names, and what it
+can't name must not be ambiguous. Hence *lanes*: requests whose replies could be taken for one
+another share a lane, and a lane has one request in flight; the rest wait their turn. ``estimate``,
+``balances`` and ``swap`` have a lane each, every channel has one, and so has every order id that
+is looked up. Lookups by client order id share one, as their replies may not name it.
+
+**A reply resolves its own request or none.** What fits no request in flight is reported as odd.
+An error that names nothing, with several in flight, belongs to one of them (*suspects*): each read
+among them is asked again by itself, once, and what that brings is its answer. As long as a reply
+to the first asking may still come, it keeps the lane, so that it can't pass for the next one's.
+
+**A request that was given up keeps its lane** until its reply has come. After `reply_grace` it
+won't be believed any more: whoever wants the lane then makes the session ask for a new connection.
+
+**A swap flies alone as far as it can.** One that waits bars new requests, gives those in flight
+`SETTLE` seconds, and goes. While it is waited for, nothing else leaves. Nothing is ever sent
+twice, but for the reads above.
+"""
+
+from __future__ import annotations
+
+import enum
+import heapq
+import itertools
+import math
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
+
+import attrs
+
+from trio_broker import wire
+from trio_broker.exceptions import (
+    BrokerError,
+    ConnectionLostError,
+    NotAuthenticatedError,
+    NotConnectedError,
+    NotSentError,
+    ProtocolError,
+    RequestTimeoutError,
+    ServerError,
+    server_error,
+)
+from trio_broker.models import SwapReceipt
+from trio_broker.wire import Inbound
+
+SETTLE: Final = 0.25
+MALFORMED_IN_A_ROW: Final = 5
+_REMEMBERED: Final = 10_000
+
+Lane: TypeAlias = tuple[str, str | None]
+
+
+class Priority(enum.IntEnum):
+    """The order in which requests leave."""
+
+    AUTH = 0
+    SWAP = 1
+    READ = 2
+    SUBSCRIBE = 3
+    BACKGROUND = 4
+
+
+class Stage(enum.Enum):
+    """How far a request is."""
+
+    WAITING = enum.auto()
+    IN_FLIGHT = enum.auto()
+    ENDED = enum.auto()
+
+
+def _ignore(_: Any) -> None:
+    pass
+
+
+@attrs.define(eq=False)
+class Request:
+    """One message to the broker and what comes of it.
+
+    Attributes:
+        op: The operation.
+        priority: When it leaves.
+        decode: Makes the result out of the reply; a `ProtocolError` that it raises is the answer.
+        deadline: When nobody waits for it any more, on the caller's clock.
+        body: The text of its ``data`` member.
+        channel: The channel, of ``subscribe`` and ``unsubscribe``.
+        order_id: The order id that ``order_status`` asks for.
+        client_order_id: The client order id that ``order_status`` asks for, or that a swap has.
+        on_end: Called once, when the answer is there or nobody waits for it any more.
+        result: What `decode` made of the reply.
+        reply: The text of the reply.
+        error: Why there is no result.
+        named: Whether the answer named the operation.
+        alone: Whether nothing else was in flight when the answer came.
+        was_sent: Whether any byte of it may have left.
+    """
+
+    op: str
+    priority: Priority
+    decode: Callable[[Inbound], Any] = _ignore
+    deadline: float = math.inf
+    body: str = ""
+    channel: str | None = None
+    order_id: str | None = None
+    client_order_id: str | None = None
+    on_end: Callable[[Request], None] = _ignore
+
+    result: Any = attrs.field(init=False, default=None)
+    reply: str = attrs.field(init=False, default="")
+    error: BrokerError | None = attrs.field(init=False, default=None)
+    named: bool = attrs.field(init=False, default=False)
+    alone: bool = attrs.field(init=False, default=False)
+    was_sent: bool = attrs.field(init=False, default=False)
+
+    # The session's notes. `unheard`: nobody waits for an answer any more, or it is there already
+    # and one more may come. `replies` counts those that certainly came, `nonces` the sendings.
+    stage: Stage = attrs.field(init=False, default=Stage.WAITING)
+    since: float = attrs.field(init=False, default=0.0)
+    nonces: list[str] = attrs.field(init=False, factory=list)
+    replies: int = attrs.field(init=False, default=0)
+    unheard: bool = attrs.field(init=False, default=False)
+    grace_ends: float = attrs.field(init=False, default=math.inf)
+    doubt: _Doubt | None = attrs.field(init=False, default=None)
+
+    @property
+    def lane(self) -> Lane:
+        """What its reply could be confused with."""
+        if self.channel is not None:
+            return ("channel", self.channel)
+        return (self.op, self.order_id)
+
+
+@attrs.define(eq=False)
+class _Doubt:
+    """Requests of which one got an answer that named nobody.
+
+    Of the replies to their first asking, one less than there are suspects can still come. So the
+    last suspect left is the one that was answered, and its first asking brings nothing any more;
+    but where two such answers fell on the same requests (not `countable`), nothing follows.
+    """
+
+    suspects: set[Request]
+    countable: bool
+
+
+@attrs.define(eq=False)
+class _Lane:
+    holder: Request | None = None
+    waiting: list[tuple[Priority, int, Request]] = attrs.field(factory=list)
+
+
+@attrs.define(eq=False)
+class SessionListener:
+    """What a session tells its owner; all of it is called synchronously.
+
+    Attributes:
+        pushed: A push came: envelope, text and time. May raise `ProtocolError`.
+        odd: Something unexpected came: why, and the text.
+        changed: A request may be ready to leave, or the next deadline is another.
+        broken: The connection can't be trusted any more and must be replaced.
+    """
+
+    pushed: Callable[[Inbound, str, float], None] = lambda *_: None
+    odd: Callable[[str, str], None] = lambda *_: None
+    changed: Callable[[], None] = lambda: None
+    broken: Callable[[ConnectionLostError], None] = _ignore
+
+
+class Session:
+    """Requests and replies, over one connection after another.
+
+    Args:
+        reply_grace: Seconds for which the reply to a given-up request is waited for.
+    """
+
+    def __init__(self, *, reply_grace: float) -> None:
+        self.listener = SessionListener()
+        self.authenticated = False
+        self.received = 0
+        self.sent = 0
+        self.odd = 0
+        self._reply_grace = reply_grace
+        self._count = itertools.count()
+        self._lanes: dict[Lane, _Lane] = {}
+        self._ready: list[tuple[Priority, int, Request]] = []
+        self._alarms: list[tuple[float, int, Request]] = []
+        self._waiting = 0
+        self._in_flight: dict[Request, None] = {}
+        self._again: deque[Request] = deque()
+        self._alone: dict[Request, None] = {}
+        self._auth: Request | None = None
+        self._echoes = False
+        self._malformed = 0
+        self._swapped: OrderedDict[str, str | None] = OrderedDict()
+        self._looked_up: OrderedDict[str, str | None] = OrderedDict()
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for their turn."""
+        return self._waiting
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests were sent and not answered, those included that were given up."""
+        return len(self._in_flight)
+
+    # --- What the owner does ---------------------------------------------------------------
+
+    def open(self, auth: Request, now: float) -> None:
+        """A connection is there: authenticate on it, then send what waits.
+
+        Args:
+            auth: The request that authenticates.
+            now: The time.
+        """
+        self._auth = auth
+        self.submit(auth, now)
+
+    def submit(self, request: Request, now: float) -> None:
+        """Queue a request; it leaves when its lane and the connection are free for it.
+
+        Args:
+            request: A new request.
+            now: The time.
+        """
+        entry = (request.priority, next(self._count), request)
+        request.since = now
+        self._waiting += 1
+        lane = self._lanes.setdefault(request.lane, _Lane())
+        heapq.heappush(lane.waiting, entry)
+        self._alarm(request.deadline, request)
+        if lane.holder is None:
+            heapq.heappush(self._ready, entry)
+            if request.priority is Priority.SWAP:
+                self._alarm(now + SETTLE, request)
+        else:
+            self._check_grace(lane.holder, now)
+        self.listener.changed()
+
+    def give_up(self, request: Request, now: float, error: BrokerError | None = None) -> None:
+        """Nobody waits for a request any more; one that was sent keeps its lane.
+
+        Args:
+            request: The request; one that has its answer is left alone.
+            now: The time.
+            error: Why, for the record.
+        """
+        if request.stage is Stage.ENDED or request.unheard:
+            return
+        request.error = error
+        if request.stage is Stage.WAITING:
+            self._end(request)
+        else:
+            self._keep_lane(request, now)
+        request.on_end(request)
+        self.listener.changed()
+
+    def next_to_send(self, now: float) -> Request | None:
+        """The request that may leave now; it stays where it is until `mark_sent`.
+
+        Args:
+            now: The time.
+        """
+        if not self.authenticated:
+            auth = self._auth
+            return auth if auth is not None and auth.stage is Stage.WAITING else None
+        head = self._ready_head()
+        if head is not None and head.priority is Priority.SWAP:
+            settled = not self._in_flight or now >= head.since + SETTLE
+            return head if settled else None
+        if self._alone:
+            return None
+        if self._again:
+            again = self._again[0]
+            cleared = again.doubt is None and len(self._in_flight) == 1
+            return again if cleared or now >= again.since + SETTLE else None
+        return head
+
+    def mark_sent(self, request: Request, nonce: str, now: float) -> None:
+        """A request's bytes are about to leave: from here on it may have arrived.
+
+        Args:
+            request: What `next_to_send` gave.
+            nonce: The nonce that it was signed with, empty for none.
+            now: The time.
+        """
+        if request.stage is Stage.IN_FLIGHT:
+            self._again.remove(request)
+            self._alone[request] = None
+        else:
+            request.stage = Stage.IN_FLIGHT
+            self._waiting -= 1
+            self._in_flight[request] = None
+            self._lanes[request.lane].holder = request
+            if request.priority is Priority.SWAP:
+                self._alone[request] = None
+        request.was_sent = True
+        request.nonces.append(nonce)
+        request.since = now
+        self.sent += 1
+
+    def receive(self, text: str, now: float) -> None:
+        """Take one message from the broker.
+
+        Args:
+            text: The message.
+            now: The time.
+        """
+        self.received += 1
+        try:
+            message = wire.decode_message(text)
+            if message.op:
+                self._take_reply(message, text, now)
+            elif message.ch:
+                self.listener.pushed(message, text, now)
+            elif message.error:
+                self._take_bare_error(message, text, now)
+            else:
+                self.report_odd("it has neither op, ch nor error", text)
+        except ProtocolError as error:
+            self.take_malformed(error, text)
+        else:
+            self._malformed = 0
+
+    def take_malformed(self, error: ProtocolError, text: str) -> None:
+        """A message can't be read; several in a row cost the connection its trust.
+
+        Args:
+            error: Why.
+            text: The message.
+        """
+        self._malformed += 1
+        self.report_odd(str(error), text)
+        if self._malformed == MALFORMED_IN_A_ROW:
+            self.listener.broken(
+                ConnectionLostError(f"{MALFORMED_IN_A_ROW} malformed messages came in a row")
+            )
+
+    def report_odd(self, reason: str, text: str) -> None:
+        """Count a message that was not expected, and tell the owner.
+
+        Args:
+            reason: What is odd about it.
+            text: The message.
+        """
+        self.odd += 1
+        self.listener.odd(reason, text)
+
+    @property
+    def next_deadline(self) -> float:
+        """When `tick` has something to do, infinity for never."""
+        while self._alarms and self._alarms[0][2].stage is Stage.ENDED:
+            heapq.heappop(self._alarms)
+        return self._alarms[0][0] if self._alarms else math.inf
+
+    def tick(self, now: float) -> None:
+        """Let the time pass: end what is overdue.
+
+        Args:
+            now: The time.
+        """
+        passed = False
+        while self.next_deadline <= now:
+            _, _, request = heapq.heappop(self._alarms)
+            passed = True
+            if request.unheard:
+                self._check_grace(request, now)
+            elif request.deadline <= now:
+                self.give_up(request, now, _overdue(request))
+        if passed:
+            self.listener.changed()
+
+    def lose(self, error: BrokerError) -> None:
+        """The connection is gone: what was in flight fails, reads that wait go on waiting.
+
+        A swap that waits fails too: it was asked for on a connection, not for some later time.
+
+        Args:
+            error: Why; what was in flight fails with it.
+        """
+        self._drop(error, NotConnectedError(f"nothing was sent: {error}"), keep=Priority.READ)
+
+    def shut(self, error: BrokerError, unsent: NotSentError) -> None:
+        """There will be no connection any more: everything fails.
+
+        Args:
+            error: Why; what was in flight fails with it.
+            unsent: What fails that still waits.
+        """
+        self._drop(error, unsent, keep=None)
+
+    # --- Turns and ends --------------------------------------------------------------------
+
+    def _ready_head(self) -> Request | None:
+        while self._ready:
+            request = self._ready[0][2]
+            if request.stage is Stage.WAITING and self._lanes[request.lane].holder is None:
+                return request
+            heapq.heappop(self._ready)
+        return None
+
+    def _alarm(self, at: float, request: Request) -> None:
+        if at != math.inf:
+            heapq.heappush(self._alarms, (at, next(self._count), request))
+
+    def _keep_lane(self, request: Request, now: float) -> None:
+        """A reply to a request may still come, for nobody: it must not meet the next one."""
+        request.unheard = True
+        request.grace_ends = now + self._reply_grace
+        self._alarm(request.grace_ends, request)
+        self._stop_barring(request)
+
+    def _check_grace(self, holder: Request, now: float) -> None:
+        if holder.grace_ends > now:
+            return
+        lane = self._lanes[holder.lane]
+        if any(request.stage is Stage.WAITING for _, _, request in lane.waiting):
+            self.listener.broken(
+                ConnectionLostError(
+                    f"a reply to {holder.op!r} that nobody waits for any more has not come: the "
+                    "connection can't be trusted with the next one"
+                )
+            )
+
+    def _stop_barring(self, request: Request) -> None:
+        self._alone.pop(request, None)
+        if request in self._again:
+            self._again.remove(request)
+
+    def _end(self, request: Request) -> None:
+        if request.stage is Stage.IN_FLIGHT:
+            del self._in_flight[request]
+            self._stop_barring(request)
+        else:
+            self._waiting -= 1
+        request.stage = Stage.ENDED
+        lane = self._lanes[request.lane]
+        if lane.holder is request:
+            lane.holder = None
+        while lane.waiting and lane.waiting[0][2].stage is not Stage.WAITING:
+            heapq.heappop(lane.waiting)
+        if lane.holder is None and lane.waiting:
+            self._make_ready(lane.waiting[0])
+        elif lane.holder is None:
+            del self._lanes[request.lane]
+
+    def _make_ready(self, entry: tuple[Priority, int, Request]) -> None:
+        heapq.heappush(self._ready, entry)
+        request = entry[2]
+        if request.priority is Priority.SWAP:
+            self._alarm(request.since + SETTLE, request)
+
+    def _drop(self, error: BrokerError, unsent: NotSentError, keep: Priority | None) -> None:
+        self.authenticated = False
+        self._auth = None
+        self._echoes = False
+        self._malformed = 0
+        self._looked_up.clear()
+        waiting = sorted(entry for lane in self._lanes.values() for entry in lane.waiting)
+        for request in list(self._in_flight):
+            self._fail(request, error)
+        for _, _, request in waiting:
+            if request.stage is Stage.WAITING and request.priority is not keep:
+                self._fail(request, unsent)
+        self.listener.changed()
+
+    def _fail(self, request: Request, error: BrokerError) -> None:
+        request.doubt = None
+        self._end(request)
+        if not request.unheard:
+            request.error = error
+            request.on_end(request)
+
+    # --- Replies ---------------------------------------------------------------------------
+
+    def _take_reply(self, message: Inbound, text: str, now: float) -> None:
+        candidates = self._candidates(message)
+        if len(candidates) > 1:
+            self._doubt(candidates, text, now)
+        elif candidates:
+            self._resolve(candidates[0], message, text, now)
+        else:
+            self.report_odd(f"nobody waits for this reply to {message.op!r}", text)
+
+    def _take_bare_error(self, message: Inbound, text: str, now: float) -> None:
+        owner = self._by_nonce(message)
+        if owner is None and len(self._in_flight) == 1:
+            owner = next(iter(self._in_flight))
+        if owner is None and len(self._alone) == 1:
+            # A read that was asked again is owed this answer; a swap is never told by a guess.
+            owner = next((one for one in self._alone if one.priority is not Priority.SWAP), None)
+        if owner is not None:
+            self._resolve(owner, message, text, now)
+        elif self._in_flight:
+            self._doubt(list(self._in_flight), text, now)
+        else:
+            self.report_odd("an error that answers nothing", text)
+
+    def _by_nonce(self, message: Inbound) -> Request | None:
+        for request in self._in_flight if message.nonce else ():
+            if message.nonce in request.nonces:
+                self._echoes = True
+                return request
+        return None
+
+    def _candidates(self, message: Inbound) -> list[Request]:
+        """The requests in flight that a reply can belong to, by all that it names."""
+        by_nonce = self._by_nonce(message)
+        if by_nonce is not None:
+            return [by_nonce] if by_nonce.op == message.op else []
+        if message.nonce and self._echoes:
+            return []  # It answers something that has ended.
+        if message.op == "order_status" and not message.error:
+            return self._lookups_named(message)
+        return [
+            request
+            for request in self._in_flight
+            if request.op == message.op and (not message.ch or request.channel == message.ch)
+        ]
+
+    def _lookups_named(self, message: Inbound) -> list[Request]:
+        order_id, client_order_id = wire.order_names(message)
+        if not order_id and not client_order_id:
+            return [request for request in self._in_flight if request.op == "order_status"]
+        for name in (order_id, client_order_id):
+            named = self._holder(("order_status", name)) if name else None
+            if named is not None:
+                return [named]
+        by_client = self._holder(("order_status", None))
+        if by_client is None:
+            return []
+        # It names an order that nobody asked for by that name: either what was asked for by
+        # client order id, or another lookup's reply once more.
+        name = client_order_id or self._looked_up.get(order_id or "", by_client.client_order_id)
+        return [by_client] if name == by_client.client_order_id else []
+
+    def _holder(self, lane: Lane) -> Request | None:
+        found = self._lanes.get(lane)
+        return found.holder if found is not None else None
+
+    def _resolve(self, request: Request, message: Inbound, text: str, now: float) -> None:
+        result, error = _answer(request, message)
+        if isinstance(result, SwapReceipt) and not self._is_own(request, result):
+            self.report_odd("it names the order of another swap", text)
+            return
+        if request.op == "order_status" and error is None:
+            self._remember_lookup(request, message)
+        heard = not request.unheard
+        if heard:
+            request.result, request.error, request.reply = result, error, text
+            request.named = bool(message.op)
+            request.alone = len(self._in_flight) == 1
+            self.authenticated = self.authenticated or (request is self._auth and error is None)
+        self._account(request, now)
+        if heard:
+            request.on_end(request)
+        self.listener.changed()
+        if isinstance(error, ProtocolError):
+            raise error
+        if isinstance(error, NotAuthenticatedError):
+            self.listener.broken(ConnectionLostError(f"the broker says {error.message!r}"))
+
+    def _is_own(self, request: Request, receipt: SwapReceipt) -> bool:
+        """Whether a receipt's order was never another swap's."""
+        if self._swapped.get(receipt.order_id, request.client_order_id) != request.client_order_id:
+            return False
+        _remember(self._swapped, receipt.order_id, request.client_order_id)
+        return True
+
+    def _remember_lookup(self, request: Request, message: Inbound) -> None:
+        order_id, _ = wire.order_names(message)
+        if order_id:
+            _remember(self._looked_up, order_id, request.client_order_id)
+
+    # --- Doubt -----------------------------------------------------------------------------
+
+    def _doubt(self, suspects: list[Request], text: str, now: float) -> None:
+        """An answer names none of several: ask each read among them again, by itself, once."""
+        self.report_odd("it could answer several requests; each is asked again by itself", text)
+        doubt = _Doubt(set(), countable=all(request.doubt is None for request in suspects))
+        for request in suspects:
+            doubt.suspects |= {request} if request.doubt is None else request.doubt.suspects
+        for request in doubt.suspects:
+            request.doubt = doubt
+        for request in suspects:
+            askable = request.priority is not Priority.SWAP and len(request.nonces) == 1
+            if askable and not request.unheard and request not in self._again:
+                request.since = now
+                self._again.append(request)
+                self._alarm(now + SETTLE, request)
+        self.listener.changed()
+
+    def _account(self, request: Request, now: float) -> None:
+        """One reply to a request has come: it ends, unless one more may come."""
+        request.replies += 1
+        doubt = request.doubt
+        if doubt is not None and request.replies < len(request.nonces):
+            if not request.unheard:
+                self._keep_lane(request, now)
+            return
+        self._end(request)
+        if doubt is None:
+            return
+        request.doubt = None
+        doubt.suspects.discard(request)
+        if doubt.countable and len(doubt.suspects) == 1:
+            last = doubt.suspects.pop()
+            last.doubt = None
+            last.replies += 1
+            if last.unheard and last.replies >= len(last.nonces):
+                self._end(last)
+
+
+def _answer(request: Request, message: Inbound) -> tuple[Any, BrokerError | None]:
+    if message.error:
+        return None, server_error(request.op, message.error)
+    try:
+        return request.decode(message), None
+    except (ProtocolError, ServerError) as error:
+        return None, error
+
+
+def _overdue(request: Request) -> BrokerError:
+    if request.was_sent:
+        return RequestTimeoutError(f"the broker didn't answer {request.op!r} in time")
+    return NotSentError(f"{request.op!r} waited for its turn until its time was up; it wasn't sent")
+
+
+def _remember(memory: OrderedDict[str, str | None], key: str, value: str | None) -> None:
+    memory[key] = value
+    if len(memory) > _REMEMBERED:
+        memory.popitem(last=False)

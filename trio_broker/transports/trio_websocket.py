@@ -1,0 +1,444 @@
+"""The transport over trio-websocket.
+
+trio-websocket reads in a background task of its own, and that task decides how this file looks.
+It can end in many ways, most of them silent: when the peer hangs up or answers nonsense during
+the handshake, the event that announces an open WebSocket is simply never set; when it crashes (a
+refused handshake, a wrong ``Sec-WebSocket-Accept``, a ping that arrives while we are closing), its
+exception goes to whatever nursery it was started in; and whoever waits for a pong then waits for
+ever. So:
+
+- The reader lives in a nursery inside a task of ours (`_Reader.run`), which turns every end of it
+  into one fact, "over", and wakes everybody who waits. Its exceptions go nowhere else: they
+  neither cancel the user's block nor wrap what the user raises there.
+- That task is shielded. A user who is cancelled may still say goodbye under a shielded deadline of
+  their own, and for that the reader has to be alive. It ends when the context manager is left,
+  and on nothing else; leaving never waits for the network.
+- A thin layer under trio-websocket (`_WatchedStream`) sees the bytes themselves: when the peer was
+  last heard, what it answered to the handshake, and how the stream ended.
+
+The queue between the reader and `receive` has no room at all. With room, trio-websocket would throw
+away what waits there when a message is too large; without, the reader holds each message until
+it is taken. It costs nothing, as both tasks run once for each message anyway.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import email.parser
+import email.utils
+import re
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Final
+
+import attrs
+import trio
+from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
+
+import trio_broker
+from trio_broker.exceptions import ConnectFailedError, ConnectionLostError
+from trio_broker.settings import Endpoint
+from trio_broker.transports import Transport
+
+_RECEIVE_BUFFER_SIZE: Final = 64 * 1024
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})\b[^\n]*\n")
+_END_OF_HEAD: Final = re.compile(rb"\n\r?\n")
+
+# What RFC 6455 (section 7.4.1) calls these codes when they are not on the wire.
+_NO_CODE: Final = 1005
+_NO_CLOSE_FRAME: Final = 1006
+
+
+@asynccontextmanager
+# A Ctrl-C between two lines here would leave a shielded task that nobody stops.
+@trio.lowlevel.enable_ki_protection
+async def open_transport(
+    endpoint: Endpoint,
+    *,
+    ssl_context: ssl.SSLContext | None,
+    connect_timeout: float,
+    max_receive_size: int,
+) -> AsyncIterator[Transport]:
+    """Open a WebSocket, and drop its socket at the end, whatever happens.
+
+    Leaving the block doesn't say goodbye (`Transport.aclose` does) and doesn't wait for the
+    network. What is raised in the block comes through as it is. Cancelling is safe anywhere.
+
+    Args:
+        endpoint: Where to. Its `Endpoint.secure` decides whether TLS is used.
+        ssl_context: How TLS is done; None for Python's default, which checks certificates.
+        connect_timeout: Seconds for DNS, TCP, TLS and the WebSocket handshake together.
+        max_receive_size: The largest message that is accepted. trio-websocket counts the
+            characters of a text and the bytes of a binary message. A larger one is answered with
+            close code 1009, and ends the connection.
+
+    Returns:
+        A context manager that gives the open `Transport`.
+
+    Raises:
+        ConnectFailedError: No WebSocket came about in time.
+    """
+    attempt = _Attempt(endpoint, connect_timeout)
+    failure: BaseException | None = None
+    async with _open_stream(attempt, ssl_context) as stream:
+        reader = _Reader(stream)
+        try:
+            async with trio.open_nursery(strict_exception_groups=True) as nursery:
+                nursery.start_soon(reader.run, endpoint, max_receive_size)
+                try:
+                    yield _TrioWebSocketTransport(await reader.opened(attempt), reader)
+                except BaseException as error:  # noqa: BLE001, ASYNC103 - raised again below
+                    # Not here: the nursery would put it into a group.
+                    failure = error
+                finally:
+                    reader.stop()
+        except BaseExceptionGroup as group:
+            # Only a Ctrl-C that struck the reader gets here.
+            raise _first_leaf(group) from failure
+    try:
+        if failure is not None:
+            raise failure
+    finally:
+        # The exception's traceback holds this frame, and this frame would hold the exception.
+        del failure
+
+
+@attrs.frozen
+class _Attempt:
+    """One try to connect: where to, and until when for all its phases together."""
+
+    endpoint: Endpoint
+    timeout: float
+    deadline: float = attrs.field(init=False)
+
+    @deadline.default
+    def _from_now(self) -> float:
+        return trio.current_time() + self.timeout
+
+    @contextmanager
+    def phase(self, doing: str) -> Iterator[None]:
+        """Keep the deadline, and say what was being done when it passed."""
+        with trio.move_on_at(self.deadline) as scope:
+            yield
+        if scope.cancelled_caught:
+            raise self.failed(f"not done within {self.timeout:g} s, and still {doing}")
+
+    def failed(self, why: str) -> ConnectFailedError:
+        return ConnectFailedError(f"no WebSocket to {self.endpoint.netloc}: {why}")
+
+    def refused(self, answer: bytes) -> ConnectFailedError | None:
+        """The error for an HTTP answer that isn't 101; None if it is, or isn't HTTP at all."""
+        status = _http_status(answer)
+        if status in {None, 101}:
+            return None
+        head = answer[answer.index(b"\n") + 1 :]
+        headers = email.parser.BytesHeaderParser().parsebytes(head)
+        error = self.failed(f"refused with HTTP status {status}")
+        if location := headers.get("Location"):
+            # Its query may repeat ours, which isn't for every eye.
+            where = str(location).partition("?")[0][:200]
+            error = self.failed(f"redirected to {where!r} ({status}), which isn't followed")
+        return ConnectFailedError(error.message, status, _seconds_to_wait(headers["Retry-After"]))
+
+
+@asynccontextmanager
+async def _open_stream(
+    attempt: _Attempt, ssl_context: ssl.SSLContext | None
+) -> AsyncIterator[_WatchedStream]:
+    """A stream to the endpoint, with TLS where it is wanted; its socket is closed at the end."""
+    host, port = attempt.endpoint.host, attempt.endpoint.port
+    try:
+        with attempt.phase("resolving the host name or connecting"):
+            tcp = await trio.open_tcp_stream(host, port)
+    except socket.gaierror as error:
+        raise attempt.failed(f"{host!r} can't be resolved ({error.strerror})") from error
+    except OSError as error:
+        raise attempt.failed(_each_reason(error)) from error
+    try:
+        if attempt.endpoint.secure:
+            yield _WatchedStream(await _secured(tcp, attempt, ssl_context))
+        else:
+            yield _WatchedStream(tcp)
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.aclose_forcefully(tcp)
+
+
+async def _secured(
+    tcp: trio.SocketStream, attempt: _Attempt, ssl_context: ssl.SSLContext | None
+) -> trio.SSLStream[trio.SocketStream]:
+    """TLS over a stream, its certificate checked."""
+    # https_compatible: a WebSocket has an end of its own, and many peers leave TLS's out.
+    stream = trio.SSLStream(
+        tcp,
+        ssl_context or ssl.create_default_context(),
+        server_hostname=attempt.endpoint.host,
+        https_compatible=True,
+    )
+    try:
+        with attempt.phase("in the TLS handshake"):
+            await stream.do_handshake()
+    except trio.BrokenResourceError as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            why = f"its certificate isn't trusted ({cause.verify_message})"
+        else:
+            why = f"the TLS handshake failed ({cause})"
+        raise attempt.failed(why) from cause
+    return stream
+
+
+class _WatchedStream:
+    """What trio-websocket takes for its stream: the real one, and notes about it.
+
+    It isn't a `trio.abc.Stream` but the three methods that trio-websocket uses, for it hides that
+    a write failed. trio-websocket would drop every message that it has read and not delivered
+    yet; so it may go on reading, and finds the same end a little later.
+
+    Attributes:
+        last_heard: When the last bytes came, on Trio's clock.
+        answer: What came up to the end of the head of the answer to the handshake, or a bit more.
+        handshake: Cancelled once no answer to the handshake can come any more.
+        end: How the stream ended, None while it hasn't.
+        write_failed: Whether a write has failed.
+    """
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream = stream
+        self.last_heard = trio.current_time()
+        self.answer = b""
+        self._answered = False
+        self.handshake = trio.CancelScope()
+        self.end: str | None = None
+        self.write_failed = False
+
+    async def receive_some(self, max_bytes: int) -> bytes | bytearray:
+        try:
+            data = await self._stream.receive_some(max_bytes)
+        except trio.BrokenResourceError as error:
+            self.note_end(_how_it_broke(error))
+            raise
+        if not data:
+            self.note_end("the peer hung up")
+            return data
+        self.last_heard = trio.current_time()
+        if not self._answered:
+            self._note_answer(data)
+        return data
+
+    def _note_answer(self, data: bytes | bytearray) -> None:
+        self.answer += data
+        self._answered = _END_OF_HEAD.search(self.answer) is not None
+        if self._answered and _http_status(self.answer) not in {None, 101}:
+            # trio-websocket would wait for the end of the body, and if the peer hangs up instead
+            # (as HTTP allows), it would forget that there was an answer.
+            self.note_end("the peer refused")
+            raise trio.BrokenResourceError
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        try:
+            await self._stream.send_all(data)
+        except trio.BrokenResourceError as error:
+            self.write_failed = True
+            if self.end is None:
+                self.end = _how_it_broke(error)
+
+    async def aclose(self) -> None:
+        self.note_end("this side closed the connection")
+        await self._stream.aclose()
+
+    def note_end(self, how: str) -> None:
+        """Note that nothing more will come, the first reason given being the reason."""
+        if self.end is None:
+            self.end = how
+        # trio-websocket doesn't tell whoever waits for the handshake.
+        self.handshake.cancel()
+
+
+class _Reader:
+    """The task in which trio-websocket reads, and what became of it.
+
+    Attributes:
+        stream: The stream that it reads from.
+        crash: What it raised, None if it didn't.
+    """
+
+    def __init__(self, stream: _WatchedStream) -> None:
+        self.stream = stream
+        self.crash: BaseException | None = None
+        self._connection: WebSocketConnection | None = None
+        self._concluded = trio.Event()
+        self._scope = trio.CancelScope(shield=True)
+        self._over = False
+        self._operations: set[trio.CancelScope] = set()
+
+    @trio.lowlevel.enable_ki_protection
+    async def run(self, endpoint: Endpoint, max_receive_size: int) -> None:
+        """Do the handshake and read, until the stream ends or `stop` is called."""
+        user_agent = f"trio-broker/{trio_broker.__version__}"
+        try:
+            with self._scope:
+                async with trio.open_nursery(strict_exception_groups=True) as nursery:
+                    with self.stream.handshake:
+                        self._connection = await wrap_client_stream(
+                            nursery,
+                            self.stream,  # type: ignore[arg-type]  # it needs three methods
+                            endpoint.netloc,
+                            endpoint.resource,
+                            extra_headers=[(b"User-Agent", user_agent.encode())],
+                            message_queue_size=0,
+                            max_message_size=max_receive_size,
+                            receive_buffer_size=_RECEIVE_BUFFER_SIZE,
+                        )
+                    self._concluded.set()
+        except* Exception as group:
+            self.crash = _first_leaf(group)
+            self.stream.note_end(f"trio-websocket failed ({self.crash!r})")
+        finally:
+            self._concluded.set()
+            self.declare_over()
+
+    async def opened(self, attempt: _Attempt) -> WebSocketConnection:
+        """Wait for the end of the handshake.
+
+        Raises:
+            ConnectFailedError: There is no WebSocket.
+        """
+        with attempt.phase("waiting for the answer to the WebSocket handshake"):
+            await self._concluded.wait()
+        if self._connection is not None:
+            return self._connection
+        if error := attempt.refused(self.stream.answer):
+            raise error
+        if self.crash is not None:
+            why = f"a wrong answer to the WebSocket handshake ({_root(self.crash)})"
+            raise attempt.failed(why) from self.crash
+        raise attempt.failed(f"{self.stream.end} before the WebSocket handshake was done")
+
+    def stop(self) -> None:
+        """End the task at once."""
+        self._scope.cancel()
+
+    def declare_over(self) -> None:
+        """Wake everybody who waits for something that won't come any more."""
+        self._over = True
+        for scope in self._operations:
+            scope.cancel()
+
+    @contextmanager
+    def until_over(self) -> Iterator[trio.CancelScope]:
+        """A scope that is cancelled when the connection is over."""
+        with trio.CancelScope() as scope:
+            if self._over:
+                scope.cancel()
+            self._operations.add(scope)
+            try:
+                yield scope
+            finally:
+                self._operations.discard(scope)
+
+
+class _TrioWebSocketTransport:
+    """`Transport` over a trio-websocket connection."""
+
+    def __init__(self, connection: WebSocketConnection, reader: _Reader) -> None:
+        self._connection = connection
+        self._reader = reader
+
+    @property
+    def last_heard(self) -> float:
+        return self._reader.stream.last_heard
+
+    async def receive(self) -> list[str | bytes]:
+        try:
+            return [await self._connection.get_message()]
+        except ConnectionClosed:
+            # trio-websocket's reader may go on for as long as the peer keeps the socket open.
+            self._reader.declare_over()
+            raise self._lost() from self._reader.crash
+
+    async def send(self, messages: Sequence[str]) -> None:
+        await trio.lowlevel.checkpoint()
+        for message in messages:
+            with self._while_open():
+                await self._connection.send_message(message)
+
+    async def ping(self) -> None:
+        with self._while_open():
+            await self._connection.ping()
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+        with contextlib.suppress(ConnectionLostError), self._while_open():
+            await self._connection.aclose()
+
+    @contextmanager
+    def _while_open(self) -> Iterator[None]:
+        """Give up what is being done when the connection ends, and say why it ended."""
+        with self._reader.until_over() as scope:
+            try:
+                yield
+            except ConnectionClosed:
+                raise self._lost() from self._reader.crash
+        if scope.cancelled_caught or self._reader.stream.write_failed:
+            raise self._lost() from self._reader.crash
+
+    def _lost(self) -> ConnectionLostError:
+        closed = self._connection.closed
+        if closed is None or closed.code == _NO_CLOSE_FRAME:
+            end = self._reader.stream.end or "this side dropped the connection"
+            return ConnectionLostError(f"{end}, without a close frame")
+        if closed.code == _NO_CODE:
+            return ConnectionLostError("the peer closed the WebSocket and gave no code")
+        text = f"the WebSocket was closed with code {closed.code} ({closed.name})"
+        if closed.reason:
+            text += f": {closed.reason!r}"
+        return ConnectionLostError(text, int(closed.code))
+
+
+def _http_status(answer: bytes) -> int | None:
+    """The status of an HTTP/1 answer, None where it isn't one or its first line isn't whole."""
+    match = _STATUS_LINE.match(answer)
+    return int(match[1]) if match else None
+
+
+def _seconds_to_wait(retry_after: object) -> float | None:
+    """The seconds that a ``Retry-After`` header means (RFC 9110, section 10.2.3), if any."""
+    text = str(retry_after).strip()
+    if re.fullmatch("[0-9]{1,9}", text):
+        return float(text)
+    try:
+        moment = email.utils.parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=dt.UTC)
+    return max(0.0, moment.timestamp() - time.time())
+
+
+def _how_it_broke(error: trio.BrokenResourceError) -> str:
+    return f"the connection broke ({error.__cause__ or error})"
+
+
+def _each_reason(error: OSError) -> str:
+    """What went wrong at each address, where Trio tried several."""
+    group = error.__cause__
+    reasons = group.exceptions if isinstance(group, ExceptionGroup) else [error]
+    return "; ".join(str(reason) for reason in reasons)
+
+
+def _first_leaf(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _root(error: BaseException) -> BaseException:
+    """What an exception began with: trio-websocket's own goes out while it handles the real one."""
+    while (earlier := error.__cause__ or error.__context__) is not None:
+        error = earlier
+    return error

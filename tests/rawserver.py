@@ -1,12 +1,12 @@
 """Plain TCP servers on 127.0.0.1 that can misbehave: WebSockets by hand, byte by byte.
 
-    async def handler(stream):
-        await accept_websocket(stream)
-        await stream.send_all(frame("hello"))
-        await wait_gone(stream)
+async def handler(stream):
+    await accept_websocket(stream)
+    await stream.send_all(frame("hello"))
+    await wait_gone(stream)
 
-    async with serve_raw(handler) as port:
-        ...
+async with serve_raw(handler) as port:
+    ...
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import socket
 import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Final, TypeAlias
 
@@ -51,33 +51,23 @@ async def serve_raw(
 
     Args:
         handler: Called with the stream of each connection.
-        ssl_context: Given, the server speaks TLS.
+        ssl_context: Given, the server speaks TLS (from the handler's first read or write on).
 
     Returns:
         A context manager that gives the port.
     """
 
-    async def serve(stream: trio.abc.Stream) -> None:
-        try:
+    async def serve(tcp: trio.SocketStream) -> None:
+        stream: trio.abc.Stream = tcp
+        if ssl_context is not None:
+            stream = trio.SSLStream(tcp, ssl_context, server_side=True, https_compatible=True)
+        with suppress(PeerGoneError):
             await handler(stream)
-        except PeerGoneError:
-            pass
 
     async with trio.open_nursery() as nursery:
-        if ssl_context is None:
-            listen = partial(trio.serve_tcp, serve, 0, host="127.0.0.1")
-        else:
-            listen = partial(
-                trio.serve_ssl_over_tcp,
-                serve,
-                0,
-                ssl_context,
-                host="127.0.0.1",
-                https_compatible=True,
-            )
+        listen = partial(trio.serve_tcp, serve, 0, host="127.0.0.1")
         (listener,) = await nursery.start(listen)
-        tcp = listener if ssl_context is None else listener.transport_listener
-        yield tcp.socket.getsockname()[1]
+        yield listener.socket.getsockname()[1]
         nursery.cancel_scope.cancel()
 
 
@@ -167,11 +157,9 @@ async def send(stream: trio.abc.Stream, data: bytes) -> None:
 
 async def wait_gone(stream: trio.abc.Stream) -> None:
     """Throw away what comes until the client hangs up or resets the connection."""
-    try:
+    with suppress(PeerGoneError):
         while True:
             await _receive_some(stream, 65536)
-    except PeerGoneError:
-        pass
 
 
 async def reset(stream: trio.abc.Stream) -> None:

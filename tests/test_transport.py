@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import socket
 import ssl
 import struct
+import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from pathlib import Path
 
 import pytest
 import trio
 import trustme
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
 import trio_broker
 from tests.rawserver import (
@@ -65,7 +73,9 @@ def opening(
 
 
 @asynccontextmanager
-async def connected(handler: Handler, *, max_receive_size: int = 1 << 20) -> AsyncIterator[Transport]:
+async def connected(
+    handler: Handler, *, max_receive_size: int = 1 << 20
+) -> AsyncIterator[Transport]:
     """A transport to a server that does the handshake and then runs the handler."""
 
     async def serve(stream: trio.abc.Stream) -> None:
@@ -154,7 +164,7 @@ class Resolver(trio.abc.HostnameResolver):
         self._function = function
 
     async def getaddrinfo(  # type: ignore[override]  # the rest of its arguments doesn't matter
-        self, host: bytes, port: int, *_: int
+        self, _host: bytes, port: int, *_: int
     ) -> list[tuple[int, int, int, str, tuple[str, int]]]:
         await trio.lowlevel.checkpoint()
         self._function()
@@ -206,14 +216,14 @@ async def test_unresolvable_name_is_named() -> None:
     trio.socket.set_custom_hostname_resolver(
         Resolver(fail_with(socket.gaierror(socket.EAI_NONAME, "Name or service not known")))
     )
-    with pytest.raises(ConnectFailedError, match="'broker.example' can't be resolved.*not known"):
+    with pytest.raises(ConnectFailedError, match=r"'broker\.example' can't be resolved.*not known"):
         async with opening(443, host="broker.example", secure=True):
             pass
 
 
 async def test_failing_resolver_is_a_failed_connection() -> None:
     trio.socket.set_custom_hostname_resolver(Resolver(fail_with(OSError("too many open files"))))
-    with pytest.raises(ConnectFailedError, match="broker.example:8080: too many open files"):
+    with pytest.raises(ConnectFailedError, match=r"broker\.example:8080: too many open files"):
         async with opening(8080, host="broker.example"):
             pass
 
@@ -284,6 +294,18 @@ async def test_trusted_certificate_opens_with_the_users_context(authority: trust
         await transport.aclose()
 
 
+async def test_end_of_tcp_without_an_end_of_tls_is_an_ordinary_end(authority: trustme.CA) -> None:
+    async def handler(stream: trio.abc.Stream) -> None:
+        await accept_websocket(stream, and_send=frame("hello"))
+
+    async with (
+        serve_raw(handler, ssl_context=server_tls(authority)) as port,
+        opening(port, ssl_context=client_tls(authority)) as transport,
+    ):
+        assert await transport.receive() == ["hello"]
+        assert "the peer hung up" in str(await loss(transport))
+
+
 async def test_trusted_certificate_opens_with_the_systems_authorities(
     authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,7 +321,7 @@ async def test_trusted_certificate_opens_with_the_systems_authorities(
 
 async def test_untrusted_certificate_is_named_as_the_reason(authority: trustme.CA) -> None:
     error = await failure_to_open(wait_gone, server_context=server_tls(authority), secure=True)
-    assert "certificate" in str(error)
+    assert "its certificate isn't trusted" in str(error)
     assert isinstance(error.__cause__, ssl.SSLCertVerificationError)
 
 
@@ -309,8 +331,8 @@ async def test_certificate_of_another_host_is_named_as_the_reason(authority: tru
         server_context=server_tls(authority, "other.example"),
         ssl_context=client_tls(authority),
     )
-    assert "certificate" in str(error)
-    assert "127.0.0.1" in str(error)
+    assert "its certificate isn't trusted" in str(error)
+    assert "not valid for '127.0.0.1'" in str(error)
     assert isinstance(error.__cause__, ssl.SSLCertVerificationError)
 
 
@@ -378,6 +400,23 @@ async def test_retry_after_is_read_as_seconds_or_as_a_date(
     assert low <= error.retry_after <= high
 
 
+async def test_retry_after_date_without_a_zone_is_in_utc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "ELSEWHERE-12")
+    time.tzset()
+    try:
+        error = await failure_to_open(
+            answering(
+                b"HTTP/1.1 503 Later\r\nRetry-After: %s\r\n\r\n"
+                % time.strftime("%a %b %d %H:%M:%S %Y", time.gmtime(time.time() + 3600)).encode()
+            )
+        )
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert error.retry_after is not None
+    assert error.retry_after > 0
+
+
 @pytest.mark.parametrize(
     "header",
     [b"soon", b"-5", b"1.5", b"9" * 5000, b"\xff", b"", b"Sun, 06 Nov 99999 08:49:37 GMT"],
@@ -406,9 +445,8 @@ UPGRADE = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection
     [
         (UPGRADE + b"Sec-WebSocket-Accept: d3Jvbmc=\r\n\r\n", "Bad accept token"),
         (b"HTTP/1.1 101 Switching Protocols\r\n\r\n", "Missing header"),
-        (b"SSH-2.0-OpenSSH_9.6\r\n", "illegal status line"),
-        (b"HTTP/2 401\r\n\r\n", "illegal status line"),
-        (b"\0" * 20_000, "wrong answer"),
+        (b"HTTP/1.1 abc\r\n\r\n", "illegal status line"),
+        (b"HTTP/1.1 101 " + b"x" * 70_000, "wrong answer"),
         (UPGRADE + b"Sec-WebSocket-Protocol: \xff\r\n\r\n", "wrong answer"),
     ],
 )
@@ -418,6 +456,15 @@ async def test_senseless_answer_is_found_at_once(answer: bytes, why: str) -> Non
     assert why in str(error)
     assert error.status is None
     assert error.__cause__ is not None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/2 401\r\n\r\n", b"\x15\x03\x03\x00\x02\x02F", b"\0"],
+)
+async def test_peer_that_speaks_no_http_is_found_at_once(answer: bytes) -> None:
+    error = await failure_to_open(answering(answer))
+    assert "the peer spoke something other than HTTP/1.1" in str(error)
 
 
 async def test_extension_that_nobody_asked_for_is_refused() -> None:
@@ -433,7 +480,7 @@ async def test_extension_that_nobody_asked_for_is_refused() -> None:
 @pytest.mark.parametrize("answer", [b"", UPGRADE, b"HTTP/1.1 40"])
 async def test_server_that_hangs_up_during_the_handshake_is_noticed_at_once(answer: bytes) -> None:
     error = await failure_to_open(answering(answer, hang_up=True))
-    assert "the peer hung up before the WebSocket handshake was done" in str(error)
+    assert "the peer hung up in the WebSocket handshake" in str(error)
 
 
 async def test_reset_during_the_handshake_is_noticed_at_once() -> None:
@@ -443,12 +490,12 @@ async def test_reset_during_the_handshake_is_noticed_at_once() -> None:
 
     error = await failure_to_open(handler)
     assert "the connection broke (" in str(error)
-    assert "before the WebSocket handshake was done" in str(error)
+    assert "in the WebSocket handshake" in str(error)
 
 
 async def test_reset_before_the_handshake_is_noticed_at_once() -> None:
     error = await failure_to_open(reset)
-    assert "before the WebSocket handshake was done" in str(error)
+    assert "in the WebSocket handshake" in str(error)
 
 
 async def test_failed_opening_leaves_no_task_and_no_socket() -> None:
@@ -605,7 +652,7 @@ async def test_message_over_the_limit_is_refused_after_the_messages_before_it() 
     refusals: list[tuple[int, bytes]] = []
 
     async def handler(stream: trio.abc.Stream) -> None:
-        await send(stream, frame("x" * 100) + frame("one") + frame("x" * 101) + frame("y" * 300))
+        await send(stream, frame("x" * 100) + frame("x" * 101) + frame("y" * 300))
         refusals.append(await receive_frame(stream))
         await wait_gone(stream)
 
@@ -613,7 +660,6 @@ async def test_message_over_the_limit_is_refused_after_the_messages_before_it() 
         # Even if nobody receives while it comes.
         await wait_all_tasks_blocked()
         assert await transport.receive() == ["x" * 100]
-        assert await transport.receive() == ["one"]
         error = await loss(transport)
         assert error.code == 1009
         assert "Exceeded maximum message size: 100" in str(error)
@@ -671,7 +717,8 @@ async def test_last_heard_moves_with_every_byte_and_only_then(
 
 async def test_messages_leave_in_their_order() -> None:
     async with connected(echo) as transport:
-        await transport.send([])
+        with assert_checkpoints():
+            await transport.send([])
         await transport.send(["one", "two €", "x" * 70_000])
         assert await transport.receive() == ["one"]
         assert await transport.receive() == ["two €"]
@@ -685,12 +732,11 @@ async def test_ping_returns_with_its_pong() -> None:
 
 
 async def test_ping_of_a_silent_peer_waits_until_cancelled() -> None:
-    async with connected(wait_gone) as transport:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(transport.ping)
-            await wait_all_tasks_blocked()
-            assert nursery.child_tasks
-            nursery.cancel_scope.cancel()
+    async with connected(wait_gone) as transport, trio.open_nursery() as nursery:
+        nursery.start_soon(transport.ping)
+        await wait_all_tasks_blocked()
+        assert nursery.child_tasks
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("parting", [close_frame(1012), frame("", mask=True), b""])
@@ -759,25 +805,24 @@ async def test_messages_that_came_before_a_failed_send_are_still_received() -> N
     async with connected(handler) as transport:
         await hung_up.wait()
         with pytest.raises(ConnectionLostError, match="the connection broke"):
-            while True:
-                await transport.send(["anybody there?"])
+            await transport.send(["anybody there?"] * 1_000_000)
         for number in range(10):
             assert await transport.receive() == [str(number)]
-        assert (await loss(transport)).code is None
+        error = await loss(transport)
+        assert error.code is None
+        assert "the connection broke" in str(error)
 
 
 async def test_cancelled_send_to_a_peer_that_does_not_read_lets_go_at_once() -> None:
-    async with connected(lambda _: trio.sleep_forever()) as transport:
-        async with trio.open_nursery() as nursery:
+    async def handler(_: trio.abc.Stream) -> None:
+        await trio.sleep_forever()
 
-            @nursery.start_soon
-            async def flood() -> None:
-                while True:
-                    await transport.send(["x" * 1_000_000])
-
-            await wait_all_tasks_blocked(0.05)
-            nursery.cancel_scope.cancel()
-    # `connected` has its own deadline for the exit.
+    # `connected` has a deadline, for leaving as well.
+    async with connected(handler) as transport, trio.open_nursery() as nursery:
+        nursery.start_soon(transport.send, ["x" * 1_000_000] * 1000)
+        await wait_all_tasks_blocked(0.05)
+        assert nursery.child_tasks
+        nursery.cancel_scope.cancel()
 
 
 async def test_reader_stuck_in_writing_pongs_lets_go_at_once() -> None:
@@ -814,6 +859,26 @@ async def test_polite_close_sends_1000_and_waits_for_the_answer() -> None:
             await transport.send(["too late"])
         await loss(transport)
     assert frames == [(CLOSE, struct.pack("!H", 1000))]
+
+
+async def test_polite_close_waits_though_somebody_receives() -> None:
+    closing, proceed = trio.Event(), trio.Event()
+
+    async def handler(stream: trio.abc.Stream) -> None:
+        assert (await receive_frame(stream))[0] == CLOSE
+        closing.set()
+        await proceed.wait()
+        await send(stream, close_frame(1000))
+        await wait_gone(stream)
+
+    async with connected(handler) as transport, trio.open_nursery() as nursery:
+        nursery.start_soon(loss, transport)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(transport.aclose)
+        await closing.wait()
+        await wait_all_tasks_blocked()
+        assert len(nursery.child_tasks) == 1
+        proceed.set()
 
 
 async def test_close_wakes_whoever_receives() -> None:
@@ -856,12 +921,13 @@ async def test_unanswered_close_ends_at_the_callers_deadline() -> None:
 
 
 async def test_cancelled_user_may_still_say_goodbye_under_a_shield() -> None:
-    frames: list[tuple[int, bytes]] = []
+    steps: list[str] = []
 
     async def handler(stream: trio.abc.Stream) -> None:
-        frames.append(await receive_frame(stream))
-        # The client needs more than one turn for this.
+        assert (await receive_frame(stream))[0] == CLOSE
+        # Whoever doesn't wait for the answer is through by now.
         await wait_all_tasks_blocked()
+        steps.append("the peer answers")
         await send(stream, close_frame(1000))
         await wait_gone(stream)
 
@@ -874,9 +940,10 @@ async def test_cancelled_user_may_still_say_goodbye_under_a_shield() -> None:
                 finally:
                     with trio.move_on_after(PATIENCE, shield=True) as goodbye:
                         await transport.aclose()
+                        steps.append("the goodbye is over")
         assert not goodbye.cancelled_caught
         assert outer.cancelled_caught
-    assert [opcode for opcode, _ in frames] == [CLOSE]
+    assert steps == ["the peer answers", "the goodbye is over"]
 
 
 @asynccontextmanager
@@ -954,17 +1021,38 @@ async def test_end_of_the_connection_does_not_disturb_the_block() -> None:
 async def test_users_exception_comes_through_as_it_was_raised(
     error: BaseException, handler: Handler
 ) -> None:
+    def user_code() -> None:
+        raise error
+
+    async def use(port: int) -> None:
+        async with opening(port):
+            await wait_all_tasks_blocked()
+            user_code()
+
     async with serve_raw_websocket(handler) as port:
+        with pytest.raises(type(error)) as caught:
+            await use(port)
+    assert caught.value is error
+    assert error.__context__ is None
+    assert error.__cause__ is None
+
+
+async def test_failure_is_freed_without_the_garbage_collector() -> None:
+    async def fail_to_open(port: int) -> weakref.ref[ConnectFailedError]:
         try:
             async with opening(port):
-                await wait_all_tasks_blocked()
-                raise error
-        except BaseException as caught:  # noqa: BLE001 - compared below
-            assert caught is error  # noqa: PT017 - it may be of any class
-            assert caught.__context__ is None
-            assert caught.__cause__ is None
-        else:
-            pytest.fail("nothing was raised")
+                pytest.fail("it opened")
+        except ConnectFailedError as error:
+            return weakref.ref(error)
+
+    async with serve_raw(reset) as port:
+        gc.collect()
+        gc.disable()
+        try:
+            reference = await fail_to_open(port)
+            assert reference() is None
+        finally:
+            gc.enable()
 
 
 async def test_cancellation_of_the_block_is_a_bare_cancelled() -> None:
@@ -1003,7 +1091,7 @@ def crashing_reader(error: BaseException, when: str) -> Iterator[None]:
 
 async def test_crash_of_the_librarys_reader_is_a_lost_connection() -> None:
     async with connected(echo) as transport:
-        with crashing_reader(RuntimeError("a bug"), "bytes"):
+        with crashing_reader(RuntimeError("a bug"), "received"):
             with pytest.raises(ConnectionLostError):
                 await transport.ping()
             error = await loss(transport)
@@ -1015,21 +1103,54 @@ async def test_crash_of_the_librarys_reader_is_a_lost_connection() -> None:
         await transport.aclose()
 
 
-@pytest.mark.parametrize("user_error", [None, ValueError("the user's")])
-async def test_keyboard_interrupt_in_the_reader_ends_the_block_bare(
-    user_error: ValueError | None,
-) -> None:
-    async with serve_raw_websocket(sending(frame("x"))) as port:
-        with pytest.raises(KeyboardInterrupt) as caught, trio.fail_after(PATIENCE):
-            async with opening(port):
-                with crashing_reader(KeyboardInterrupt(), "received"):
-                    try:
-                        await trio.sleep_forever()
-                    except trio.Cancelled:
-                        if user_error is not None:
-                            raise user_error from None
-                        raise
-        assert (caught.value.__cause__ is user_error) == (user_error is not None)
+async def test_keyboard_interrupt_in_the_reader_ends_the_block_bare() -> None:
+    cancelled = trio.Event()
+
+    async def user_code(proceed: trio.Event) -> None:
+        with crashing_reader(KeyboardInterrupt(), "received"):
+            proceed.set()
+            try:
+                await trio.sleep_forever()
+            finally:
+                cancelled.set()
+
+    with trio.fail_after(PATIENCE):
+        async with server_that_waits() as (port, proceed):
+            with pytest.raises(KeyboardInterrupt):
+                async with opening(port):
+                    await user_code(proceed)
+            assert cancelled.is_set()
+
+
+async def test_keyboard_interrupt_in_the_reader_names_the_users_error_as_its_cause() -> None:
+    async def user_code(proceed: trio.Event) -> None:
+        with crashing_reader(KeyboardInterrupt(), "received"):
+            proceed.set()
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise ValueError("the user's")
+
+    with trio.fail_after(PATIENCE):
+        async with server_that_waits() as (port, proceed):
+            with pytest.raises(KeyboardInterrupt) as caught:
+                async with opening(port):
+                    await user_code(proceed)
+            assert isinstance(caught.value.__cause__, ValueError)
+
+
+@asynccontextmanager
+async def server_that_waits() -> AsyncIterator[tuple[int, trio.Event]]:
+    """A server that sends a message when it is told to: its port, and how to tell it."""
+    proceed = trio.Event()
+
+    async def handler(stream: trio.abc.Stream) -> None:
+        await proceed.wait()
+        await send(stream, frame("x"))
+        await wait_gone(stream)
+
+    async with serve_raw_websocket(handler) as port:
+        yield port, proceed
 
 
 async def test_keyboard_interrupt_waits_for_a_safe_place_while_opening() -> None:
@@ -1065,6 +1186,7 @@ async def a_whole_life(port: int, ssl_context: ssl.SSLContext | None) -> None:
         assert await transport.receive() == ["hello"]
         await transport.send(["one", "two"])
         assert await transport.receive() == ["one"]
+        assert await transport.receive() == ["two"]
         await transport.ping()
         await transport.aclose()
 
@@ -1074,12 +1196,9 @@ async def test_cancelled_at_any_checkpoint_nothing_is_left(
     authority: trustme.CA, *, secure: bool
 ) -> None:
     async def handler(stream: trio.abc.Stream) -> None:
-        try:
+        with suppress(PeerGoneError):
             await greet(stream)
-        except trio.BrokenResourceError:
-            pass  # the TLS handshake was cut off
-        finally:
-            await wait_gone(stream)
+        await wait_gone(stream)
 
     client_context = client_tls(authority) if secure else None
     server_context = server_tls(authority) if secure else None
@@ -1101,4 +1220,4 @@ async def test_cancelled_at_any_checkpoint_nothing_is_left(
                 # The server's handlers end only with the client's end of the connection.
                 while count_tasks() > before:
                     await wait_all_tasks_blocked()
-    assert step > 20
+    assert step > 10

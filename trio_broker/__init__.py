@@ -1,3 +1,61 @@
-"""A Trio-native client for TheOne Trading API."""
+"""A Trio-native client for TheOne Trading API: balances, order updates and swaps.
+
+The one class that you need is `BrokerWSClient`; a broker to try it with is in
+`trio_broker.sandbox`.
+"""
+
+from trio_broker.client import BrokerWSClient as BrokerWSClient
+from trio_broker.exceptions import (
+    AuthenticationError as AuthenticationError,
+    AuthenticationTimeoutError as AuthenticationTimeoutError,
+    BrokerError as BrokerError,
+    ChannelError as ChannelError,
+    ClientClosedError as ClientClosedError,
+    ClockSkewError as ClockSkewError,
+    ConfigurationError as ConfigurationError,
+    ConnectFailedError as ConnectFailedError,
+    ConnectionLostError as ConnectionLostError,
+    InvalidApiKeyError as InvalidApiKeyError,
+    InvalidChannelError as InvalidChannelError,
+    InvalidSignatureError as InvalidSignatureError,
+    MessageTooLargeError as MessageTooLargeError,
+    NonceReusedError as NonceReusedError,
+    NotAuthenticatedError as NotAuthenticatedError,
+    NotConnectedError as NotConnectedError,
+    NotSentError as NotSentError,
+    ProtocolError as ProtocolError,
+    RequestTimeoutError as RequestTimeoutError,
+    ServerError as ServerError,
+    SlowConsumerError as SlowConsumerError,
+    SubscriptionBrokenError as SubscriptionBrokenError,
+    SubscriptionLimitError as SubscriptionLimitError,
+    SwapOutcomeUnknownError as SwapOutcomeUnknownError,
+    UnknownOperationError as UnknownOperationError,
+)
+from trio_broker.models import (
+    Balance as Balance,
+    ClientStatistics as ClientStatistics,
+    Closed as Closed,
+    Connected as Connected,
+    ConnectionEvent as ConnectionEvent,
+    ConnectionState as ConnectionState,
+    Disconnected as Disconnected,
+    Gap as Gap,
+    GaveUp as GaveUp,
+    Message as Message,
+    OddMessage as OddMessage,
+    Order as Order,
+    OrderStatus as OrderStatus,
+    RouteStep as RouteStep,
+    SnapshotUnavailable as SnapshotUnavailable,
+    SwapEstimate as SwapEstimate,
+    SwapReceipt as SwapReceipt,
+)
+from trio_broker.settings import Limits as Limits
+from trio_broker.subscription import (
+    BoundedReceiveChannel as BoundedReceiveChannel,
+    Subscription as Subscription,
+)
+from trio_broker.swaps import new_client_order_id as new_client_order_id
 
 __version__ = "0.1.0"

@@ -110,6 +110,19 @@ def auth_frame(api_key: str, timestamp_ms: int, nonce: str, signature: str) -> s
     return f'{{"op":"auth","key":{key},"ts":{timestamp_ms},"nonce":"{nonce}","sig":"{signature}"}}'
 
 
+def frame_size(op: str, body: str, channel: str | None) -> int:
+    """The size in bytes that a message will have; stamps and signatures have fixed lengths.
+
+    Args:
+        op: The operation.
+        body: The text of its ``data`` member, empty for none.
+        channel: The channel, of ``subscribe`` and ``unsubscribe``.
+    """
+    if channel is not None:
+        return len(channel_frame(op, channel))
+    return len(signed_frame(op, body, 10**12, "0" * 40, "0" * 64))
+
+
 class Inbound(msgspec.Struct, frozen=True, gc=False):
     """The envelope of a message from the broker.
 

@@ -102,32 +102,27 @@ class Ledger:
             asset: The asset.
             amount: How much.
         """
-        self.accounts[account][asset] = self.holding(account, asset).changed(locked=-amount)
+        holding = self.holding(account, asset)
+        self.accounts[account][asset] = holding.changed(locked=amount.copy_negate())
 
     def settle(
-        self,
-        account: str,
-        asset_in: str,
-        amount_in: Decimal,
-        asset_out: str,
-        amount_out: Decimal,
-        fee: Decimal,
+        self, account: str, gives: tuple[str, Decimal], gets: tuple[str, Decimal], fee: Decimal
     ) -> None:
         """Trade what was locked with the market's book.
 
         Args:
             account: The account.
-            asset_in: The asset that it gives.
-            amount_in: How much it gives, out of what it has locked.
-            asset_out: The asset that it gets.
-            amount_out: How much it gets.
+            gives: An asset and how much of it the account gives, out of what it has locked.
+            gets: Another asset and how much of it the account gets.
             fee: What the book pays in fees on top, in the asset that the account gets.
         """
-        given = self.holding(account, asset_in).changed(total=-amount_in, locked=-amount_in)
+        (asset_in, amount_in), (asset_out, amount_out) = gives, gets
+        spent = amount_in.copy_negate()  # Unlike a minus sign, it never rounds.
+        given = self.holding(account, asset_in).changed(total=spent, locked=spent)
         got = self.holding(account, asset_out).changed(total=amount_out)
         self.accounts[account] |= {asset_in: given, asset_out: got}
         _add(self.book, asset_in, amount_in)
-        _add(self.book, asset_out, -CONTEXT.add(amount_out, fee))
+        _add(self.book, asset_out, CONTEXT.add(amount_out, fee).copy_negate())
         _add(self.fees, asset_out, fee)
 
     def sums(self) -> Mapping[str, Decimal]:

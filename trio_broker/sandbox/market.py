@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from decimal import Decimal, localcontext
 from hashlib import blake2b
+from itertools import pairwise
 from typing import Final
 
 import attrs
@@ -51,7 +52,7 @@ ASSETS: Final = {
     for asset in (
         Asset("USDT", 6, Decimal(1), 0.0),
         Asset("USDC", 6, Decimal("0.9998"), 0.01),
-        Asset("BTC", 8, Decimal("64250"), 1.0),
+        Asset("BTC", 8, Decimal(64250), 1.0),
         Asset("ETH", 18, Decimal("3245.67"), 1.2),
         Asset("BNB", 18, Decimal("585.4"), 1.1),
         Asset("SOL", 9, Decimal("148.25"), 1.6),
@@ -120,13 +121,14 @@ class Market:
         asset = ASSETS[symbol]
         # Whole parts per million, since floats differ in their last digits between machines.
         millionths = round(self._wander(symbol, at) * asset.volatility * 100)
-        return CONTEXT.multiply(asset.base, Decimal(1_000_000 + millionths).scaleb(-6))
+        return CONTEXT.multiply(asset.base, Decimal(1_000_000 + millionths).scaleb(-6, CONTEXT))
 
     def quote(
         self,
         amount_in: Decimal,
         asset_in: str,
         asset_out: str,
+        *,
         at: float,
         sources: Sequence[str] = (),
     ) -> Quote:
@@ -148,12 +150,13 @@ class Market:
         for source in sources:
             if source not in SOURCES:
                 raise Refusal(UNKNOWN_SOURCE, source)
-        stops = [asset_in, asset_out] if _HUB in {asset_in, asset_out} else [asset_in, _HUB, asset_out]
+        hub = [] if _HUB in {asset_in, asset_out} else [_HUB]
+        stops = [asset_in, *hub, asset_out]
         with localcontext(CONTEXT):
             route: list[RouteStep] = []
             gross = Decimal(1)
             amount = round_down(amount_in, decimals[0])
-            for here, there in zip(stops, stops[1:], strict=False):
+            for here, there in pairwise(stops):
                 spread, exchange = self._best(here, there, at, sources or SOURCES)
                 gross = gross * self.price(here, at) / self.price(there, at) * (1 - spread)
                 bought = round_down(amount_in * gross, ASSETS[there].decimals)
@@ -177,7 +180,7 @@ class Market:
             (round(abs(self._chance(f"{source}/{here}/{there}", period)) * _WIDEST_SPREAD), source)
             for source in sources
         )
-        return Decimal(parts).scaleb(-6), source
+        return Decimal(parts).scaleb(-6, CONTEXT), source
 
     def _wander(self, symbol: str, at: float) -> float:
         """How far a price is from its base: within ±511, and within ±1 or so after a second."""

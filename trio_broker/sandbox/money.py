@@ -52,7 +52,7 @@ def round_down(amount: Decimal, decimals: int) -> Decimal:
         amount: An amount that isn't negative.
         decimals: The number of decimals.
     """
-    return amount.quantize(Decimal(1).scaleb(-decimals), ROUND_DOWN, CONTEXT)
+    return amount.quantize(Decimal(1).scaleb(-decimals, CONTEXT), ROUND_DOWN, CONTEXT)
 
 
 def round_up(amount: Decimal, decimals: int) -> Decimal:
@@ -62,4 +62,4 @@ def round_up(amount: Decimal, decimals: int) -> Decimal:
         amount: An amount that isn't negative.
         decimals: The number of decimals.
     """
-    return amount.quantize(Decimal(1).scaleb(-decimals), ROUND_UP, CONTEXT)
+    return amount.quantize(Decimal(1).scaleb(-decimals, CONTEXT), ROUND_UP, CONTEXT)

@@ -45,6 +45,7 @@ from trio_broker.settings import Endpoint
 from trio_broker.transports import Transport
 
 _RECEIVE_BUFFER_SIZE: Final = 64 * 1024
+_HTTP: Final = b"HTTP/1."
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})\b[^\n]*\n")
 _END_OF_HEAD: Final = re.compile(rb"\n\r?\n")
 
@@ -83,28 +84,271 @@ async def open_transport(
         ConnectFailedError: No WebSocket came about in time.
     """
     attempt = _Attempt(endpoint, connect_timeout)
-    failure: BaseException | None = None
+    held = _HeldBack()
     async with _open_stream(attempt, ssl_context) as stream:
-        reader = _Reader(stream)
+        reader = _Reader(_WatchedStream(stream))
         try:
             async with trio.open_nursery(strict_exception_groups=True) as nursery:
                 nursery.start_soon(reader.run, endpoint, max_receive_size)
-                try:
+                with held:
                     yield _TrioWebSocketTransport(await reader.opened(attempt), reader)
-                except BaseException as error:  # noqa: BLE001, ASYNC103 - raised again below
-                    # Not here: the nursery would put it into a group.
-                    failure = error
-                finally:
-                    reader.stop()
+                reader.stop()
         except BaseExceptionGroup as group:
             # Only a Ctrl-C that struck the reader gets here.
-            raise _first_leaf(group) from failure
-    try:
-        if failure is not None:
-            raise failure
-    finally:
-        # The exception's traceback holds this frame, and this frame would hold the exception.
-        del failure
+            raise _first_leaf(group) from held.error
+    held.release()
+
+
+class _HeldBack:
+    """Takes what its block raises out of a nursery, which would put it into a group."""
+
+    error: BaseException | None = None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        self.error = error
+        return True
+
+    def release(self) -> None:
+        """Raise it, if there is anything."""
+        try:
+            if self.error is not None:
+                raise self.error
+        finally:
+            # Its traceback refers to this frame: that would be a cycle.
+            self.error = None
+
+
+class _TrioWebSocketTransport:
+    """`Transport` over a trio-websocket connection.
+
+    Pings are answered and pongs are heard only as far as somebody receives: the reader doesn't
+    read past a message that waits to be taken.
+    """
+
+    def __init__(self, connection: WebSocketConnection, reader: _Reader) -> None:
+        self._connection = connection
+        self._reader = reader
+        self._closing = False
+
+    @property
+    def last_heard(self) -> float:
+        return self._reader.stream.last_heard
+
+    async def receive(self) -> list[str | bytes]:
+        try:
+            return [await self._connection.get_message()]
+        except ConnectionClosed:
+            if not self._closing:
+                # trio-websocket would read on, for nobody, while the peer keeps its socket open.
+                self._reader.stop()
+            raise self._lost() from self._reader.crash
+
+    async def send(self, messages: Sequence[str]) -> None:
+        await trio.lowlevel.checkpoint()
+        for message in messages:
+            with self._while_open():
+                await self._connection.send_message(message)
+
+    async def ping(self) -> None:
+        with self._while_open():
+            await self._connection.ping()
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self._closing = True
+        with contextlib.suppress(ConnectionLostError), self._while_open():
+            await self._connection.aclose()
+
+    @contextmanager
+    def _while_open(self) -> Iterator[None]:
+        """Give up what is being done when the connection ends, and say why it ended."""
+        with self._reader.until_over() as scope:
+            try:
+                yield
+            except ConnectionClosed:
+                raise self._lost() from self._reader.crash
+        if scope.cancelled_caught or self._reader.stream.write_failed:
+            raise self._lost() from self._reader.crash
+
+    def _lost(self) -> ConnectionLostError:
+        closed = self._connection.closed
+        if closed is None or closed.code == _NO_CLOSE_FRAME:
+            end = self._reader.stream.end or "this side dropped the connection"
+            return ConnectionLostError(f"{end}, without a close frame")
+        if closed.code == _NO_CODE:
+            return ConnectionLostError("the peer closed the WebSocket and gave no code")
+        text = f"the WebSocket was closed with code {closed.code} ({closed.name})"
+        if closed.reason:
+            text += f": {closed.reason!r}"
+        return ConnectionLostError(text, int(closed.code))
+
+
+class _Reader:
+    """The task in which trio-websocket reads, and what became of it.
+
+    Attributes:
+        stream: The stream that it reads from.
+        crash: What it raised, None if it didn't.
+    """
+
+    def __init__(self, stream: _WatchedStream) -> None:
+        self.stream = stream
+        self.crash: BaseException | None = None
+        self._connection: WebSocketConnection | None = None
+        self._concluded = trio.Event()
+        self._scope = trio.CancelScope(shield=True)
+        self._over = False
+        self._operations: set[trio.CancelScope] = set()
+
+    @trio.lowlevel.enable_ki_protection
+    async def run(self, endpoint: Endpoint, max_receive_size: int) -> None:
+        """Do the handshake and read, until the stream ends or `stop` is called."""
+        user_agent = f"trio-broker/{trio_broker.__version__}"
+        try:
+            with self._scope:
+                async with trio.open_nursery(strict_exception_groups=True) as nursery:
+                    with self.stream.handshake:
+                        self._connection = await wrap_client_stream(
+                            nursery,
+                            self.stream,  # type: ignore[arg-type]  # it needs three methods
+                            endpoint.netloc,
+                            endpoint.resource,
+                            extra_headers=[(b"User-Agent", user_agent.encode())],
+                            message_queue_size=0,
+                            max_message_size=max_receive_size,
+                            receive_buffer_size=_RECEIVE_BUFFER_SIZE,
+                        )
+                    self._concluded.set()
+        except* Exception as group:  # noqa: BLE001 - it has bugs, and they end a connection only
+            self.crash = _first_leaf(group)
+            self.stream.note_end(f"trio-websocket failed ({self.crash!r})")
+        finally:
+            self._concluded.set()
+            self._over = True
+            for scope in self._operations:
+                scope.cancel()
+
+    async def opened(self, attempt: _Attempt) -> WebSocketConnection:
+        """Wait for the end of the handshake.
+
+        Raises:
+            ConnectFailedError: There is no WebSocket.
+        """
+        with attempt.phase("waiting for the answer to the WebSocket handshake"):
+            await self._concluded.wait()
+        if self._connection is not None:
+            return self._connection
+        if error := attempt.refused(self.stream.answer):
+            raise error
+        if self.crash is not None:
+            why = f"a wrong answer to the WebSocket handshake ({_root(self.crash)})"
+            raise attempt.failed(why) from self.crash
+        raise attempt.failed(f"{self.stream.end} in the WebSocket handshake")
+
+    def stop(self) -> None:
+        """End the task at once."""
+        self._scope.cancel()
+
+    @contextmanager
+    def until_over(self) -> Iterator[trio.CancelScope]:
+        """A scope that is cancelled when the task ends, and with it all hope of an answer."""
+        with trio.CancelScope() as scope:
+            if self._over:
+                scope.cancel()
+            self._operations.add(scope)
+            try:
+                yield scope
+            finally:
+                self._operations.discard(scope)
+
+
+class _WatchedStream:
+    """What trio-websocket takes for its stream: the real one, and notes about it.
+
+    It isn't a `trio.abc.Stream` but the three methods that trio-websocket uses, for it hides that
+    a write failed. trio-websocket would drop every message that it has read and not delivered
+    yet; so it may go on reading, and finds the same end a little later.
+
+    Attributes:
+        last_heard: When the last bytes came, on Trio's clock.
+        answer: What came up to the end of the head of the answer to the handshake, or a bit more.
+        handshake: Cancelled once no answer to the handshake can come any more.
+        end: How the stream ended, None while it hasn't.
+        write_failed: Whether a write has failed.
+    """
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream = stream
+        self.last_heard = trio.current_time()
+        self.answer = b""
+        self._answered = False
+        self.handshake = trio.CancelScope()
+        self.end: str | None = None
+        self.write_failed = False
+
+    async def receive_some(self, max_bytes: int) -> bytes | bytearray:
+        try:
+            data = await self._stream.receive_some(max_bytes)
+        except trio.BrokenResourceError as error:
+            self.note_end(_how_it_broke(error))
+            raise
+        if not data:
+            self.note_end("the peer hung up")
+            return data
+        self.last_heard = trio.current_time()
+        if not self._answered:
+            self._note_answer(data)
+        return data
+
+    def _note_answer(self, data: bytes | bytearray) -> None:
+        self.answer += data
+        if not _HTTP.startswith(self.answer[: len(_HTTP)]):
+            # trio-websocket would wait for a blank line, and many protocols have none.
+            self.note_end("the peer spoke something other than HTTP/1.1")
+            raise trio.BrokenResourceError
+        self._answered = _END_OF_HEAD.search(self.answer) is not None
+        if self._answered and _http_status(self.answer) not in {None, 101}:
+            # trio-websocket would wait for the end of the body, and if the peer hangs up instead
+            # (as HTTP allows), it would forget that there was an answer.
+            self.note_end("the peer refused")
+            raise trio.BrokenResourceError
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        try:
+            await self._stream.send_all(data)
+        except trio.BrokenResourceError as error:
+            self.write_failed = True
+            self.end = self.end or _how_it_broke(error)
+
+    async def aclose(self) -> None:
+        self.note_end("this side closed the connection")
+        await self._stream.aclose()
+
+    def note_end(self, how: str) -> None:
+        """Note that nothing more will come, the first reason given being the reason."""
+        self.end = self.end or how
+        # trio-websocket doesn't tell whoever waits for the handshake.
+        self.handshake.cancel()
+
+
+def _how_it_broke(error: trio.BrokenResourceError) -> str:
+    return f"the connection broke ({error.__cause__ or error})"
+
+
+def _first_leaf(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _root(error: BaseException) -> BaseException:
+    """What an exception began with: trio-websocket's own goes out while it handles the real one."""
+    while (earlier := error.__cause__ or error.__context__) is not None:
+        error = earlier
+    return error
 
 
 @attrs.frozen
@@ -148,7 +392,7 @@ class _Attempt:
 @asynccontextmanager
 async def _open_stream(
     attempt: _Attempt, ssl_context: ssl.SSLContext | None
-) -> AsyncIterator[_WatchedStream]:
+) -> AsyncIterator[trio.abc.Stream]:
     """A stream to the endpoint, with TLS where it is wanted; its socket is closed at the end."""
     host, port = attempt.endpoint.host, attempt.endpoint.port
     try:
@@ -159,10 +403,7 @@ async def _open_stream(
     except OSError as error:
         raise attempt.failed(_each_reason(error)) from error
     try:
-        if attempt.endpoint.secure:
-            yield _WatchedStream(await _secured(tcp, attempt, ssl_context))
-        else:
-            yield _WatchedStream(tcp)
+        yield await _secured(tcp, attempt, ssl_context) if attempt.endpoint.secure else tcp
     finally:
         with trio.CancelScope(shield=True):
             await trio.aclose_forcefully(tcp)
@@ -192,212 +433,11 @@ async def _secured(
     return stream
 
 
-class _WatchedStream:
-    """What trio-websocket takes for its stream: the real one, and notes about it.
-
-    It isn't a `trio.abc.Stream` but the three methods that trio-websocket uses, for it hides that
-    a write failed. trio-websocket would drop every message that it has read and not delivered
-    yet; so it may go on reading, and finds the same end a little later.
-
-    Attributes:
-        last_heard: When the last bytes came, on Trio's clock.
-        answer: What came up to the end of the head of the answer to the handshake, or a bit more.
-        handshake: Cancelled once no answer to the handshake can come any more.
-        end: How the stream ended, None while it hasn't.
-        write_failed: Whether a write has failed.
-    """
-
-    def __init__(self, stream: trio.abc.Stream) -> None:
-        self._stream = stream
-        self.last_heard = trio.current_time()
-        self.answer = b""
-        self._answered = False
-        self.handshake = trio.CancelScope()
-        self.end: str | None = None
-        self.write_failed = False
-
-    async def receive_some(self, max_bytes: int) -> bytes | bytearray:
-        try:
-            data = await self._stream.receive_some(max_bytes)
-        except trio.BrokenResourceError as error:
-            self.note_end(_how_it_broke(error))
-            raise
-        if not data:
-            self.note_end("the peer hung up")
-            return data
-        self.last_heard = trio.current_time()
-        if not self._answered:
-            self._note_answer(data)
-        return data
-
-    def _note_answer(self, data: bytes | bytearray) -> None:
-        self.answer += data
-        self._answered = _END_OF_HEAD.search(self.answer) is not None
-        if self._answered and _http_status(self.answer) not in {None, 101}:
-            # trio-websocket would wait for the end of the body, and if the peer hangs up instead
-            # (as HTTP allows), it would forget that there was an answer.
-            self.note_end("the peer refused")
-            raise trio.BrokenResourceError
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        try:
-            await self._stream.send_all(data)
-        except trio.BrokenResourceError as error:
-            self.write_failed = True
-            if self.end is None:
-                self.end = _how_it_broke(error)
-
-    async def aclose(self) -> None:
-        self.note_end("this side closed the connection")
-        await self._stream.aclose()
-
-    def note_end(self, how: str) -> None:
-        """Note that nothing more will come, the first reason given being the reason."""
-        if self.end is None:
-            self.end = how
-        # trio-websocket doesn't tell whoever waits for the handshake.
-        self.handshake.cancel()
-
-
-class _Reader:
-    """The task in which trio-websocket reads, and what became of it.
-
-    Attributes:
-        stream: The stream that it reads from.
-        crash: What it raised, None if it didn't.
-    """
-
-    def __init__(self, stream: _WatchedStream) -> None:
-        self.stream = stream
-        self.crash: BaseException | None = None
-        self._connection: WebSocketConnection | None = None
-        self._concluded = trio.Event()
-        self._scope = trio.CancelScope(shield=True)
-        self._over = False
-        self._operations: set[trio.CancelScope] = set()
-
-    @trio.lowlevel.enable_ki_protection
-    async def run(self, endpoint: Endpoint, max_receive_size: int) -> None:
-        """Do the handshake and read, until the stream ends or `stop` is called."""
-        user_agent = f"trio-broker/{trio_broker.__version__}"
-        try:
-            with self._scope:
-                async with trio.open_nursery(strict_exception_groups=True) as nursery:
-                    with self.stream.handshake:
-                        self._connection = await wrap_client_stream(
-                            nursery,
-                            self.stream,  # type: ignore[arg-type]  # it needs three methods
-                            endpoint.netloc,
-                            endpoint.resource,
-                            extra_headers=[(b"User-Agent", user_agent.encode())],
-                            message_queue_size=0,
-                            max_message_size=max_receive_size,
-                            receive_buffer_size=_RECEIVE_BUFFER_SIZE,
-                        )
-                    self._concluded.set()
-        except* Exception as group:
-            self.crash = _first_leaf(group)
-            self.stream.note_end(f"trio-websocket failed ({self.crash!r})")
-        finally:
-            self._concluded.set()
-            self.declare_over()
-
-    async def opened(self, attempt: _Attempt) -> WebSocketConnection:
-        """Wait for the end of the handshake.
-
-        Raises:
-            ConnectFailedError: There is no WebSocket.
-        """
-        with attempt.phase("waiting for the answer to the WebSocket handshake"):
-            await self._concluded.wait()
-        if self._connection is not None:
-            return self._connection
-        if error := attempt.refused(self.stream.answer):
-            raise error
-        if self.crash is not None:
-            why = f"a wrong answer to the WebSocket handshake ({_root(self.crash)})"
-            raise attempt.failed(why) from self.crash
-        raise attempt.failed(f"{self.stream.end} before the WebSocket handshake was done")
-
-    def stop(self) -> None:
-        """End the task at once."""
-        self._scope.cancel()
-
-    def declare_over(self) -> None:
-        """Wake everybody who waits for something that won't come any more."""
-        self._over = True
-        for scope in self._operations:
-            scope.cancel()
-
-    @contextmanager
-    def until_over(self) -> Iterator[trio.CancelScope]:
-        """A scope that is cancelled when the connection is over."""
-        with trio.CancelScope() as scope:
-            if self._over:
-                scope.cancel()
-            self._operations.add(scope)
-            try:
-                yield scope
-            finally:
-                self._operations.discard(scope)
-
-
-class _TrioWebSocketTransport:
-    """`Transport` over a trio-websocket connection."""
-
-    def __init__(self, connection: WebSocketConnection, reader: _Reader) -> None:
-        self._connection = connection
-        self._reader = reader
-
-    @property
-    def last_heard(self) -> float:
-        return self._reader.stream.last_heard
-
-    async def receive(self) -> list[str | bytes]:
-        try:
-            return [await self._connection.get_message()]
-        except ConnectionClosed:
-            # trio-websocket's reader may go on for as long as the peer keeps the socket open.
-            self._reader.declare_over()
-            raise self._lost() from self._reader.crash
-
-    async def send(self, messages: Sequence[str]) -> None:
-        await trio.lowlevel.checkpoint()
-        for message in messages:
-            with self._while_open():
-                await self._connection.send_message(message)
-
-    async def ping(self) -> None:
-        with self._while_open():
-            await self._connection.ping()
-
-    async def aclose(self) -> None:
-        await trio.lowlevel.checkpoint()
-        with contextlib.suppress(ConnectionLostError), self._while_open():
-            await self._connection.aclose()
-
-    @contextmanager
-    def _while_open(self) -> Iterator[None]:
-        """Give up what is being done when the connection ends, and say why it ended."""
-        with self._reader.until_over() as scope:
-            try:
-                yield
-            except ConnectionClosed:
-                raise self._lost() from self._reader.crash
-        if scope.cancelled_caught or self._reader.stream.write_failed:
-            raise self._lost() from self._reader.crash
-
-    def _lost(self) -> ConnectionLostError:
-        closed = self._connection.closed
-        if closed is None or closed.code == _NO_CLOSE_FRAME:
-            end = self._reader.stream.end or "this side dropped the connection"
-            return ConnectionLostError(f"{end}, without a close frame")
-        if closed.code == _NO_CODE:
-            return ConnectionLostError("the peer closed the WebSocket and gave no code")
-        text = f"the WebSocket was closed with code {closed.code} ({closed.name})"
-        if closed.reason:
-            text += f": {closed.reason!r}"
-        return ConnectionLostError(text, int(closed.code))
+def _each_reason(error: OSError) -> str:
+    """What went wrong at each address, where Trio tried several."""
+    group = error.__cause__
+    reasons = group.exceptions if isinstance(group, ExceptionGroup) else [error]
+    return "; ".join(str(reason) for reason in reasons)
 
 
 def _http_status(answer: bytes) -> int | None:
@@ -418,27 +458,3 @@ def _seconds_to_wait(retry_after: object) -> float | None:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=dt.UTC)
     return max(0.0, moment.timestamp() - time.time())
-
-
-def _how_it_broke(error: trio.BrokenResourceError) -> str:
-    return f"the connection broke ({error.__cause__ or error})"
-
-
-def _each_reason(error: OSError) -> str:
-    """What went wrong at each address, where Trio tried several."""
-    group = error.__cause__
-    reasons = group.exceptions if isinstance(group, ExceptionGroup) else [error]
-    return "; ".join(str(reason) for reason in reasons)
-
-
-def _first_leaf(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-def _root(error: BaseException) -> BaseException:
-    """What an exception began with: trio-websocket's own goes out while it handles the real one."""
-    while (earlier := error.__cause__ or error.__context__) is not None:
-        error = earlier
-    return error

@@ -1,0 +1,408 @@
+"""Who is subscribed to what, here and at the broker. No I/O; time comes in as an argument.
+
+Subscribers of one channel share it. What is *wanted* (a channel with members) and what the broker
+*holds* come together one step at a time: a channel has one request under way, and when that has
+ended, `_settle` looks again at what is wanted by then. So it doesn't matter in which order
+subscribers come and go while the broker answers.
+
+**Snapshots** are asked for when the broker holds the channel, so that nothing falls between the
+state and the first push. If a push comes while one is under way, nobody can tell which of the two
+is newer: it is asked for again. An order's message is its whole state, so of those the older one
+is never delivered after a newer one.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+import heapq
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any, Final
+
+import attrs
+
+from trio_broker import operations, wire
+from trio_broker.exceptions import (
+    BrokerError,
+    ServerError,
+    SubscriptionBrokenError,
+    SubscriptionLimitError,
+)
+from trio_broker.models import ConnectionEvent, Message, Order, Origin, SnapshotUnavailable
+from trio_broker.session import Priority, Request, Session
+from trio_broker.subscription import Feed
+from trio_broker.wire import Inbound
+
+BALANCES: Final = "balances"
+ORDERS: Final = "orders:"
+
+# A snapshot after an overflow, or after one that failed, comes at most so often.
+SNAPSHOT_INTERVAL: Final = 1.0
+_FIRST_RETRY: Final = 0.05
+
+
+class _Standing(enum.Enum):
+    ABSENT = enum.auto()
+    HELD = enum.auto()
+
+
+@attrs.define(eq=False)
+class Member:
+    """One subscriber of a channel.
+
+    Attributes:
+        feed: Where its messages go.
+        on_ready: Called once: with None when the broker has acknowledged, or with the error.
+        is_ready: Whether the broker has acknowledged.
+        wants_snapshot: Whether the channel's state is to be asked for.
+        newest: The newest state of an order that was delivered to it.
+    """
+
+    feed: Feed[Any]
+    on_ready: Callable[[BrokerError | None], None]
+    wants_snapshot: bool
+    is_ready: bool = False
+    newest: Order | None = None
+
+    def offer(self, message: Message[Any]) -> None:
+        """Deliver a message, unless a newer state was delivered before."""
+        state = message.data
+        if isinstance(state, Order):
+            if self.newest is not None and state.is_older_than(self.newest):
+                return
+            self.newest = state
+        self.feed.put(message)
+
+
+@attrs.define(eq=False)
+class _Channel:
+    name: str
+    members: dict[Member, None] = attrs.field(factory=dict)
+    standing: _Standing = _Standing.ABSENT
+    request: Request | None = None
+    snapshot: Request | None = None
+    overtaken: bool = False
+    retries: int = 0
+    next_snapshot: float = -math.inf
+    on_left: list[Callable[[], None]] = attrs.field(factory=list)
+
+    def decode(self, message: Inbound) -> Any:
+        if self.name == BALANCES:
+            return wire.decode_balances_push(message)
+        if self.name.startswith(ORDERS):
+            return wire.decode_order(message)
+        return wire.decode_anything(message)
+
+    def snapshot_request(self, deadline: float) -> Request | None:
+        if self.name == BALANCES:
+            return operations.balances(deadline, Priority.BACKGROUND)
+        order_id = self.name.removeprefix(ORDERS)
+        if order_id and order_id != self.name:
+            return operations.order_status(order_id, deadline, Priority.BACKGROUND)
+        return None
+
+    def wanting(self) -> list[Member]:
+        return [member for member in self.members if member.wants_snapshot]
+
+
+class Channels:
+    """The channels of one client.
+
+    Args:
+        session: Where requests go.
+        max_subscriptions: How many channels one connection may have.
+        request_timeout: Seconds that the broker has to acknowledge.
+        time: Trio's clock.
+        wall_time: The time for messages and events.
+        on_event: Takes what a user should know.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        max_subscriptions: int,
+        request_timeout: float,
+        time: Callable[[], float],
+        wall_time: Callable[[], dt.datetime],
+        on_event: Callable[[ConnectionEvent], None],
+    ) -> None:
+        self._session = session
+        self._max = max_subscriptions
+        self._timeout = request_timeout
+        self._time = time
+        self._wall_time = wall_time
+        self._on_event = on_event
+        self._channels: dict[str, _Channel] = {}
+        self._delayed: list[tuple[float, int, _Channel]] = []
+        self._count = itertools.count()
+        self._over = False
+        self.subscriptions = 0
+
+    @property
+    def wanted(self) -> int:
+        """How many channels have a subscriber."""
+        return sum(1 for channel in self._channels.values() if channel.members)
+
+    def join(
+        self,
+        feed: Feed[Any],
+        on_ready: Callable[[BrokerError | None], None],
+        *,
+        snapshot: bool,
+    ) -> Member:
+        """Add a subscriber; it gets what is pushed from now on.
+
+        Args:
+            feed: Where its messages go, with the channel's name.
+            on_ready: Called when the broker has acknowledged or refused.
+            snapshot: Whether it gets the channel's state at first.
+
+        Raises:
+            SubscriptionLimitError: There are as many channels as there may be.
+        """
+        channel = self._channels.get(feed.channel)
+        if channel is None or not channel.members:
+            if self.wanted >= self._max:
+                raise SubscriptionLimitError(self._max)
+            channel = self._channels.setdefault(feed.channel, _Channel(feed.channel))
+        member = Member(feed, on_ready, snapshot)
+        channel.members[member] = None
+        self.subscriptions += 1
+        self._settle(channel)
+        return member
+
+    def leave(self, member: Member) -> None:
+        """Take a subscriber out; the last one's channel is given up at the broker.
+
+        Args:
+            member: What `join` gave; one that has left is left alone.
+        """
+        channel = self._channels.get(member.feed.channel)
+        if channel is not None and channel.members.pop(member, member) is None:
+            self.subscriptions -= 1
+            self._settle(channel)
+
+    def drop(self, name: str, on_left: Callable[[], None]) -> None:
+        """End every subscription to a channel.
+
+        Args:
+            name: The channel's name.
+            on_left: Called when the broker doesn't hold it any more, or it is wanted anew.
+        """
+        channel = self._channels.get(name)
+        if channel is None:
+            on_left()
+            return
+        members, channel.members = tuple(channel.members), {}
+        self.subscriptions -= len(members)
+        for member in members:
+            member.feed.end()
+        channel.on_left.append(on_left)
+        self._settle(channel)
+
+    def drained(self, member: Member) -> None:
+        """A subscriber has caught up after an overflow: balances need their whole state again.
+
+        An order's message is its whole state, and the newest was not dropped.
+
+        Args:
+            member: The subscriber.
+        """
+        channel = self._channels.get(member.feed.channel)
+        if channel is not None and channel.name == BALANCES and member in channel.members:
+            member.wants_snapshot = True
+            self._take_snapshot(channel)
+
+    def pushed(self, message: Inbound, text: str, now: float) -> None:
+        """Deliver what the broker pushed.
+
+        Args:
+            message: The envelope.
+            text: The message.
+            now: The time.
+
+        Raises:
+            ProtocolError: The body isn't as documented.
+        """
+        channel = self._channels.get(message.ch or "")
+        if channel is None:
+            self._session.report_odd("it was pushed to a channel that nobody has", text)
+        elif message.error:
+            for member in tuple(channel.members):
+                member.feed.put_error(message.error, self._wall_time())
+        elif channel.members:
+            if channel.snapshot is not None and channel.snapshot.was_sent:
+                channel.overtaken = True
+            data = channel.decode(message)
+            self._deliver(channel, tuple(channel.members), data, "push", text)
+
+    def finish(self, error: BrokerError | None) -> None:
+        """There will be no connection any more.
+
+        Args:
+            error: What it failed with, None if it was closed.
+        """
+        self._over = True
+        channels, self._channels = self._channels, {}
+        self.subscriptions = 0
+        for channel in channels.values():
+            for member in tuple(channel.members):
+                if error is None:
+                    member.feed.end()
+                else:
+                    member.feed.fail(SubscriptionBrokenError(channel.name), error)
+
+    @property
+    def next_deadline(self) -> float:
+        """When `tick` has something to do, infinity for never."""
+        return self._delayed[0][0] if self._delayed else math.inf
+
+    def tick(self, now: float) -> None:
+        """Ask for the snapshots whose time has come.
+
+        Args:
+            now: The time.
+        """
+        while self._delayed and self._delayed[0][0] <= now:
+            channel = heapq.heappop(self._delayed)[2]
+            if self._channels.get(channel.name) is channel:
+                self._take_snapshot(channel)
+
+    # --- Wanted and held -------------------------------------------------------------------
+
+    def _settle(self, channel: _Channel) -> None:
+        if self._over:
+            return
+        request = channel.request
+        if request is not None:
+            if not channel.members and request.op == "subscribe" and not request.was_sent:
+                self._session.give_up(request, self._time())
+            return
+        if channel.members and channel.standing is _Standing.HELD:
+            self._welcome(channel)
+        elif channel.members:
+            if self._held() < self._max:
+                self._request(channel, "subscribe")
+        elif channel.standing is _Standing.HELD:
+            self._request(channel, "unsubscribe")
+        else:
+            del self._channels[channel.name]
+            self._tell_left(channel)
+
+    def _held(self) -> int:
+        """How many channels the broker holds or may hold."""
+        return sum(
+            1
+            for channel in self._channels.values()
+            if channel.standing is _Standing.HELD or channel.request is not None
+        )
+
+    def _request(self, channel: _Channel, op: str) -> None:
+        now = self._time()
+        request = operations.subscription(op, channel.name, now + self._timeout)
+        request.on_end = lambda request: self._answered(channel, request)
+        channel.request = request
+        if op == "unsubscribe" and channel.snapshot is not None:
+            self._session.give_up(channel.snapshot, now)
+        self._session.submit(request, now)
+
+    def _answered(self, channel: _Channel, request: Request) -> None:
+        channel.request = None
+        if request.op == "unsubscribe":
+            # A refusal means that there was nothing to give up.
+            channel.standing = _Standing.ABSENT
+            self._settle(channel)
+            self._settle_waiting()
+            return
+        if request.error is None:
+            channel.standing = _Standing.HELD
+        else:
+            for member in [member for member in channel.members if not member.is_ready]:
+                del channel.members[member]
+                self.subscriptions -= 1
+                member.on_ready(request.error)
+        self._settle(channel)
+
+    def _settle_waiting(self) -> None:
+        """At the limit, a new channel waits until an old one has been given up."""
+        for channel in tuple(self._channels.values()):
+            if channel.request is None and channel.standing is _Standing.ABSENT:
+                self._settle(channel)
+
+    def _welcome(self, channel: _Channel) -> None:
+        for member in channel.members:
+            if not member.is_ready:
+                member.is_ready = True
+                member.on_ready(None)
+        self._tell_left(channel)
+        self._take_snapshot(channel)
+
+    def _tell_left(self, channel: _Channel) -> None:
+        callbacks, channel.on_left = channel.on_left, []
+        for on_left in callbacks:
+            on_left()
+
+    # --- Messages and snapshots ------------------------------------------------------------
+
+    def _deliver(
+        self,
+        channel: _Channel,
+        members: tuple[Member, ...] | list[Member],
+        data: Any,
+        origin: Origin,
+        text: str,
+    ) -> None:
+        message = Message(channel.name, data, origin, None, self._wall_time(), text)
+        for member in members:
+            member.offer(message)
+
+    def _take_snapshot(self, channel: _Channel) -> None:
+        if channel.snapshot is not None or channel.standing is not _Standing.HELD:
+            return
+        if not channel.wanting():
+            return
+        now = self._time()
+        if now < channel.next_snapshot:
+            heapq.heappush(self._delayed, (channel.next_snapshot, next(self._count), channel))
+            self._session.listener.changed()
+            return
+        request = channel.snapshot_request(now + self._timeout)
+        if request is None:
+            self._forgo(channel, BrokerError(f"{channel.name!r} is no channel with a snapshot"))
+            return
+        request.on_end = lambda request: self._snapshot_came(channel, request)
+        channel.snapshot, channel.overtaken = request, False
+        channel.next_snapshot = now + SNAPSHOT_INTERVAL
+        self._session.submit(request, now)
+
+    def _snapshot_came(self, channel: _Channel, request: Request) -> None:
+        channel.snapshot = None
+        if self._over or channel.standing is not _Standing.HELD:
+            return
+        if request.error is None and not channel.overtaken:
+            wanting = channel.wanting()
+            for member in wanting:
+                member.wants_snapshot = False
+            channel.retries = 0
+            self._deliver(channel, wanting, request.result, "snapshot", request.reply)
+        elif request.error is None:
+            delay = min(_FIRST_RETRY * 2.0**channel.retries, SNAPSHOT_INTERVAL)
+            channel.next_snapshot = self._time() + (delay if channel.retries else 0.0)
+            channel.retries += 1
+        elif isinstance(request.error, ServerError):
+            self._forgo(channel, request.error)
+        elif channel.members:
+            self._unavailable(channel, request.error)
+        self._take_snapshot(channel)
+
+    def _forgo(self, channel: _Channel, error: BrokerError) -> None:
+        for member in channel.wanting():
+            member.wants_snapshot = False
+        self._unavailable(channel, error)
+
+    def _unavailable(self, channel: _Channel, error: BrokerError) -> None:
+        event = SnapshotUnavailable(at=self._wall_time(), channel=channel.name, error=error)
+        self._on_event(event)

@@ -1,0 +1,617 @@
+"""`BrokerWSClient`: the documented methods. How anything is done is the other modules' matter."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import ssl
+import time
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Final, Literal, Self, TypeVar, overload
+
+import trio
+from trio.lowlevel import enable_ki_protection
+
+from trio_broker import operations, swaps, wire
+from trio_broker.channels import BALANCES, ORDERS, Member
+from trio_broker.exceptions import BrokerError, NotConnectedError, NotSentError, fresh
+from trio_broker.models import (
+    Balance,
+    ClientStatistics,
+    ConnectionEvent,
+    ConnectionState,
+    Order,
+    SwapEstimate,
+    SwapReceipt,
+)
+from trio_broker.operations import Amount
+from trio_broker.session import Request, Session
+from trio_broker.settings import Limits, Settings, from_environment, parse_url
+from trio_broker.signing import SigningKey
+from trio_broker.subscription import BoundedReceiveChannel, Feed, Overflow, Subscription
+from trio_broker.supervisor import Supervisor
+
+T = TypeVar("T")
+
+_number: Final = itertools.count(1)
+_root_logger: Final = logging.getLogger("trio_broker")
+
+
+class _ClientLogger(logging.Logger):
+    """A logger below `trio_broker` that goes when its client goes.
+
+    The logging module keeps every logger that it hands out for ever, so a service that makes a
+    client per request would grow; and as it doesn't know this one, it can't clear its cache of
+    levels when another logger's level changes, so there is none.
+    """
+
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - the name that logging calls
+        return self.manager.disable < level >= self.getEffectiveLevel()
+
+
+class BrokerWSClient(trio.abc.AsyncResource):
+    """A client of TheOne Trading API over one authenticated WebSocket.
+
+    Use it once, under ``async with``, or with `connect` in a nursery of your own. Its methods may
+    be called by many tasks at a time. Cancelling any of them is safe: nothing is left behind, and
+    a later call gets its own answer.
+    """
+
+    @enable_ki_protection
+    def __init__(
+        self,
+        api_key: str,
+        secret_key: str,
+        ws_url: str,
+        *,
+        limits: Limits | None = None,
+        connect_timeout: float = 10.0,
+        auth_timeout: float = 10.0,
+        heartbeat_interval: float = 30.0,
+        heartbeat_timeout: float = 10.0,
+        write_timeout: float = 10.0,
+        request_timeout: float = 10.0,
+        reply_grace: float = 30.0,
+        close_timeout: float = 5.0,
+        signing_key: SigningKey = "derived",
+        ssl_context: ssl.SSLContext | None = None,
+        allow_insecure: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Make a client; nothing is opened yet.
+
+        Args:
+            api_key: The API key.
+            secret_key: The secret key; it is never sent.
+            ws_url: The WebSocket's URL, ``wss://…``; ``ws://`` only to this machine.
+            limits: The broker's limits, where they differ from the documented ones.
+            connect_timeout: Seconds for DNS, TCP, TLS and the WebSocket handshake together.
+            auth_timeout: Seconds that the broker has to authenticate this client.
+            heartbeat_interval: Seconds between two pings.
+            heartbeat_timeout: Seconds of silence after a ping that make the peer dead.
+            write_timeout: Seconds without reading that make the peer dead.
+            request_timeout: Seconds from a call to its reply, waiting for a turn included.
+            reply_grace: Seconds for which the reply to a given-up request is still waited for.
+            close_timeout: Seconds for a polite goodbye.
+            signing_key: ``"derived"`` signs as the broker's own clients do, ``"raw"`` with the
+                secret itself, as its documentation shows.
+            ssl_context: For ``wss://``, where the default context isn't what you need.
+            allow_insecure: Whether ``ws://`` may leave this machine.
+            clock: The wall clock in seconds since the epoch, for timestamps.
+
+        Raises:
+            ConfigurationError: An option can't work; the message names it.
+        """
+        self._settings = Settings(
+            api_key=api_key,
+            secret_key=secret_key,
+            endpoint=parse_url(ws_url, allow_insecure=allow_insecure),
+            limits=limits if limits is not None else Limits(),
+            connect_timeout=connect_timeout,
+            auth_timeout=auth_timeout,
+            heartbeat_interval=heartbeat_interval,
+            heartbeat_timeout=heartbeat_timeout,
+            write_timeout=write_timeout,
+            request_timeout=request_timeout,
+            reply_grace=reply_grace,
+            close_timeout=close_timeout,
+            signing_key=signing_key,
+            ssl_context=ssl_context,
+            clock=clock,
+        )
+        self.logger: logging.Logger = _ClientLogger(f"trio_broker.client.{next(_number)}")
+        self.logger.parent = _root_logger
+        self._session = Session(reply_grace=reply_grace)
+        self._supervisor = Supervisor(self._settings, self._session, self.logger)
+        self._nursery_manager = trio.open_nursery()
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ, **options: Any) -> Self:
+        """Make a client from the documented environment variables.
+
+        Args:
+            environ: Where ``BROKER_API_KEY``, ``BROKER_SECRET_KEY`` and ``BROKER_WS_URL`` or
+                ``BROKER_BASE_URL`` are looked up.
+            **options: The constructor's keyword options.
+
+        Raises:
+            ConfigurationError: A variable is missing, or can't work; the message names it.
+        """
+        api_key, secret_key, ws_url = from_environment(environ)
+        return cls(api_key, secret_key, ws_url, **options)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._settings.endpoint.url} {self.state.value}>"
+
+    # --- Opening and closing ---------------------------------------------------------------
+
+    @enable_ki_protection
+    async def __aenter__(self) -> Self:
+        """Connect and authenticate.
+
+        Raises:
+            RuntimeError: The client was used before.
+            BrokerError: As `connect`.
+        """
+        self._check_unused()
+        nursery = await self._nursery_manager.__aenter__()
+        try:
+            await self.connect(nursery)
+        except BaseException:
+            # No task is left in the nursery, so this doesn't wait.
+            await self._nursery_manager.__aexit__(None, None, None)
+            raise
+        return self
+
+    @enable_ki_protection
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close; an exception of the block's own comes through as it was raised.
+
+        The nursery isn't told of that exception, as it would wrap it into a group.
+        """
+        try:
+            if exc_value is None:
+                await self.aclose()
+            else:
+                await self._close_under(exc_value)
+        finally:
+            await self._nursery_manager.__aexit__(None, None, None)
+
+    async def _close_under(self, error: BaseException) -> None:
+        """Close while an exception is on its way, which no `Cancelled` may replace."""
+        cancelled = trio.current_effective_deadline() == float("-inf")
+        with trio.CancelScope(shield=True):
+            if cancelled or not isinstance(error, Exception):
+                self._supervisor.abort()
+            self._supervisor.request_close()
+            await self._supervisor.wait_over()
+
+    @enable_ki_protection
+    async def connect(self, nursery: trio.Nursery) -> None:
+        """Connect and authenticate, with the background tasks in a nursery of the caller's.
+
+        The nursery stays busy until `aclose` or its cancellation. No later failure is raised into
+        it. Cancelled, this leaves no task.
+
+        Args:
+            nursery: The nursery.
+
+        Raises:
+            RuntimeError: The client was used before.
+            ConnectFailedError: No WebSocket could be opened.
+            AuthenticationError: The broker refused the keys.
+            AuthenticationTimeoutError: The broker didn't answer.
+            ServerError: The broker refused, for the timestamp say.
+            ConnectionLostError: The connection was lost meanwhile.
+        """
+        self._check_unused()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        nursery.start_soon(self._supervisor.run, name=f"{self!r}")
+        self._supervisor.start()
+        try:
+            await self._supervisor.wait_connected()
+        except BaseException:
+            self._supervisor.abort()
+            with trio.CancelScope(shield=True):
+                await self._supervisor.wait_over()
+            raise
+
+    @enable_ki_protection
+    async def aclose(self) -> None:
+        """End the WebSocket politely, and every stream. Closing twice is fine.
+
+        Takes at most `close_timeout`; cancelled, it closes at once and raises `Cancelled`.
+        """
+        self._supervisor.request_close()
+        try:
+            await self._supervisor.wait_over()
+        except BaseException:
+            self._supervisor.abort()
+            with trio.CancelScope(shield=True):
+                await self._supervisor.wait_over()
+            raise
+
+    async def close(self) -> None:
+        """`aclose` by its documented name."""
+        await self.aclose()
+
+    def _check_unused(self) -> None:
+        if self.state is not ConnectionState.IDLE:
+            raise RuntimeError("a client is used once: make a new one")
+
+    # --- The connection --------------------------------------------------------------------
+
+    @property
+    def state(self) -> ConnectionState:
+        """Where the client stands."""
+        return self._supervisor.state
+
+    def is_connected(self) -> bool:
+        """True while connected and authenticated."""
+        return self.state is ConnectionState.CONNECTED
+
+    @property
+    def latency(self) -> float | None:
+        """The last heartbeat's round trip in seconds, None before the first."""
+        return self._supervisor.latency
+
+    async def wait_connected(self) -> None:
+        """Wait until connected. Cancelling is safe.
+
+        Raises:
+            NotConnectedError: The client was never started, or is closed.
+            BrokerError: What the connection failed with for good.
+        """
+        await self._supervisor.wait_connected()
+
+    async def wait_closed(self) -> None:
+        """Wait until the client is closed. Cancelling is safe.
+
+        Raises:
+            BrokerError: What the connection failed with for good.
+        """
+        await self._supervisor.wait_closed()
+
+    def events(self) -> BoundedReceiveChannel[ConnectionEvent]:
+        """What happens to the connection from now on.
+
+        Returns:
+            A receive channel that ends with the client. It keeps the last 1,024 events for a slow
+            reader.
+        """
+        return self._supervisor.events.open()
+
+    def messages(self) -> BoundedReceiveChannel[str | bytes]:
+        """Every message from the broker from now on, as it came, for debugging.
+
+        Returns:
+            A receive channel that ends with the client. It keeps the last 1,024 messages for a
+            slow reader.
+        """
+        return self._supervisor.messages.open()
+
+    def statistics(self) -> ClientStatistics:
+        """Counters of what this client has done and does."""
+        session, channels = self._session, self._supervisor.channels
+        return ClientStatistics(
+            messages_sent=session.sent,
+            messages_received=session.received,
+            odd_messages=session.odd,
+            requests_waiting=session.waiting,
+            requests_in_flight=session.in_flight,
+            channels=channels.wanted,
+            subscriptions=channels.subscriptions,
+        )
+
+    # --- Channels --------------------------------------------------------------------------
+
+    @overload
+    async def subscribe(
+        self,
+        channel: Literal["balances"],
+        *,
+        buffer_size: int = ...,
+        overflow: Overflow = ...,
+        snapshot: bool = ...,
+    ) -> Subscription[tuple[Balance, ...]]: ...
+
+    @overload
+    async def subscribe(
+        self,
+        channel: str,
+        *,
+        buffer_size: int = ...,
+        overflow: Overflow = ...,
+        snapshot: bool = ...,
+    ) -> Subscription[Any]: ...
+
+    @enable_ki_protection
+    async def subscribe(
+        self,
+        channel: str,
+        *,
+        buffer_size: int = 1024,
+        overflow: Overflow = "drop_oldest",
+        snapshot: bool = True,
+    ) -> Subscription[Any]:
+        """Subscribe to a channel.
+
+        Several subscriptions to one channel share it at the broker. Cancelling is safe: the
+        channel is given up again.
+
+        Args:
+            channel: ``balances``, or ``orders:<order id>``.
+            buffer_size: How many messages are kept for a slow reader, at least 1.
+            overflow: ``"drop_oldest"`` drops, counts and marks the gap; ``"error"`` ends the
+                subscription with `SlowConsumerError`.
+            snapshot: Whether the state at subscription comes too.
+
+        Returns:
+            A receive channel of messages, once the broker has acknowledged.
+
+        Raises:
+            TypeError: An argument has the wrong type.
+            ValueError: An argument is out of its range.
+            SubscriptionLimitError: There are as many channels as there may be.
+            MessageTooLargeError: The channel's name is too long.
+            NotSentError: It couldn't be sent in time, or there is no connection.
+            ServerError: The broker refused.
+            RequestTimeoutError: The broker didn't answer in time.
+            ConnectionLostError: The connection was lost meanwhile.
+        """
+        wire.check_text(channel, "channel")
+        request = operations.subscription("subscribe", channel, 0)
+        operations.check_size(request, self._settings.limits.max_message_size)
+        channels = self._supervisor.channels
+        member: Member
+        feed: Feed[Any] = Feed(
+            channel,
+            buffer_size=buffer_size,
+            overflow=overflow,
+            on_close=lambda: channels.leave(member),
+            on_drained=lambda: channels.drained(member),
+        )
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._supervisor.check_usable()
+        answer: list[BrokerError | None] = []
+        answered = trio.Event()
+
+        def on_ready(error: BrokerError | None) -> None:
+            answer.append(error)
+            answered.set()
+
+        subscription = Subscription(feed)
+        member = channels.join(feed, on_ready, snapshot=snapshot)
+        try:
+            # The request has a deadline of its own; this one is for a channel that waits for room.
+            with trio.move_on_after(self._settings.request_timeout):
+                await answered.wait()
+        except BaseException:
+            subscription.close()
+            raise
+        if not answer:
+            subscription.close()
+            raise NotSentError(
+                f"no room for channel {channel!r} was made in time; nothing was sent"
+            )
+        if answer[0] is not None:
+            raise fresh(answer[0])
+        return subscription
+
+    async def subscribe_balances(
+        self,
+        *,
+        buffer_size: int = 1024,
+        overflow: Overflow = "drop_oldest",
+        snapshot: bool = True,
+    ) -> Subscription[tuple[Balance, ...]]:
+        """Subscribe to the account's balances.
+
+        A push replaces the assets that it names; a snapshot is the whole account. Arguments and
+        errors are `subscribe`'s.
+        """
+        return await self.subscribe(
+            BALANCES, buffer_size=buffer_size, overflow=overflow, snapshot=snapshot
+        )
+
+    async def subscribe_order(
+        self,
+        order_id: str,
+        *,
+        buffer_size: int = 1024,
+        overflow: Overflow = "drop_oldest",
+        snapshot: bool = True,
+    ) -> Subscription[Order]:
+        """Subscribe to an order; each message is its whole state, and none is older than the last.
+
+        Arguments and errors are `subscribe`'s, with the order's id for the channel.
+        """
+        wire.check_text(order_id, "order_id")
+        return await self.subscribe(
+            ORDERS + order_id, buffer_size=buffer_size, overflow=overflow, snapshot=snapshot
+        )
+
+    @enable_ki_protection
+    async def unsubscribe(self, channel: str) -> None:
+        """End all subscriptions to a channel, here and at the broker.
+
+        Here they end at once, even if this is cancelled. Where there are none, nothing is sent.
+
+        Args:
+            channel: The channel's name.
+
+        Raises:
+            TypeError: The name isn't a str.
+            ValueError: The name is empty, or has a character that can't be sent.
+            NotConnectedError: There is no connection, and none can come.
+        """
+        wire.check_text(channel, "channel")
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._supervisor.check_usable()
+        left = trio.Event()
+        self._supervisor.channels.drop(channel, left.set)
+        with trio.move_on_after(self._settings.request_timeout):
+            await left.wait()
+
+    # --- Operations ------------------------------------------------------------------------
+
+    async def get_balances(self) -> tuple[Balance, ...]:
+        """Ask for the account's balances. Cancelling is safe.
+
+        Raises:
+            NotSentError: It couldn't be sent in time, or there is no connection.
+            ServerError: The broker refused.
+            RequestTimeoutError: The broker didn't answer in time.
+            ConnectionLostError: The connection was lost meanwhile.
+            ProtocolError: The reply can't be read.
+        """
+        balances: tuple[Balance, ...] = await self._ask(operations.balances(self._deadline()))
+        return balances
+
+    async def estimate_swap(
+        self,
+        amount_in: Amount,
+        asset_in: str,
+        asset_out: str,
+        *,
+        filter_sources: Iterable[str] | None = None,
+        network: str | None = None,
+        account: str | None = None,
+    ) -> SwapEstimate:
+        """Ask what a swap would bring now. Cancelling is safe.
+
+        Args:
+            amount_in: How much is sold: a plain decimal text, an int or a `Decimal`, above 0.
+            asset_in: The asset that is sold.
+            asset_out: The asset that is bought.
+            filter_sources: Liquidity sources to keep to: ``binance``, ``bybit``, ``gate``.
+            network: The network, where it matters.
+            account: A wallet's address, where it matters.
+
+        Raises:
+            TypeError: An argument has the wrong type (a float is no amount).
+            ValueError: An argument is out of its range.
+            NotSentError: It couldn't be sent in time, or there is no connection.
+            ServerError: The broker refused.
+            RequestTimeoutError: The broker didn't answer in time.
+            ConnectionLostError: The connection was lost meanwhile.
+            ProtocolError: The reply can't be read.
+        """
+        request = operations.estimate(
+            amount_in,
+            asset_in,
+            asset_out,
+            filter_sources=filter_sources,
+            network=network,
+            account=account,
+            deadline=self._deadline(),
+        )
+        estimate: SwapEstimate = await self._ask(request)
+        return estimate
+
+    @enable_ki_protection
+    async def do_swap(
+        self,
+        amount_in: Amount,
+        asset_in: str,
+        asset_out: str,
+        *,
+        slippage_bps: int | None = None,
+        filter_sources: Iterable[str] | None = None,
+        account: str | None = None,
+        client_order_id: str | None = None,
+    ) -> SwapReceipt:
+        """Swap. It is sent at most once, and only over a connection that is there now.
+
+        Cancelling doesn't take back what has left: pass a client order id of your own if you may
+        be cancelled, and look the order up by it.
+
+        Args:
+            amount_in: How much is sold: a plain decimal text, an int or a `Decimal`, above 0.
+            asset_in: The asset that is sold.
+            asset_out: The asset that is bought.
+            slippage_bps: How much less than expected is acceptable, 0 to 10,000 basis points.
+            filter_sources: Liquidity sources to keep to: ``binance``, ``bybit``, ``gate``.
+            account: A wallet's address, where it matters.
+            client_order_id: A name for this swap, of 1 to 64 characters; made where none is given.
+
+        Returns:
+            The broker's receipt: it has taken the swap.
+
+        Raises:
+            TypeError: An argument has the wrong type (a float is no amount). Nothing was sent.
+            ValueError: An argument is out of its range. Nothing was sent.
+            NotSentError: Nothing was sent: repeating is safe.
+            ServerError: The broker refused: nothing was executed.
+            SwapOutcomeUnknownError: It left, and what became of it isn't known: don't repeat it,
+                ask for its client order id.
+        """
+        if client_order_id is None:
+            client_order_id = swaps.new_client_order_id()
+        request = operations.swap(
+            amount_in,
+            asset_in,
+            asset_out,
+            slippage_bps=slippage_bps,
+            filter_sources=filter_sources,
+            account=account,
+            client_order_id=client_order_id,
+            deadline=self._deadline(),
+        )
+        try:
+            await self._run(request, needs_connection=True)
+        finally:
+            if request.was_sent and request.error is None and request.result is None:
+                self.logger.warning("swap %s was given up: outcome unknown", client_order_id)
+        return swaps.outcome(request)
+
+    async def get_order_status(self, order_id: str) -> Order:
+        """Ask for an order's state. Cancelling is safe.
+
+        Args:
+            order_id: The order's id at the broker.
+
+        Raises:
+            TypeError: The id isn't a str.
+            ValueError: The id is empty, or has a character that can't be sent.
+            NotSentError: It couldn't be sent in time, or there is no connection.
+            ServerError: The broker refused, as it doesn't know the order say.
+            RequestTimeoutError: The broker didn't answer in time.
+            ConnectionLostError: The connection was lost meanwhile.
+            ProtocolError: The reply can't be read.
+        """
+        order: Order = await self._ask(operations.order_status(order_id, self._deadline()))
+        return order
+
+    def _deadline(self) -> float:
+        # Outside of a Trio run, the call fails for its arguments or for its first checkpoint.
+        return trio.current_time() + self._settings.request_timeout
+
+    async def _ask(self, request: Request) -> Any:
+        await self._run(request)
+        if request.error is not None:
+            raise fresh(request.error)
+        return request.result
+
+    @enable_ki_protection
+    async def _run(self, request: Request, *, needs_connection: bool = False) -> None:
+        operations.check_size(request, self._settings.limits.max_message_size)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._supervisor.check_usable()
+        if needs_connection and not self._session.authenticated:
+            raise NotConnectedError("there is no connection now; nothing was sent")
+        ended = trio.Event()
+        request.on_end = lambda _: ended.set()
+        self._session.submit(request, trio.current_time())
+        try:
+            await ended.wait()
+        except BaseException:
+            self._session.give_up(request, trio.current_time())
+            raise

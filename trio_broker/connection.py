@@ -1,0 +1,230 @@
+"""One socket's life after its opening: authenticate, then reader, writer and heartbeat.
+
+**One task writes.** Users queue what they want and wait; the writer paces, stamps, signs and
+sends. So no user's cancel scope ever reaches a send: one that is cancelled half-way would leave
+half a frame, in which the next message disappears. The writer has a deadline, as a peer that
+doesn't read would hold it for ever.
+
+**The reader never waits for a consumer.** What it does with a message is synchronous.
+
+**The first error ends the connection.** A task that fails notes why and cancels the others, so
+that no exception group is ever made of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+
+import trio
+from trio.lowlevel import enable_ki_protection
+
+from trio_broker import operations, wire
+from trio_broker.exceptions import (
+    AuthenticationTimeoutError,
+    BrokerError,
+    ConnectionLostError,
+    RequestTimeoutError,
+    fresh,
+)
+from trio_broker.pacing import Pacer
+from trio_broker.session import Request, Session
+from trio_broker.settings import Settings
+from trio_broker.signing import Signer, new_nonce
+from trio_broker.transports import Transport
+
+
+class Bell:
+    """Wakes the one task that waits for it; a ring while nobody waits is not lost."""
+
+    def __init__(self) -> None:
+        self._rung = trio.Event()
+
+    def ring(self) -> None:
+        """Wake the task."""
+        self._rung.set()
+
+    async def wait(self) -> None:
+        """Wait for a ring since the last return. Cancelling is safe."""
+        await self._rung.wait()
+        self._rung = trio.Event()
+
+
+class Connection:
+    """Runs a session over an open WebSocket.
+
+    Args:
+        transport: The WebSocket.
+        session: What is asked and answered.
+        settings: Keys, limits and timeouts.
+        signer: Makes the signatures.
+        on_text: Takes every message as it came, before the session does.
+
+    Attributes:
+        latency: The last heartbeat's round trip in seconds.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        session: Session,
+        settings: Settings,
+        signer: Signer,
+        on_text: Callable[[str | bytes], None],
+    ) -> None:
+        self._transport = transport
+        self._session = session
+        self._settings = settings
+        self._signer = signer
+        self._on_text = on_text
+        self._pacer = Pacer(settings.limits.messages_per_second)
+        self._bell = Bell()
+        self._closing = False
+        self._written = trio.Event()
+        self._error: BrokerError | None = None
+        self._scope = trio.CancelScope()
+        self.latency: float | None = None
+
+    def wake_writer(self) -> None:
+        """Something may be ready to leave."""
+        self._bell.ring()
+
+    def lose(self, error: BrokerError) -> None:
+        """End the connection; the first error counts.
+
+        Args:
+            error: Why.
+        """
+        self._error = self._error or error
+        self._scope.cancel()
+
+    @enable_ki_protection
+    async def run(self, on_authenticated: Callable[[], None], close_requested: trio.Event) -> None:
+        """Authenticate, and serve the session until the connection is lost or to be closed.
+
+        Args:
+            on_authenticated: Called when the broker has authenticated this client.
+            close_requested: When this is set, the writer ends after what it is sending, and all
+                returns; the WebSocket is still open then.
+
+        Raises:
+            AuthenticationError: The broker refused.
+            AuthenticationTimeoutError: The broker didn't answer.
+            ServerError: The broker refused, for the timestamp or the nonce.
+            ConnectionLostError: The connection is gone, or can't be trusted any more.
+        """
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._noting_errors, self._read)
+                nursery.start_soon(self._noting_errors, self._write)
+                nursery.start_soon(self._noting_errors, self._serve, nursery, on_authenticated)
+                await close_requested.wait()
+                self._closing = True
+                self._bell.ring()
+                with trio.move_on_after(self._settings.close_timeout):
+                    await self._written.wait()
+                nursery.cancel_scope.cancel()
+        if self._error is not None:
+            raise fresh(self._error)
+
+    async def _noting_errors(
+        self, task: Callable[..., Awaitable[None]], *arguments: object
+    ) -> None:
+        try:
+            await task(*arguments)
+        except BrokerError as error:
+            self.lose(error)
+
+    @enable_ki_protection
+    async def _serve(self, nursery: trio.Nursery, on_authenticated: Callable[[], None]) -> None:
+        answered = trio.Event()
+        now = trio.current_time()
+        auth = operations.authentication(now + self._settings.auth_timeout)
+        auth.on_end = lambda _: answered.set()
+        self._session.open(auth, now)
+        await answered.wait()
+        if isinstance(auth.error, RequestTimeoutError):
+            seconds = self._settings.auth_timeout
+            raise AuthenticationTimeoutError(f"the broker didn't answer auth within {seconds:g} s")
+        if auth.error is not None:
+            raise fresh(auth.error)
+        on_authenticated()
+        await self._beat(nursery)
+
+    @enable_ki_protection
+    async def _read(self) -> None:
+        while True:
+            messages = await self._transport.receive()
+            now = trio.current_time()
+            for message in messages:
+                self._on_text(message)
+                if isinstance(message, str):
+                    self._session.receive(message, now)
+                else:
+                    self._session.report_odd("it is binary", "")
+
+    @enable_ki_protection
+    async def _write(self) -> None:
+        while not self._closing:
+            messages = self._take_what_may_leave()
+            if messages:
+                await self._send(messages)
+                continue
+            with trio.move_on_at(self._next_look()):
+                await self._bell.wait()
+        self._written.set()
+
+    def _take_what_may_leave(self) -> list[str]:
+        now = trio.current_time()
+        messages: list[str] = []
+        while self._pacer.ready_at(now) <= now:
+            request = self._session.next_to_send(now)
+            if request is None:
+                break
+            messages.append(self._stamped(request, now))
+            self._pacer.note(now)
+        return messages
+
+    def _next_look(self) -> float:
+        now = trio.current_time()
+        return self._pacer.ready_at(now) if self._session.next_to_send(now) else math.inf
+
+    def _stamped(self, request: Request, now: float) -> str:
+        """The message as it leaves: its timestamp and nonce are made at this moment."""
+        if request.channel is not None:
+            self._session.mark_sent(request, "", now)
+            return wire.channel_frame(request.op, request.channel)
+        wall_time = self._settings.clock()
+        nonce, timestamp = new_nonce(wall_time), int(wall_time * 1000)
+        signature = self._signer.sign(request.op, timestamp, nonce, request.body)
+        self._session.mark_sent(request, nonce, now)
+        if request.op == "auth":
+            return wire.auth_frame(self._settings.api_key, timestamp, nonce, signature)
+        return wire.signed_frame(request.op, request.body, timestamp, nonce, signature)
+
+    async def _send(self, messages: list[str]) -> None:
+        with trio.move_on_after(self._settings.write_timeout) as scope:
+            await self._transport.send(messages)
+        if scope.cancelled_caught:
+            seconds = self._settings.write_timeout
+            raise ConnectionLostError(f"the broker hasn't read for {seconds:g} s")
+
+    async def _beat(self, nursery: trio.Nursery) -> None:
+        """Ping at intervals; silence after a ping means that the peer is gone."""
+        while True:
+            await trio.sleep(self._settings.heartbeat_interval)
+            pinged, answered = trio.current_time(), trio.Event()
+            # In a task of its own: cancelling a ping may leave half a frame behind.
+            nursery.start_soon(self._noting_errors, self._ping, answered)
+            with trio.move_on_after(self._settings.heartbeat_timeout):
+                await answered.wait()
+            if not answered.is_set() and self._transport.last_heard < pinged:
+                seconds = self._settings.heartbeat_timeout
+                raise ConnectionLostError(f"nothing came for {seconds:g} s after a ping")
+
+    @enable_ki_protection
+    async def _ping(self, answered: trio.Event) -> None:
+        began = trio.current_time()
+        await self._transport.ping()
+        self.latency = trio.current_time() - began
+        answered.set()

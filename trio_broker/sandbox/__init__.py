@@ -1,0 +1,14 @@
+"""A broker to try things against: the whole protocol, on this machine, with play money.
+
+>>> async with open_sandbox(seed=7) as sandbox:
+...     async with sandbox.client() as client:
+...         balances = await client.get_balances()
+"""
+
+from __future__ import annotations
+
+from trio_broker.sandbox.accounts import Account as Account
+from trio_broker.sandbox.broker import Connection as Connection, Received as Received
+from trio_broker.sandbox.embedded import Sandbox as Sandbox, open_sandbox as open_sandbox
+from trio_broker.sandbox.orders import Order as Order, Outcome as Outcome, Terms as Terms
+from trio_broker.sandbox.rules import Rules as Rules, Settings as Settings

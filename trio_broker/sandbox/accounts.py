@@ -1,0 +1,129 @@
+"""Who may talk to the sandbox: accounts, and the check of every signed message."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from types import MappingProxyType
+from typing import Final
+
+import attrs
+
+from trio_broker.exceptions import ConfigurationError
+from trio_broker.sandbox.market import ASSETS
+from trio_broker.sandbox.messages import Envelope
+from trio_broker.sandbox.moment import Moment
+from trio_broker.sandbox.refusals import (
+    INVALID_API_KEY,
+    INVALID_SIGNATURE,
+    NONCE_REUSED,
+    TIMESTAMP_OUTSIDE_WINDOW,
+    Refusal,
+)
+from trio_broker.signing import Signer, SigningKey
+
+WINDOW_MS: Final = 30_000
+
+# Enough for the examples of the broker's documentation, which sell 100 ETH.
+DEFAULT_BALANCES: Final[Mapping[str, Decimal]] = MappingProxyType(
+    {
+        "USDT": Decimal(100_000),
+        "USDC": Decimal(50_000),
+        "BTC": Decimal(10),
+        "ETH": Decimal(1_000),
+        "BNB": Decimal(500),
+        "SOL": Decimal(2_000),
+        "TRX": Decimal(500_000),
+        "XRP": Decimal(100_000),
+        "ADA": Decimal(100_000),
+        "DOGE": Decimal(500_000),
+    }
+)
+
+
+def _amounts(balances: Mapping[str, str | int | Decimal]) -> dict[str, Decimal]:
+    return {asset: Decimal(amount) for asset, amount in balances.items()}
+
+
+@attrs.frozen
+class Account:
+    """An account of the sandbox.
+
+    Attributes:
+        api_key: Its API key.
+        secret_key: Its secret key.
+        balances: What it holds when the sandbox opens, by asset.
+    """
+
+    api_key: str = attrs.field(repr=False, validator=attrs.validators.min_len(1))
+    secret_key: str = attrs.field(repr=False, validator=attrs.validators.min_len(1))
+    balances: Mapping[str, Decimal] = attrs.field(default=DEFAULT_BALANCES, converter=_amounts)
+
+    @balances.validator
+    def _possible(self, _: object, balances: Mapping[str, Decimal]) -> None:
+        for asset, amount in balances.items():
+            if asset not in ASSETS:
+                raise ConfigurationError(f"the sandbox has no asset {asset!r}")
+            if not (amount.is_finite() and amount >= 0):
+                raise ConfigurationError(f"an account can't begin with {amount} {asset}")
+
+
+# The accounts that the broker's documentation names for development.
+DOCUMENTED_ACCOUNTS: Final = (
+    Account("test_key_1", "test_secret_1"),
+    Account("test_key_2", "test_secret_2"),
+)
+
+
+class Doorkeeper:
+    """Checks signed messages.
+
+    Args:
+        accounts: Who may come in.
+        signing_key: Which HMAC key they sign with.
+    """
+
+    def __init__(self, accounts: Iterable[Account], signing_key: SigningKey) -> None:
+        self._signers = {
+            account.api_key: Signer(account.secret_key, signing_key) for account in accounts
+        }
+        self._nonces: dict[str, dict[str, int]] = {api_key: {} for api_key in self._signers}
+
+    def check(self, api_key: str, envelope: Envelope, moment: Moment) -> None:
+        """Let a signed message pass, once.
+
+        The order matters: only who has the secret learns whether a timestamp or a nonce is good,
+        and nobody else can use up a nonce.
+
+        Args:
+            api_key: Whose signature it must have.
+            envelope: The message.
+            moment: The time.
+
+        Raises:
+            Refusal: The key is unknown, the signature is wrong or missing, the timestamp is
+                outside the window, or the account has used the nonce before.
+        """
+        signer = self._signers.get(api_key)
+        if signer is None:
+            raise Refusal(INVALID_API_KEY)
+        ts, nonce, sig = envelope.ts, envelope.nonce, envelope.sig
+        if ts is None or not nonce or not sig or envelope.op is None:
+            raise Refusal(INVALID_SIGNATURE)
+        expected = signer.sign(envelope.op, ts, nonce, envelope.body)
+        if not hmac.compare_digest(expected.encode(), sig.encode()):
+            raise Refusal(INVALID_SIGNATURE)
+        if abs(ts - moment.ms) > WINDOW_MS:
+            raise Refusal(TIMESTAMP_OUTSIDE_WINDOW)
+        self._use_up(self._nonces[api_key], nonce, moment.ms)
+
+    def _use_up(self, used: dict[str, int], nonce: str, now: int) -> None:
+        # A timestamp may be a window ahead, so its message could be repeated until two windows
+        # from now. Older nonces are forgotten, so the memory is bounded by what an account can
+        # send in two windows at the rate limit.
+        while used and (oldest := next(iter(used.items())))[1] < now:
+            del used[oldest[0]]
+        if nonce in used:
+            raise Refusal(NONCE_REUSED)
+        used[nonce] = now + 2 * WINDOW_MS

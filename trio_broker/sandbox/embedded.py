@@ -1,0 +1,228 @@
+"""The sandbox as its users see it: a broker that runs as long as a block does."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final, Unpack
+
+import trio
+
+from trio_broker.exceptions import ConfigurationError
+from trio_broker.models import Balance
+from trio_broker.sandbox.accounts import DOCUMENTED_ACCOUNTS, Account
+from trio_broker.sandbox.broker import Broker, Connection
+from trio_broker.sandbox.exchange import Exchange
+from trio_broker.sandbox.orders import Order, Outcome
+from trio_broker.sandbox.rules import Rules, Settings
+from trio_broker.sandbox.server import Server
+
+if TYPE_CHECKING:
+    from trio_broker import BrokerWSClient
+
+logger: Final = logging.getLogger("trio_broker.sandbox")
+
+_PATH: Final = "/ws/v1/stream"
+_ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
+
+
+class Sandbox:
+    """A running sandbox; `open_sandbox` makes one.
+
+    Attributes:
+        url: Where it listens, for clients on this machine.
+        api_key: The API key of its first account, ``test_key_1``.
+        secret_key: That account's secret key, ``test_secret_1``.
+        accounts: All accounts: the two documented ones, then those that were added.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        accounts: tuple[Account, ...],
+        server: Server,
+        clock: Callable[[], float],
+    ) -> None:
+        self.url = url
+        self.accounts = accounts
+        self.api_key = accounts[0].api_key
+        self.secret_key = accounts[0].secret_key
+        self._server = server
+        self._broker = server.broker
+        self._exchange = server.broker.exchange
+        self._clock = clock
+
+    def client(self, account: int | str = 0, **options: Any) -> BrokerWSClient:
+        """A client of this sandbox, not yet connected.
+
+        Args:
+            account: Whose: its position in `accounts`, or its API key.
+            options: Options of `BrokerWSClient`. Clock and signing key are the sandbox's,
+                unless they are given here.
+        """
+        # Imported here, so that a sandbox can serve clients of other kinds without this one.
+        from trio_broker import BrokerWSClient  # noqa: PLC0415
+
+        chosen = self._account(account)
+        options = {
+            "clock": self._clock,
+            "signing_key": self._server.rules.signing_key,
+            **options,
+        }
+        return BrokerWSClient(chosen.api_key, chosen.secret_key, self.url, **options)
+
+    def balances(self, account: int | str = 0) -> dict[str, Balance]:
+        """What an account holds now, by asset.
+
+        Args:
+            account: Its position in `accounts`, or its API key.
+        """
+        holdings = self._exchange.ledger.accounts[self._account(account).api_key]
+        return {
+            asset: Balance(asset, holding.total, holding.locked)
+            for asset, holding in holdings.items()
+        }
+
+    def orders(self, account: int | str | None = None) -> tuple[Order, ...]:
+        """The orders that were taken, in their order: one for every swap that was accepted.
+
+        Args:
+            account: Whose: a position in `accounts`, or an API key; None for all.
+        """
+        everybodys = tuple(self._exchange.orders.values())
+        if account is None:
+            return everybodys
+        api_key = self._account(account).api_key
+        return tuple(order for order in everybodys if order.api_key == api_key)
+
+    def order(self, order_id: str) -> Order:
+        """An order as it is now.
+
+        Args:
+            order_id: Its id.
+
+        Raises:
+            KeyError: There is none.
+        """
+        return self._exchange.orders[order_id]
+
+    def next_outcome(self, *outcomes: Outcome | str) -> None:
+        """Decide how the next orders go: the first outcome for the next, and so on.
+
+        Orders after that go as the seed has it.
+
+        Args:
+            outcomes: An `Outcome` or its text for each order.
+
+        Raises:
+            ValueError: There is no such outcome.
+        """
+        self._exchange.forced.extend([Outcome(outcome) for outcome in outcomes])
+
+    @property
+    def connections(self) -> tuple[Connection, ...]:
+        """The last connections, closed ones included, each with the messages that it brought."""
+        return tuple(self._broker.connections)
+
+    def push(self, text: str, account: int | str | None = None) -> int:
+        """Send any text to clients, as a broker that says something odd.
+
+        Args:
+            text: The text.
+            account: Only to clients of this account; None for all.
+
+        Returns:
+            To how many clients it goes.
+        """
+        links = self._server.links(self._api_key(account))
+        for link in links:
+            link.post(text)
+        return len(links)
+
+    def drop_connections(self, account: int | str | None = None) -> int:
+        """Close clients' sockets at once, without a word.
+
+        Args:
+            account: Only of clients of this account; None for all.
+
+        Returns:
+            How many are closed.
+        """
+        links = self._server.links(self._api_key(account))
+        for link in links:
+            link.drop()
+        return len(links)
+
+    def _api_key(self, account: int | str | None) -> str | None:
+        return None if account is None else self._account(account).api_key
+
+    def _account(self, account: int | str) -> Account:
+        if isinstance(account, int):
+            return self.accounts[account]
+        for candidate in self.accounts:
+            if candidate.api_key == account:
+                return candidate
+        raise LookupError("the sandbox has no account with this API key")
+
+
+@asynccontextmanager
+async def open_sandbox(
+    *,
+    seed: int = 0,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    clock: Callable[[], float] = time.time,
+    accounts: Iterable[Account] = (),
+    **settings: Unpack[Settings],
+) -> AsyncIterator[Sandbox]:
+    """Run a broker for as long as the block lasts.
+
+    It speaks the broker's whole protocol on a real socket, and trades play money. Entering it
+    returns once clients can connect. Leaving it closes their connections with code 1001; left
+    by an exception or cancelled, it closes them at once. Nothing that a client does raises here.
+
+    Timers go by Trio's clock, so that hours take no time under `trio.testing.MockClock`; stamps,
+    and the window of clients' timestamps, go by `clock`.
+
+    Args:
+        seed: What prices, and how orders go, depend on. The same seed and the same swaps at the
+            same times give the same prices and the same orders.
+        host: The address to listen on. There is no TLS: anybody who reaches it can read along.
+        port: The TCP port, 0 for any that is free.
+        clock: The wall clock, in seconds since the epoch.
+        accounts: Accounts besides the two that the broker's documentation names.
+        settings: Limits, timings and the like: the attributes of `Rules`.
+
+    Raises:
+        ConfigurationError: A setting, or an account, can't be.
+        OSError: It can't listen there.
+    """
+    rules = Rules(**settings)
+    everybody = (*DOCUMENTED_ACCOUNTS, *accounts)
+    opening = {account.api_key: account.balances for account in everybody}
+    if len(opening) != len(everybody):
+        raise ConfigurationError("two accounts of the sandbox have the same API key")
+    exchange = Exchange(seed, trio.current_time(), opening, rules)
+    server = Server(Broker(everybody, exchange, rules), rules, clock)
+    listeners = await trio.open_tcp_listeners(port, host=host)
+    bound_port = listeners[0].socket.getsockname()[1]
+    host = _ANY_ADDRESS.get(host, host)
+    url = f"ws://{f'[{host}]' if ':' in host else host}:{bound_port}{_PATH}"
+    logger.info("listening at %s", url)
+    error: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(server.serve, listeners)
+            try:
+                yield Sandbox(url, everybody, server, clock)
+            except (Exception, KeyboardInterrupt, SystemExit) as raised:  # noqa: BLE001 - see below
+                # Kept back until the nursery is done, which would wrap it into a group.
+                error = raised
+            else:
+                await server.say_goodbye()
+            nursery.cancel_scope.cancel()
+    finally:
+        if error is not None:
+            raise error

@@ -1,0 +1,258 @@
+"""The business behind the protocol: takes swaps, and takes each through its life.
+
+It knows nothing of messages or connections. Time comes in as a `Moment`; randomness comes from
+the seed and the number of an order alone, so the same swaps at the same times go the same way.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import random
+from collections import deque
+from collections.abc import Mapping
+from decimal import Decimal
+from hashlib import sha256
+from typing import Final
+
+import attrs
+
+from trio_broker.models import OrderStatus
+from trio_broker.sandbox.ledger import Ledger
+from trio_broker.sandbox.market import Market, Quote, known_asset
+from trio_broker.sandbox.moment import Moment
+from trio_broker.sandbox.money import CONTEXT, plain
+from trio_broker.sandbox.orders import Order, Outcome, Step, Terms, plan_life
+from trio_broker.sandbox.refusals import (
+    DUPLICATE_CLIENT_ORDER_ID,
+    INVALID_AMOUNT,
+    ORDER_NOT_FOUND,
+    Refusal,
+)
+from trio_broker.sandbox.rules import Rules
+
+logger: Final = logging.getLogger("trio_broker.sandbox")
+
+_REASONS: Final = {
+    OrderStatus.FAILED: "the market failed it",
+    OrderStatus.CANCELLED: "the market cancelled it",
+}
+
+
+@attrs.frozen
+class Change:
+    """What an order's step, or a new order, changed.
+
+    Attributes:
+        order: The order as it is now.
+        assets: The assets of which its account holds, or has locked, another amount now.
+    """
+
+    order: Order
+    assets: tuple[str, ...]
+
+
+class Exchange:
+    """Accounts' holdings, their orders, and a market.
+
+    Args:
+        seed: What prices and lives depend on.
+        opened_at: When it was opened, on Trio's clock: prices begin there.
+        opening: What each account begins with, by API key and asset.
+        rules: The sandbox's settings.
+
+    Attributes:
+        market: Where prices come from.
+        ledger: Who holds how much.
+        orders: All orders by id, in the order in which they were taken.
+        forced: How the next orders go, each for one order, before the rules' `outcomes`.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        opened_at: float,
+        opening: Mapping[str, Mapping[str, Decimal]],
+        rules: Rules,
+    ) -> None:
+        self.market = Market(seed, rules.fee_bps)
+        self.ledger = Ledger(opening)
+        self.orders: dict[str, Order] = {}
+        self.forced: deque[Outcome] = deque()
+        self._seed = seed
+        self._opened_at = opened_at
+        self._rules = rules
+        self._by_client_order_id: dict[tuple[str, str], str] = {}
+        self._due: list[tuple[float, str]] = []
+
+    def quote(self, terms: Terms, at: float) -> Quote:
+        """What a swap would bring at one time.
+
+        Args:
+            terms: What the client asked for.
+            at: The time on Trio's clock.
+
+        Raises:
+            Refusal: An asset or a source can't be used, or the amount is too little.
+        """
+        quote = self._quote(terms, terms.amount_in, at)
+        if not quote.expected_out:
+            raise Refusal(INVALID_AMOUNT)  # So little that nothing is left of it.
+        return quote
+
+    def swap(
+        self, api_key: str, terms: Terms, client_order_id: str | None, moment: Moment
+    ) -> tuple[Order, Change | None]:
+        """Take a swap.
+
+        A client order id that the account used before gives that order again if the terms are
+        the same. This is the sandbox's choice, since the broker's documentation doesn't say.
+
+        Args:
+            api_key: The account's key.
+            terms: What the client asked for.
+            client_order_id: The id that it gave, if it did.
+            moment: The time.
+
+        Returns:
+            The order, and what changed: None where the order was there before.
+
+        Raises:
+            Refusal: The swap isn't taken, and nothing has changed.
+        """
+        quote = self.quote(terms, moment.at)
+        if client_order_id is not None:
+            earlier = self._by_client_order_id.get((api_key, client_order_id))
+            if earlier is not None:
+                if self.orders[earlier].terms != terms:
+                    raise Refusal(DUPLICATE_CLIENT_ORDER_ID)
+                return self.orders[earlier], None
+        self.ledger.lock(api_key, terms.asset_in, terms.amount_in)
+        order = Order(
+            order_id=f"ord_{len(self.orders) + 1:08d}",
+            api_key=api_key,
+            terms=terms,
+            client_order_id=client_order_id,
+            rate=quote.rate,
+            updated_at=moment.ms,
+            steps=self._plan(terms, moment.at),
+        )
+        if client_order_id is not None:
+            self._by_client_order_id[api_key, client_order_id] = order.order_id
+        self._store(order)
+        return order, Change(order, (terms.asset_in,))
+
+    def find(self, api_key: str, order_id: str) -> Order:
+        """An order of an account, by its id or its client order id.
+
+        Args:
+            api_key: The account's key.
+            order_id: The id.
+
+        Raises:
+            Refusal: The account has no such order.
+        """
+        order = self.orders.get(self._by_client_order_id.get((api_key, order_id), order_id))
+        if order is None or order.api_key != api_key:
+            raise Refusal(ORDER_NOT_FOUND)
+        return order
+
+    def next_deadline(self) -> float | None:
+        """When the next step of any order is due, on Trio's clock; None if there is none."""
+        return self._due[0][0] if self._due else None
+
+    def advance(self, moment: Moment) -> list[Change]:
+        """Take every step that is due.
+
+        Args:
+            moment: The time.
+
+        Returns:
+            What has changed, in the order in which it did.
+        """
+        changes = []
+        while self._due and self._due[0][0] <= moment.at:
+            _, order_id = heapq.heappop(self._due)
+            changes.append(self._step(self.orders[order_id], moment))
+        return changes
+
+    def _quote(self, terms: Terms, amount_in: Decimal, at: float) -> Quote:
+        return self.market.quote(
+            amount_in,
+            terms.asset_in,
+            terms.asset_out,
+            at=at - self._opened_at,
+            sources=terms.sources,
+        )
+
+    def _store(self, order: Order) -> None:
+        self.orders[order.order_id] = order
+        if order.steps:
+            heapq.heappush(self._due, (order.steps[0].at, order.order_id))
+        logger.info(
+            "%s is %s: %s of %s %s sold for %s %s%s",
+            order.order_id,
+            order.status,
+            plain(order.filled_in),
+            plain(order.terms.amount_in),
+            order.terms.asset_in,
+            plain(order.filled_out),
+            order.terms.asset_out,
+            f" ({order.reason})" if order.reason else "",
+        )
+
+    def _plan(self, terms: Terms, now: float) -> tuple[Step, ...]:
+        # A generator for each order: what others do changes nothing about how this one goes.
+        chance = random.Random(f"{self._seed}/{len(self.orders)}")  # noqa: S311 - it is a game
+        outcomes = self._rules.outcomes
+        (outcome,) = chance.choices(list(outcomes), list(outcomes.values()))
+        return plan_life(
+            self.forced.popleft() if self.forced else outcome,
+            terms.amount_in,
+            known_asset(terms.asset_in).decimals,
+            now=now,
+            pending_delay=self._rules.pending_delay,
+            processing_delay=self._rules.processing_delay,
+            chance=chance,
+        )
+
+    def _step(self, order: Order, moment: Moment) -> Change:
+        step, terms = order.steps[0], order.terms
+        if step.amount_in:
+            changed = self._trade(order, step, moment)
+        else:
+            changed = order.moved(step.status, moment.ms, reason=_REASONS.get(step.status))
+        assets: tuple[str, ...] = ()
+        if changed.filled_in != order.filled_in:
+            assets = (terms.asset_in, terms.asset_out)
+        if changed.status.is_final and changed.unfilled:
+            self.ledger.release(order.api_key, terms.asset_in, changed.unfilled)
+            assets = (terms.asset_in,)
+        self._store(changed)
+        return Change(changed, assets)
+
+    def _trade(self, order: Order, step: Step, moment: Moment) -> Order:
+        """Trade with the market, or end the order where its rate got too bad."""
+        terms = order.terms
+        # The step's own time, not the moment's, so that a late timer doesn't change a price.
+        quote = self._quote(terms, step.amount_in, step.at)
+        kept = Decimal(10_000 - (10_000 if terms.slippage_bps is None else terms.slippage_bps))
+        worst = CONTEXT.multiply(order.rate, kept.scaleb(-4, CONTEXT))
+        if quote.rate < worst or not quote.expected_out:
+            # What was traded before stays traded, and an order that traded hasn't failed.
+            traded = order.status is OrderStatus.PARTIAL
+            status = OrderStatus.CANCELLED if traded else OrderStatus.FAILED
+            return order.moved(status, moment.ms, reason="slippage exceeded")
+        self.ledger.settle(
+            order.api_key,
+            (terms.asset_in, step.amount_in),
+            (terms.asset_out, quote.expected_out),
+            fee=quote.fee,
+        )
+        return order.moved(
+            step.status,
+            moment.ms,
+            sold=step.amount_in,
+            bought=quote.expected_out,
+            tx_hash="0x" + sha256(f"{self._seed}/{order.order_id}".encode()).hexdigest(),
+        )

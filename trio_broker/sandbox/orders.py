@@ -1,0 +1,207 @@
+"""The life of an order.
+
+    PENDING ──► PROCESSING ──┬──────────────────────────► FILLED
+       │            │        ├──► PARTIAL (again) ──┬───► FILLED
+       │            │        │                      └───► CANCELLED
+       └────────────┴────────┴──────────────────────────► FAILED or CANCELLED
+
+A life is planned when its order is taken: a list of steps, each with its time. So an order is
+plain data that could be written down and taken up again, and what happens next depends on
+nothing but time. An order is never changed: each step makes a new one of it.
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+from decimal import Decimal
+from typing import Final
+
+import attrs
+
+from trio_broker.models import OrderStatus
+from trio_broker.sandbox.money import CONTEXT, ZERO, round_down
+
+
+class Outcome(enum.StrEnum):
+    """How an order goes."""
+
+    FILLED = "filled"
+    FILLED_IN_PARTS = "filled_in_parts"
+    PARTLY_FILLED = "partly_filled"
+    """In parts; then what is left is cancelled."""
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+NEXT: Final = {
+    OrderStatus.PENDING: {OrderStatus.PROCESSING, OrderStatus.FAILED, OrderStatus.CANCELLED},
+    OrderStatus.PROCESSING: {
+        OrderStatus.PARTIAL,
+        OrderStatus.FILLED,
+        OrderStatus.FAILED,
+        OrderStatus.CANCELLED,
+    },
+    OrderStatus.PARTIAL: {OrderStatus.PARTIAL, OrderStatus.FILLED, OrderStatus.CANCELLED},
+    OrderStatus.FILLED: set[OrderStatus](),
+    OrderStatus.FAILED: set[OrderStatus](),
+    OrderStatus.CANCELLED: set[OrderStatus](),
+}
+
+
+@attrs.frozen
+class Terms:
+    """What a client asks for with a swap. Two requests with equal terms are the same request.
+
+    Attributes:
+        amount_in: The amount that is sold.
+        asset_in: The asset that is sold.
+        asset_out: The asset that is bought.
+        sources: The liquidity sources that may be used, sorted; all of them if empty.
+        slippage_bps: By how much the rate may get worse until a trade, in hundredths of a
+            percent; None if by any.
+        wallet: The wallet address that the client named.
+    """
+
+    amount_in: Decimal
+    asset_in: str
+    asset_out: str
+    sources: tuple[str, ...] = ()
+    slippage_bps: int | None = None
+    wallet: str | None = None
+
+
+@attrs.frozen
+class Step:
+    """A step of an order's life.
+
+    Attributes:
+        at: When, on Trio's clock.
+        status: The status that it leads to.
+        amount_in: How much is traded with it.
+    """
+
+    at: float
+    status: OrderStatus
+    amount_in: Decimal = ZERO
+
+
+@attrs.frozen(kw_only=True)
+class Order:
+    """An order at one time.
+
+    Attributes:
+        order_id: Its id.
+        api_key: The key of the account that it belongs to.
+        terms: What the client asked for.
+        client_order_id: The id that the client gave it, if it did.
+        rate: Units bought for one sold, after the fee, when it was taken.
+        updated_at: When it last changed, in milliseconds since the epoch. It grows with every
+            change, even if the clock stands still.
+        steps: What is still to come.
+        status: How far it is.
+        filled_in: How much was sold so far.
+        filled_out: How much was bought so far.
+        tx_hash: The transaction's hash, once anything was traded.
+        reason: Why it failed or was cancelled.
+    """
+
+    order_id: str
+    api_key: str = attrs.field(repr=False)
+    terms: Terms
+    client_order_id: str | None
+    rate: Decimal
+    updated_at: int
+    steps: tuple[Step, ...]
+    status: OrderStatus = OrderStatus.PENDING
+    filled_in: Decimal = ZERO
+    filled_out: Decimal = ZERO
+    tx_hash: str | None = None
+    reason: str | None = None
+
+    @property
+    def unfilled(self) -> Decimal:
+        """How much was not sold yet; it is locked until the order is final."""
+        return CONTEXT.subtract(self.terms.amount_in, self.filled_in)
+
+    def moved(
+        self,
+        status: OrderStatus,
+        now_ms: int,
+        *,
+        sold: Decimal = ZERO,
+        bought: Decimal = ZERO,
+        tx_hash: str | None = None,
+        reason: str | None = None,
+    ) -> Order:
+        """The order after a step.
+
+        Args:
+            status: Its status from now on.
+            now_ms: The time, in milliseconds since the epoch.
+            sold: What was sold with this step.
+            bought: What was bought with it.
+            tx_hash: The transaction's hash, if there is one now.
+            reason: Why it failed or was cancelled.
+
+        Raises:
+            ValueError: No order gets there from its status.
+        """
+        if status not in NEXT[self.status]:
+            raise ValueError(f"{self.order_id} can't go from {self.status} to {status}")
+        return attrs.evolve(
+            self,
+            status=status,
+            updated_at=max(now_ms, self.updated_at + 1),
+            steps=() if status.is_final else self.steps[1:],
+            filled_in=CONTEXT.add(self.filled_in, sold),
+            filled_out=CONTEXT.add(self.filled_out, bought),
+            tx_hash=tx_hash or self.tx_hash,
+            reason=reason,
+        )
+
+
+def plan_life(
+    outcome: Outcome,
+    amount_in: Decimal,
+    decimals: int,
+    *,
+    now: float,
+    pending_delay: tuple[float, float],
+    processing_delay: tuple[float, float],
+    chance: random.Random,
+) -> tuple[Step, ...]:
+    """The steps that an order will take.
+
+    Args:
+        outcome: How it goes.
+        amount_in: The amount that is sold.
+        decimals: How many decimals the amounts of the asset sold have.
+        now: The time on Trio's clock.
+        pending_delay: The shortest and the longest time until it is PROCESSING, in seconds.
+        processing_delay: The shortest and the longest time from then to its end, in seconds.
+        chance: Where delays and parts are drawn from.
+
+    Returns:
+        At least two steps, of which the last is final.
+    """
+    started = now + chance.uniform(*pending_delay)
+    ended = started + chance.uniform(*processing_delay)
+    processing = Step(started, OrderStatus.PROCESSING)
+    if outcome is Outcome.FILLED:
+        return processing, Step(ended, OrderStatus.FILLED, amount_in)
+    if outcome is Outcome.FAILED:
+        return processing, Step(ended, OrderStatus.FAILED)
+    if outcome is Outcome.CANCELLED:
+        return processing, Step(ended, OrderStatus.CANCELLED)
+    count = chance.randint(2, 4)
+    part = round_down(CONTEXT.divide(amount_in, Decimal(count)), decimals)
+    parts = [
+        Step(started + (ended - started) * number / count, OrderStatus.PARTIAL, part)
+        for number in range(1, count)
+        if part
+    ]
+    if outcome is Outcome.PARTLY_FILLED:
+        return processing, *parts, Step(ended, OrderStatus.CANCELLED)
+    rest = CONTEXT.subtract(amount_in, CONTEXT.multiply(part, Decimal(len(parts))))
+    return processing, *parts, Step(ended, OrderStatus.FILLED, rest)

@@ -1,0 +1,302 @@
+"""A client's life around its connection: opening, state, events, the end.
+
+One task runs it all, in a nursery of the user's or of the client's. It ends when the client is
+closed, when its nursery is cancelled, or when the connection has failed for good; whatever way it
+ends, every request, stream and waiting task is told, and no exception leaves it into that nursery.
+
+**Every exit is bounded**: `close_timeout` when leaving politely, half a second when cancelled.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+from typing import Final
+
+import trio
+from trio.lowlevel import enable_ki_protection
+
+from trio_broker.channels import Channels
+from trio_broker.connection import Bell, Connection
+from trio_broker.exceptions import (
+    BrokerError,
+    ClientClosedError,
+    ConnectionLostError,
+    NotConnectedError,
+    NotSentError,
+    fresh,
+)
+from trio_broker.models import (
+    Closed,
+    Connected,
+    ConnectionEvent,
+    ConnectionState,
+    Disconnected,
+    GaveUp,
+    OddMessage,
+)
+from trio_broker.session import Session
+from trio_broker.settings import Settings
+from trio_broker.signing import Signer
+from trio_broker.taps import Taps
+from trio_broker.transports.trio_websocket import open_transport
+
+GOODBYE_WHEN_CANCELLED: Final = 0.5
+_SHOWN: Final = 1000
+
+
+class Supervisor:
+    """Runs the connection of one client.
+
+    Args:
+        settings: Everything that is configured.
+        session: What is asked and answered.
+        logger: Where the story is told.
+
+    Attributes:
+        channels: The client's channels.
+        events: Where events go.
+        messages: Where raw messages go.
+        state: Where the client stands.
+    """
+
+    def __init__(self, settings: Settings, session: Session, logger: logging.Logger) -> None:
+        self._settings = settings
+        self._session = session
+        self._logger = logger
+        self._signer = Signer(settings.secret_key, settings.signing_key)
+        self.events: Taps[ConnectionEvent] = Taps()
+        self.messages: Taps[str | bytes] = Taps()
+        self.channels = Channels(
+            session,
+            max_subscriptions=settings.limits.max_subscriptions,
+            request_timeout=settings.request_timeout,
+            time=trio.current_time,
+            wall_time=self.wall_time,
+            on_event=self._tell,
+        )
+        self.state = ConnectionState.IDLE
+        self._connection: Connection | None = None
+        self._failure: BrokerError | None = None
+        self._scope = trio.CancelScope()
+        self._alarm = Bell()
+        self._awake_at = float("-inf")
+        self._close_requested = trio.Event()
+        self._connected = trio.Event()
+        self._over = trio.Event()
+        listener = session.listener
+        listener.pushed = self.channels.pushed
+        listener.odd = self._tell_odd
+        listener.changed = self._look_again
+        listener.broken = self._replace
+
+    @property
+    def latency(self) -> float | None:
+        """The last heartbeat's round trip in seconds."""
+        return self._connection.latency if self._connection is not None else None
+
+    def wall_time(self) -> dt.datetime:
+        """The time of day, by the client's clock."""
+        return dt.datetime.fromtimestamp(self._settings.clock(), dt.UTC)
+
+    # --- What the client asks for ----------------------------------------------------------
+
+    @enable_ki_protection
+    async def run(self) -> None:
+        """Live, from the first connection to the end. Cancelling closes, within half a second."""
+        failure: BrokerError | None = None
+        try:
+            with self._scope:
+                failure = await self._live()
+        except Exception as error:
+            # A fault of this library: it mustn't end the user's nursery, nor be lost.
+            self._logger.exception("the connection ended with an internal error")
+            failure = BrokerError(f"internal error: {error!r}")
+            failure.__cause__ = error
+        finally:
+            self._finish(failure)
+
+    async def wait_connected(self) -> None:
+        """Return once connected; raise once that can't happen any more.
+
+        Raises:
+            NotConnectedError: The client was never started, or is closed.
+            BrokerError: What the connection failed with.
+        """
+        await trio.lowlevel.checkpoint()
+        self.check_usable()
+        await self._connected.wait()
+        self.check_usable()
+
+    async def wait_over(self) -> None:
+        """Return after the end, whatever it was."""
+        await self._over.wait()
+
+    async def wait_closed(self) -> None:
+        """Return after a close; raise what the connection failed with."""
+        await self._over.wait()
+        if self._failure is not None:
+            raise fresh(self._failure)
+
+    def check_usable(self) -> None:
+        """Raise at once where no connection is there or can come.
+
+        Raises:
+            NotConnectedError: The client was never started, or is closed.
+            BrokerError: What the connection failed with.
+        """
+        if self.state is ConnectionState.IDLE:
+            raise NotConnectedError(
+                "the client isn't connected: use it under 'async with', or connect(nursery)"
+            )
+        if self.state is ConnectionState.FAILED and self._failure is not None:
+            raise fresh(self._failure)
+        if self.state.is_over:
+            raise ClientClosedError("the client is closed")
+
+    @enable_ki_protection
+    def start(self) -> None:
+        """Note that `run` is about to run.
+
+        Raises:
+            RuntimeError: It did before: a client is used once.
+        """
+        if self.state is not ConnectionState.IDLE:
+            raise RuntimeError("a client is used once: make a new one")
+        self._become(ConnectionState.CONNECTING)
+
+    @enable_ki_protection
+    def request_close(self) -> None:
+        """Close politely, as soon as may be."""
+        if self.state is ConnectionState.IDLE:
+            self._finish(None)
+        elif not self.state.is_over:
+            was_open = self.state is ConnectionState.CONNECTED
+            self._become(ConnectionState.CLOSING)
+            self._end_all(None)
+            self._close_requested.set()
+            if not was_open:
+                self._scope.cancel()  # There is nobody to say goodbye to yet.
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._scope.cancel()
+
+    # --- One connection --------------------------------------------------------------------
+
+    async def _live(self) -> BrokerError | None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_time)
+            try:
+                await self._connect_and_serve()
+            except BrokerError as error:
+                return error
+            finally:
+                nursery.cancel_scope.cancel()
+        return None
+
+    async def _connect_and_serve(self) -> None:
+        settings = self._settings
+        async with open_transport(
+            settings.endpoint,
+            ssl_context=settings.ssl_context,
+            connect_timeout=settings.connect_timeout,
+            max_receive_size=settings.limits.max_receive_size,
+        ) as transport:
+            self._become(ConnectionState.AUTHENTICATING)
+            self._connection = Connection(
+                transport, self._session, settings, self._signer, self._show
+            )
+            try:
+                await self._connection.run(self._authenticated, self._close_requested)
+                with trio.move_on_after(settings.close_timeout):
+                    await transport.aclose()
+            except trio.Cancelled:
+                with trio.move_on_after(GOODBYE_WHEN_CANCELLED, shield=True):
+                    await transport.aclose()
+                raise
+
+    def _authenticated(self) -> None:
+        if self.state is ConnectionState.AUTHENTICATING:
+            self._become(ConnectionState.CONNECTED)
+            self._tell(Connected(at=self.wall_time()))
+            self._connected.set()
+
+    @enable_ki_protection
+    async def _keep_time(self) -> None:
+        while True:
+            self._awake_at = self._next_deadline()
+            with trio.move_on_at(self._awake_at):
+                await self._alarm.wait()
+            now = trio.current_time()
+            self._session.tick(now)
+            self.channels.tick(now)
+
+    def _next_deadline(self) -> float:
+        return min(self._session.next_deadline, self.channels.next_deadline)
+
+    def _look_again(self) -> None:
+        if self._connection is not None:
+            self._connection.wake_writer()
+        if self._next_deadline() < self._awake_at:
+            self._alarm.ring()
+
+    def _replace(self, error: ConnectionLostError) -> None:
+        if self._connection is not None:
+            self._connection.lose(error)
+
+    # --- The end ---------------------------------------------------------------------------
+
+    def _finish(self, failure: BrokerError | None) -> None:
+        if self.state is ConnectionState.CLOSING:
+            failure = None  # It was to end anyway.
+        self._failure = failure
+        if failure is not None:
+            self._become(ConnectionState.FAILED)
+            self._tell(Disconnected(at=self.wall_time(), error=failure, retry_in=None))
+            self._tell(GaveUp(at=self.wall_time(), error=failure))
+        else:
+            self._become(ConnectionState.CLOSED)
+            self._tell(Closed(at=self.wall_time()))
+        self._end_all(failure)
+        self.events.end()
+        self.messages.end()
+        self._connection = None
+        self._connected.set()
+        self._over.set()
+
+    def _end_all(self, failure: BrokerError | None) -> None:
+        """Tell every request and stream that there will be no connection any more."""
+        unsent: NotSentError
+        if failure is None:
+            failure_of_requests: BrokerError = ConnectionLostError("the client was closed")
+            unsent = ClientClosedError("the client was closed; nothing was sent")
+        else:
+            failure_of_requests = failure
+            unsent = NotConnectedError(f"nothing was sent: {failure}")
+        self._session.shut(failure_of_requests, unsent)
+        self.channels.finish(failure)
+
+    # --- What is told ----------------------------------------------------------------------
+
+    def _become(self, state: ConnectionState) -> None:
+        self._logger.debug("%s -> %s", self.state.value, state.value)
+        self.state = state
+
+    def _tell(self, event: ConnectionEvent) -> None:
+        self._logger.info("%s", _described(event))
+        self.events.put(event)
+
+    def _tell_odd(self, reason: str, text: str) -> None:
+        self._tell(OddMessage(at=self.wall_time(), reason=reason, raw=text[:_SHOWN] or None))
+
+    def _show(self, message: str | bytes) -> None:
+        if self.messages:
+            self.messages.put(message)
+
+
+def _described(event: ConnectionEvent) -> str:
+    """An event for the log, without the broker's text: what it holds isn't ours to spread."""
+    name = type(event).__name__
+    reason = getattr(event, "reason", None) or getattr(event, "error", None)
+    return name if reason is None else f"{name}: {reason}"

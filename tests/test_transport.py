@@ -804,6 +804,7 @@ async def test_messages_that_came_before_a_failed_send_are_still_received() -> N
 
     async with connected(handler) as transport:
         await hung_up.wait()
+        await wait_all_tasks_blocked()
         with pytest.raises(ConnectionLostError, match="the connection broke"):
             await transport.send(["anybody there?"] * 1_000_000)
         for number in range(10):

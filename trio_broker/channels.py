@@ -163,11 +163,11 @@ class Channels:
         Raises:
             SubscriptionLimitError: There are as many channels as there may be.
         """
-        channel = self._channels.get(feed.channel)
+        channel = self._channels.get(feed.name)
         if channel is None or not channel.members:
             if self.wanted >= self._max:
                 raise SubscriptionLimitError(self._max)
-            channel = self._channels.setdefault(feed.channel, _Channel(feed.channel))
+            channel = self._channels.setdefault(feed.name, _Channel(feed.name))
         member = Member(feed, on_ready, snapshot)
         channel.members[member] = None
         self.subscriptions += 1
@@ -180,7 +180,7 @@ class Channels:
         Args:
             member: What `join` gave; one that has left is left alone.
         """
-        channel = self._channels.get(member.feed.channel)
+        channel = self._channels.get(member.feed.name)
         if channel is not None and channel.members.pop(member, member) is None:
             self.subscriptions -= 1
             self._settle(channel)
@@ -211,18 +211,17 @@ class Channels:
         Args:
             member: The subscriber.
         """
-        channel = self._channels.get(member.feed.channel)
+        channel = self._channels.get(member.feed.name)
         if channel is not None and channel.name == BALANCES and member in channel.members:
             member.wants_snapshot = True
             self._take_snapshot(channel)
 
-    def pushed(self, message: Inbound, text: str, now: float) -> None:
+    def pushed(self, message: Inbound, text: str) -> None:
         """Deliver what the broker pushed.
 
         Args:
             message: The envelope.
             text: The message.
-            now: The time.
 
         Raises:
             ProtocolError: The body isn't as documented.

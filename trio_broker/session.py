@@ -156,13 +156,13 @@ class SessionListener:
     """What a session tells its owner; all of it is called synchronously.
 
     Attributes:
-        pushed: A push came: envelope, text and time. May raise `ProtocolError`.
+        pushed: A push came: envelope and text. May raise `ProtocolError`.
         odd: Something unexpected came: why, and the text.
         changed: A request may be ready to leave, or the next deadline is another.
         broken: The connection can't be trusted any more and must be replaced.
     """
 
-    pushed: Callable[[Inbound, str, float], None] = lambda *_: None
+    pushed: Callable[[Inbound, str], None] = lambda *_: None
     odd: Callable[[str, str], None] = lambda *_: None
     changed: Callable[[], None] = lambda: None
     broken: Callable[[ConnectionLostError], None] = _ignore
@@ -314,7 +314,7 @@ class Session:
             if message.op:
                 self._take_reply(message, text, now)
             elif message.ch:
-                self.listener.pushed(message, text, now)
+                self.listener.pushed(message, text)
             elif message.error:
                 self._take_bare_error(message, text, now)
             else:

@@ -126,7 +126,7 @@ def _split(url: str, name: str) -> tuple[SplitResult, int | None]:
     return parts, port
 
 
-def _at_least_one(_: object, attribute: attrs.Attribute[int], value: int) -> None:
+def _at_least_one(_: object, attribute: attrs.Attribute[int], value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigurationError(f"{attribute.name} must be an int of at least 1, not {value!r}")
 
@@ -148,7 +148,7 @@ class Limits:
     messages_per_second: int = attrs.field(default=100, validator=_at_least_one)
 
 
-def _seconds(_: object, attribute: attrs.Attribute[float], value: float) -> None:
+def _seconds(_: object, attribute: attrs.Attribute[float], value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigurationError(
             f"{attribute.name} must be a number of seconds, not {type(value).__name__}"

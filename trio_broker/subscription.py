@@ -71,14 +71,16 @@ class Mailbox(Generic[T]):
     goes nowhere.
 
     Attributes:
+        name: What it holds, for people.
         dropped: How many items were dropped since the beginning.
         owners: How many handles are open.
         has_overflowed: For the handles: whether the buffer hasn't been empty since it was full.
-        put_back: For the handles: an error that was taken off the buffer, and is the next to be
-            received.
+        put_back: For the handles: an error that was taken off the buffer, and is to be received
+            next.
     """
 
     __slots__ = (
+        "_buffer_size",
         "_failure",
         "_is_open",
         "_on_close",
@@ -87,12 +89,14 @@ class Mailbox(Generic[T]):
         "_send",
         "dropped",
         "has_overflowed",
+        "name",
         "owners",
         "put_back",
     )
 
     def __init__(
         self,
+        name: str,
         buffer_size: int,
         *,
         on_close: Callable[[], object] = _do_nothing,
@@ -101,9 +105,10 @@ class Mailbox(Generic[T]):
         """Make one that has no handle yet.
 
         Args:
+            name: What it holds, for people.
             buffer_size: How many items are kept for a consumer that is behind, at least 1.
             on_close: Called when the last handle is closed, unless the mailbox has ended before.
-                Once, synchronously, with everything closed already. It must not raise.
+                Once, synchronously, when all is closed. It must not raise.
             on_drained: Called when a receive has emptied the buffer after an overflow, unless the
                 mailbox has ended. Once until the next overflow, synchronously. It must not raise.
 
@@ -115,6 +120,8 @@ class Mailbox(Generic[T]):
             raise TypeError(f"buffer_size must be an int, as memory is finite, not {buffer_size!r}")
         if buffer_size < 1:
             raise ValueError(f"buffer_size must be at least 1, not {buffer_size}")
+        self.name = name
+        self._buffer_size = buffer_size
         self._send, self._root = trio.open_memory_channel[T | ErrorItem](buffer_size)
         self._on_close = on_close
         self._on_drained = on_drained
@@ -126,9 +133,14 @@ class Mailbox(Generic[T]):
         self.put_back: ErrorItem | None = None
 
     @enable_ki_protection
-    def put(self, item: T) -> None:
+    def put(self, item: T | ErrorItem) -> None:
         """Hand an item to a task that waits for one, or buffer it; never blocks."""
-        self._put(item)
+        try:
+            self._send.send_nowait(item)
+        except trio.WouldBlock:
+            self._overflow(item)
+        except trio.ClosedResourceError:
+            pass
 
     @enable_ki_protection
     def end(self) -> None:
@@ -166,9 +178,11 @@ class Mailbox(Generic[T]):
         """For a handle that was closed."""
         self.owners -= 1
         if self.owners == 0:
-            self._root.close()  # Trio lets go of what is buffered with the last receive end
+            self._root.close()  # with the last receive end, Trio lets go of what is buffered
             self.put_back = None
-            self._give_up()
+            if self._is_open:
+                self.end()
+                self._on_close()
 
     def taken(self, item: T | ErrorItem) -> T | ErrorItem:
         """For a handle that took an item off the buffer after an overflow: what it delivers."""
@@ -183,14 +197,6 @@ class Mailbox(Generic[T]):
         if self._failure is not None:
             raise fresh(self._failure)
 
-    def _put(self, item: T | ErrorItem) -> None:
-        try:
-            self._send.send_nowait(item)
-        except trio.WouldBlock:
-            self._overflow(item)
-        except trio.ClosedResourceError:
-            pass
-
     def _overflow(self, item: T | ErrorItem) -> None:
         self._drop(self._root.receive_nowait())
         self._send.send_nowait(item)
@@ -199,23 +205,16 @@ class Mailbox(Generic[T]):
     def _drop(self, _item: T | ErrorItem) -> None:
         self.dropped += 1
 
-    def _give_up(self) -> None:
-        if self._is_open:
-            self.end()
-            self._on_close()
-
 
 class BoundedReceiveChannel(trio.abc.ReceiveChannel[T_co]):
     """A receive channel with a buffer of limited size, as `client.events()` gives it.
 
     A slow consumer holds nobody up: when the buffer is full, the oldest item is dropped and counted
     in `dropped`. Handles are made by the client and by `clone`; ``async with`` or ``with`` closes
-    them. Several tasks may receive at a time, and compete.
+    them. Several tasks may receive at a time: each item goes to one of them.
     """
 
     __slots__ = ("__weakref__", "_closed", "_mailbox", "_receive", "_run")
-
-    _mailbox: Mailbox[T_co]
 
     @enable_ki_protection
     def __init__(self, mailbox: Mailbox[T_co]) -> None:
@@ -227,10 +226,7 @@ class BoundedReceiveChannel(trio.abc.ReceiveChannel[T_co]):
     def __repr__(self) -> str:
         buffered = self._receive.statistics().current_buffer_used
         state = "closed" if self._closed else f"buffered={buffered}"
-        return f"<{self._name()} {state} dropped={self.dropped}>"
-
-    def _name(self) -> str:
-        return type(self).__name__
+        return f"<{type(self).__name__} {self._mailbox.name!r} {state} dropped={self.dropped}>"
 
     @property
     def dropped(self) -> int:
@@ -239,7 +235,7 @@ class BoundedReceiveChannel(trio.abc.ReceiveChannel[T_co]):
 
     def statistics(self) -> trio.MemoryChannelStatistics:
         """The buffer's state, for all clones together, as Trio's memory channels have it."""
-        # The mailbox's own receive end is nobody's business.
+        # The mailbox's own receive end isn't counted.
         return attrs.evolve(self._receive.statistics(), open_receive_channels=self._mailbox.owners)
 
     @enable_ki_protection
@@ -282,10 +278,10 @@ class BoundedReceiveChannel(trio.abc.ReceiveChannel[T_co]):
 
     @enable_ki_protection
     async def __anext__(self) -> T_co:
-        """Like `receive`, but what is buffered comes faster.
+        """Like `receive`, but faster while something is buffered.
 
-        It is a cancel point for each item. Other tasks get their turn when it has to wait, and after
-        16 items at the latest. Cancelling is safe.
+        It is a cancel point for each item, and cancelling is safe; other tasks get their turn when
+        it has to wait, and every 16 items at the latest.
         """
         self._run += 1
         if self._run < _MAX_RUN:
@@ -351,7 +347,7 @@ class BoundedReceiveChannel(trio.abc.ReceiveChannel[T_co]):
         return mailbox.taken(item) if mailbox.has_overflowed else item
 
     async def _wait(self) -> T_co:
-        # Only with an empty buffer: what comes is handed over, and its gap was marked by `put`.
+        # Only with an empty buffer: what comes is handed over, and `Feed.put` has marked its gap.
         try:
             item = await self._receive.receive()
         except trio.EndOfChannel:
@@ -363,19 +359,15 @@ class BoundedReceiveChannel(trio.abc.ReceiveChannel[T_co]):
 
 
 class Feed(Mailbox[Message[T]]):
-    """The producer's side of a subscription.
+    """The producer's side of a subscription; its name is that of the broker's channel."""
 
-    Attributes:
-        channel: The name of the broker's channel.
-    """
-
-    __slots__ = ("_buffer_size", "_gap", "_overflow_policy", "channel")
+    __slots__ = ("_gap", "_policy")
 
     def __init__(
         self,
         channel: str,
-        *,
         buffer_size: int = 1024,
+        *,
         overflow: Overflow = "drop_oldest",
         on_close: Callable[[], object] = _do_nothing,
         on_drained: Callable[[], object] = _do_nothing,
@@ -388,28 +380,25 @@ class Feed(Mailbox[Message[T]]):
             overflow: What happens when they are too many. ``"drop_oldest"``: the oldest goes, and
                 the next message that is delivered says so. ``"error"``: the subscription ends with
                 `SlowConsumerError`, after what is buffered.
-            on_close: As in `Mailbox`; called as well when the subscription overflowed under
-                ``overflow="error"``.
-            on_drained: As in `Mailbox`.
+            on_close: As a `Mailbox` calls it, and when ``overflow="error"`` has ended this.
+            on_drained: As a `Mailbox` calls it.
 
         Raises:
             TypeError: `buffer_size` isn't an int.
-            ValueError: `buffer_size` is less than 1, or `overflow` isn't one of the two.
+            ValueError: `buffer_size` is less than 1, or `overflow` is none of the two.
         """
         if overflow not in get_args(Overflow):
             raise ValueError(f"overflow must be 'drop_oldest' or 'error', not {overflow!r}")
-        super().__init__(buffer_size, on_close=on_close, on_drained=on_drained)
-        self.channel = channel
-        self._buffer_size = buffer_size
-        self._overflow_policy = overflow
+        super().__init__(channel, buffer_size, on_close=on_close, on_drained=on_drained)
+        self._policy = overflow
         self._gap: Gap | None = None
 
     @enable_ki_protection
-    def put(self, item: Message[T]) -> None:
+    def put(self, item: Message[T] | ErrorItem) -> None:
         """Hand a message to a task that waits for one, or buffer it; never blocks."""
         if self._gap is not None and self.is_empty():
-            item = self._marked(item, self._gap)
-        self._put(item)
+            item = self._marked(item)
+        super().put(item)
 
     @enable_ki_protection
     def put_error(self, text: str, received_at: dt.datetime) -> None:
@@ -419,25 +408,25 @@ class Feed(Mailbox[Message[T]]):
             text: The broker's text.
             received_at: When it came, by this machine's clock.
         """
-        self._put(ErrorItem(ChannelError(self.channel, text), received_at))
+        self.put(ErrorItem(ChannelError(self.name, text), received_at))
 
     def taken(self, item: Message[T] | ErrorItem) -> Message[T] | ErrorItem:
         """For a handle that took an item off the buffer after an overflow: what it delivers."""
-        if self._gap is not None and not isinstance(item, ErrorItem):
-            item = self._marked(item, self._gap)
-        return super().taken(item)
+        return super().taken(self._marked(item))
 
-    def _marked(self, message: Message[T], gap: Gap) -> Message[T]:
-        self._gap = None
-        return attrs.evolve(message, gap=gap.merged(message.gap))
+    def _marked(self, item: Message[T] | ErrorItem) -> Message[T] | ErrorItem:
+        if self._gap is None or isinstance(item, ErrorItem):
+            return item
+        gap, self._gap = self._gap, None
+        return attrs.evolve(item, gap=gap.merged(item.gap))
 
     def _overflow(self, item: Message[T] | ErrorItem) -> None:
-        if self._overflow_policy == "drop_oldest":
+        if self._policy == "drop_oldest":
             super()._overflow(item)
         else:
             self.dropped += 1
-            self._failure = SlowConsumerError(self.channel, self._buffer_size)
-            self._give_up()
+            self.fail(SlowConsumerError(self.name, self._buffer_size))
+            self._on_close()
 
     def _drop(self, item: Message[T] | ErrorItem) -> None:
         super()._drop(item)
@@ -455,62 +444,54 @@ class Subscription(BoundedReceiveChannel[Message[T_co]]):
     in its `gap`. With ``overflow="error"`` the subscription ends with `SlowConsumerError`.
 
     An error that the broker pushes raises `ChannelError`, and the subscription stays open: go on
-    receiving. Its endings come after what is buffered. Closed by you: `trio.ClosedResourceError`.
+    receiving. Endings come after what is buffered. Closed by you: `trio.ClosedResourceError`.
     Client closed, or unsubscribed: iterations end. Connection failed for good:
     `SubscriptionBrokenError`, ``from`` the cause.
 
-    Handles are made by the client and by `clone`, and each message goes to one of them. The last
-    one to close ends the subscription; ``async with`` or ``with`` does it.
+    Handles are made by the client and by `clone`; ``async with`` or ``with`` closes them, and the
+    last one ends the subscription. Several tasks may receive at a time: each message goes to one.
     """
 
     __slots__ = ()
 
-    _mailbox: Feed[T_co]
-
-    def __init__(self, feed: Feed[T_co]) -> None:
-        super().__init__(feed)
-
-    def _name(self) -> str:
-        return f"{type(self).__name__} {self.channel!r}"
-
     @property
     def channel(self) -> str:
         """The channel's name."""
-        return self._mailbox.channel
+        return self._mailbox.name
 
     def batches(self) -> AsyncIterator[list[Message[T_co]]]:
         """Iterate over lists: everything that has arrived, at least one message.
 
-        Each step is a checkpoint, before anything is taken: cancelling it is safe. Where the broker
+        Each step is a checkpoint, before anything is taken: cancelling is safe. Where the broker
         pushed an error, the list ends before it, and the next step raises `ChannelError`; iterate
         on after that.
         """
         return _Batches(self)
 
-    def _rest(self) -> list[Message[T_co]]:
-        """Everything that can be taken now, up to an error, which is left for the next receive."""
-        messages: list[Message[T_co]] = []
+    @enable_ki_protection
+    async def _batch(self) -> list[Message[T_co]]:
+        batch = [await self.receive()]
         try:
             while not isinstance(item := self._pop(), ErrorItem):
-                messages.append(item)
+                batch.append(item)
         except (trio.WouldBlock, trio.EndOfChannel):
-            return messages  # an ending comes again
+            return batch  # an ending comes again
+        # The iterator may be given up now: the error is the buffer's, and whoever receives gets it.
         self._mailbox.put_back = item
-        return messages
+        return batch
 
 
-class _Batches(AsyncIterator[list[Message[T_co]]]):
+class _Batches(AsyncIterator[list[Message[T]]]):
     """What `Subscription.batches` gives; no generator, as it goes on after a `ChannelError`."""
 
     __slots__ = ("_subscription",)
 
-    def __init__(self, subscription: Subscription[T_co]) -> None:
+    def __init__(self, subscription: Subscription[T]) -> None:
         self._subscription = subscription
 
     @enable_ki_protection
-    async def __anext__(self) -> list[Message[T_co]]:
+    async def __anext__(self) -> list[Message[T]]:
         try:
-            first = await self._subscription.receive()
+            return await self._subscription._batch()  # noqa: SLF001  # it is the subscription's
         except trio.EndOfChannel:
             raise StopAsyncIteration from None
-        return [first, *self._subscription._rest()]  # noqa: SLF001  # the two are one machine

@@ -65,8 +65,8 @@ class Supervisor:
         self._session = session
         self._logger = logger
         self._signer = Signer(settings.secret_key, settings.signing_key)
-        self.events: Taps[ConnectionEvent] = Taps()
-        self.messages: Taps[str | bytes] = Taps()
+        self.events: Taps[ConnectionEvent] = Taps("events")
+        self.messages: Taps[str | bytes] = Taps("messages")
         self.channels = Channels(
             session,
             max_subscriptions=settings.limits.max_subscriptions,

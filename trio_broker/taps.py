@@ -14,9 +14,14 @@ BUFFER_SIZE: Final = 1024
 
 
 class Taps(Generic[T]):
-    """The channels of those who listen, each with every item from its opening on."""
+    """The channels of those who listen, each with every item from its opening on.
 
-    def __init__(self) -> None:
+    Args:
+        name: What the items are, for people.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._mailboxes: dict[Mailbox[T], None] = {}
         self._over = False
 
@@ -27,7 +32,9 @@ class Taps(Generic[T]):
     def open(self) -> BoundedReceiveChannel[T]:
         """A new channel; one that is opened after the end is at its end."""
         mailbox: Mailbox[T]
-        mailbox = Mailbox(BUFFER_SIZE, on_close=lambda: self._mailboxes.pop(mailbox, None))
+        mailbox = Mailbox(
+            self._name, BUFFER_SIZE, on_close=lambda: self._mailboxes.pop(mailbox, None)
+        )
         channel = BoundedReceiveChannel(mailbox)
         if self._over:
             mailbox.end()

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -123,6 +123,15 @@ def frame_size(op: str, body: str, channel: str | None) -> int:
     return len(signed_frame(op, body, 10**12, "0" * 40, "0" * 64))
 
 
+# The decoder has no union of raw text and null: a member that is missing is no text at all, and
+# null stands as it came.
+_NOTHING: Final = msgspec.Raw(b"")
+
+
+def _is_missing(raw: msgspec.Raw) -> bool:
+    return bytes(raw) in {b"", b"null"}
+
+
 class Inbound(msgspec.Struct, frozen=True, gc=False):
     """The envelope of a message from the broker.
 
@@ -138,7 +147,7 @@ class Inbound(msgspec.Struct, frozen=True, gc=False):
     ch: str | None = None
     nonce: Any = None
     error: str | None = None
-    data: msgspec.Raw | None = None
+    data: msgspec.Raw = _NOTHING
 
 
 _inbound = msgspec.json.Decoder(Inbound)
@@ -174,7 +183,7 @@ class _Body(msgspec.Struct, frozen=True):
 class _Balance(_Body, frozen=True):
     asset: str
     total: msgspec.Raw
-    locked: msgspec.Raw | None = None
+    locked: msgspec.Raw = _NOTHING
 
 
 class _Balances(_Body, frozen=True):
@@ -187,10 +196,10 @@ class _RouteStep(_Body, frozen=True):
     fromAsset: str | None = None  # noqa: N815 - the name on the wire
     to_asset: str | None = None
     toAsset: str | None = None  # noqa: N815 - the name on the wire
-    amount_in: msgspec.Raw | None = None
-    amountIn: msgspec.Raw | None = None  # noqa: N815 - the name on the wire
-    amount_out: msgspec.Raw | None = None
-    amountOut: msgspec.Raw | None = None  # noqa: N815 - the name on the wire
+    amount_in: msgspec.Raw = _NOTHING
+    amountIn: msgspec.Raw = _NOTHING  # noqa: N815 - the name on the wire
+    amount_out: msgspec.Raw = _NOTHING
+    amountOut: msgspec.Raw = _NOTHING  # noqa: N815 - the name on the wire
     pool: str | None = None
     exchange: str | None = None
 
@@ -199,7 +208,7 @@ class _Estimate(_Body, frozen=True, rename="camel"):
     price: msgspec.Raw
     expected_out: msgspec.Raw
     route: list[_RouteStep] | None = None
-    fee: msgspec.Raw | None = None
+    fee: msgspec.Raw = _NOTHING
     expires_at: int | None = None
 
 
@@ -211,7 +220,7 @@ class _Receipt(_Body, frozen=True, rename="camel"):
 class _Order(_Body, frozen=True, rename="camel"):
     status: str
     order_id: str | None = None
-    filled_out: msgspec.Raw | None = None
+    filled_out: msgspec.Raw = _NOTHING
     tx_hash: str | None = None
     updated_at: int | None = None
     client_order_id: str | None = None
@@ -237,7 +246,7 @@ _anything = msgspec.json.Decoder(float_hook=Decimal)
 
 
 def _body(decoder: msgspec.json.Decoder[_T], message: Inbound, place: str) -> _T:
-    if message.data is None:
+    if _is_missing(message.data):
         raise ProtocolError(f"{place} has no data")
     return _decode(decoder, message.data, place)
 
@@ -271,7 +280,7 @@ def _to_balances(balances: list[_Balance]) -> tuple[Balance, ...]:
         Balance(
             asset=balance.asset,
             total=_amount(balance.total, "total"),
-            locked=_optional(_amount, balance.locked, "locked"),
+            locked=_optional_amount(balance.locked, "locked"),
         )
         for balance in balances
     )
@@ -291,8 +300,8 @@ def decode_estimate(message: Inbound) -> SwapEstimate:
         route=tuple(_to_step(step) for step in body.route or ()),
         price=_amount(body.price, "price"),
         expected_out=_amount(body.expected_out, "expectedOut"),
-        fee=_optional(_amount, body.fee, "fee"),
-        expires_at=_optional(_time, body.expires_at, "expiresAt"),
+        fee=_optional_amount(body.fee, "fee"),
+        expires_at=_optional_time(body.expires_at, "expiresAt"),
     )
 
 
@@ -300,11 +309,15 @@ def _to_step(step: _RouteStep) -> RouteStep:
     return RouteStep(
         from_asset=step.from_asset if step.from_asset is not None else step.fromAsset,
         to_asset=step.to_asset if step.to_asset is not None else step.toAsset,
-        amount_in=_optional(_amount, step.amount_in or step.amountIn, "amount_in"),
-        amount_out=_optional(_amount, step.amount_out or step.amountOut, "amount_out"),
+        amount_in=_optional_amount(_either(step.amount_in, step.amountIn), "amount_in"),
+        amount_out=_optional_amount(_either(step.amount_out, step.amountOut), "amount_out"),
         pool=step.pool,
         exchange=step.exchange,
     )
+
+
+def _either(raw: msgspec.Raw, other: msgspec.Raw) -> msgspec.Raw:
+    return other if _is_missing(raw) else raw
 
 
 def decode_receipt(message: Inbound, client_order_id: str) -> SwapReceipt:
@@ -338,9 +351,9 @@ def decode_order(message: Inbound) -> Order:
     return Order(
         order_id=body.order_id,
         status=_status(body.status),
-        filled_out=_optional(_amount, body.filled_out, "filledOut"),
+        filled_out=_optional_amount(body.filled_out, "filledOut"),
         tx_hash=body.tx_hash,
-        updated_at=_optional(_time, body.updated_at, "updatedAt"),
+        updated_at=_optional_time(body.updated_at, "updatedAt"),
         client_order_id=body.client_order_id,
     )
 
@@ -370,7 +383,7 @@ def decode_anything(message: Inbound) -> Any:
     Raises:
         ProtocolError: The body is nested too deeply.
     """
-    return None if message.data is None else _decode(_anything, message.data, "the push")
+    return None if _is_missing(message.data) else _decode(_anything, message.data, "the push")
 
 
 def order_names(message: Inbound) -> tuple[str | None, str | None]:
@@ -382,7 +395,7 @@ def order_names(message: Inbound) -> tuple[str | None, str | None]:
     Returns:
         Its order id and its client order id, None where it names none.
     """
-    if message.data is None:
+    if _is_missing(message.data):
         return None, None
     try:
         names = _decode(_names, message.data, "the reply")
@@ -405,6 +418,14 @@ def _amount(raw: msgspec.Raw, place: str) -> Decimal:
     if not _AMOUNT.fullmatch(text):
         raise ProtocolError(f"{place} isn't a finite decimal of sane length")
     return Decimal(text.decode())
+
+
+def _optional_amount(raw: msgspec.Raw, place: str) -> Decimal | None:
+    return None if _is_missing(raw) else _amount(raw, place)
+
+
+def _optional_time(milliseconds: int | None, place: str) -> dt.datetime | None:
+    return None if milliseconds is None else _time(milliseconds, place)
 
 
 def _time(milliseconds: int, place: str) -> dt.datetime:
@@ -434,7 +455,3 @@ _STATUSES: Final[Mapping[str, OrderStatus]] = {
 
 def _status(text: str) -> OrderStatus | str:
     return _STATUSES.get(text.upper(), text)
-
-
-def _optional(decode: Callable[[Any, str], _T], value: Any, place: str) -> _T | None:
-    return None if value is None else decode(value, place)

@@ -24,29 +24,23 @@ it is taken. It costs nothing, as both tasks run once for each message anyway.
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
-import email.parser
-import email.utils
 import re
-import socket
 import ssl
-import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
-import attrs
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
 
 import trio_broker
-from trio_broker.exceptions import ConnectFailedError, ConnectionLostError
+from trio_broker.exceptions import ConnectionLostError
 from trio_broker.settings import Endpoint
 from trio_broker.transports import Transport
+from trio_broker.transports.dialing import Attempt, http_status, open_stream
 
 _RECEIVE_BUFFER_SIZE: Final = 64 * 1024
 _HTTP: Final = b"HTTP/1."
-_STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})\b[^\n]*\n")
 _END_OF_HEAD: Final = re.compile(rb"\n\r?\n")
 
 # What RFC 6455 (section 7.4.1) calls these codes when they are not on the wire.
@@ -83,9 +77,9 @@ async def open_transport(
     Raises:
         ConnectFailedError: No WebSocket came about in time.
     """
-    attempt = _Attempt(endpoint, connect_timeout)
+    attempt = Attempt(endpoint, connect_timeout)
     held = _HeldBack()
-    async with _open_stream(attempt, ssl_context) as stream:
+    async with open_stream(attempt, ssl_context) as stream:
         reader = _Reader(_WatchedStream(stream))
         try:
             async with trio.open_nursery(strict_exception_groups=True) as nursery:
@@ -231,7 +225,7 @@ class _Reader:
             for scope in self._operations:
                 scope.cancel()
 
-    async def opened(self, attempt: _Attempt) -> WebSocketConnection:
+    async def opened(self, attempt: Attempt) -> WebSocketConnection:
         """Wait for the end of the handshake.
 
         Raises:
@@ -310,7 +304,7 @@ class _WatchedStream:
             self.note_end("the peer spoke something other than HTTP/1.1")
             raise trio.BrokenResourceError
         self._answered = _END_OF_HEAD.search(self.answer) is not None
-        if self._answered and _http_status(self.answer) not in {None, 101}:
+        if self._answered and http_status(self.answer) not in {None, 101}:
             # trio-websocket would wait for the end of the body, and if the peer hangs up instead
             # (as HTTP allows), it would forget that there was an answer.
             self.note_end("the peer refused")
@@ -349,112 +343,3 @@ def _root(error: BaseException) -> BaseException:
     while (earlier := error.__cause__ or error.__context__) is not None:
         error = earlier
     return error
-
-
-@attrs.frozen
-class _Attempt:
-    """One try to connect: where to, and until when for all its phases together."""
-
-    endpoint: Endpoint
-    timeout: float
-    deadline: float = attrs.field(init=False)
-
-    @deadline.default
-    def _from_now(self) -> float:
-        return trio.current_time() + self.timeout
-
-    @contextmanager
-    def phase(self, doing: str) -> Iterator[None]:
-        """Keep the deadline, and say what was being done when it passed."""
-        with trio.move_on_at(self.deadline) as scope:
-            yield
-        if scope.cancelled_caught:
-            raise self.failed(f"not done within {self.timeout:g} s, and still {doing}")
-
-    def failed(self, why: str) -> ConnectFailedError:
-        return ConnectFailedError(f"no WebSocket to {self.endpoint.netloc}: {why}")
-
-    def refused(self, answer: bytes) -> ConnectFailedError | None:
-        """The error for an HTTP answer that isn't 101; None if it is, or isn't HTTP at all."""
-        status = _http_status(answer)
-        if status in {None, 101}:
-            return None
-        head = answer[answer.index(b"\n") + 1 :]
-        headers = email.parser.BytesHeaderParser().parsebytes(head)
-        error = self.failed(f"refused with HTTP status {status}")
-        if location := headers.get("Location"):
-            # Its query may repeat ours, which isn't for every eye.
-            where = str(location).partition("?")[0][:200]
-            error = self.failed(f"redirected to {where!r} ({status}), which isn't followed")
-        return ConnectFailedError(error.message, status, _seconds_to_wait(headers["Retry-After"]))
-
-
-@asynccontextmanager
-async def _open_stream(
-    attempt: _Attempt, ssl_context: ssl.SSLContext | None
-) -> AsyncIterator[trio.abc.Stream]:
-    """A stream to the endpoint, with TLS where it is wanted; its socket is closed at the end."""
-    host, port = attempt.endpoint.host, attempt.endpoint.port
-    try:
-        with attempt.phase("resolving the host name or connecting"):
-            tcp = await trio.open_tcp_stream(host, port)
-    except socket.gaierror as error:
-        raise attempt.failed(f"{host!r} can't be resolved ({error.strerror})") from error
-    except OSError as error:
-        raise attempt.failed(_each_reason(error)) from error
-    try:
-        yield await _secured(tcp, attempt, ssl_context) if attempt.endpoint.secure else tcp
-    finally:
-        with trio.CancelScope(shield=True):
-            await trio.aclose_forcefully(tcp)
-
-
-async def _secured(
-    tcp: trio.SocketStream, attempt: _Attempt, ssl_context: ssl.SSLContext | None
-) -> trio.SSLStream[trio.SocketStream]:
-    """TLS over a stream, its certificate checked."""
-    # https_compatible: a WebSocket has an end of its own, and many peers leave TLS's out.
-    stream = trio.SSLStream(
-        tcp,
-        ssl_context or ssl.create_default_context(),
-        server_hostname=attempt.endpoint.host,
-        https_compatible=True,
-    )
-    try:
-        with attempt.phase("in the TLS handshake"):
-            await stream.do_handshake()
-    except trio.BrokenResourceError as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            why = f"its certificate isn't trusted ({cause.verify_message})"
-        else:
-            why = f"the TLS handshake failed ({cause})"
-        raise attempt.failed(why) from cause
-    return stream
-
-
-def _each_reason(error: OSError) -> str:
-    """What went wrong at each address, where Trio tried several."""
-    group = error.__cause__
-    reasons = group.exceptions if isinstance(group, ExceptionGroup) else [error]
-    return "; ".join(str(reason) for reason in reasons)
-
-
-def _http_status(answer: bytes) -> int | None:
-    """The status of an HTTP/1 answer, None where it isn't one or its first line isn't whole."""
-    match = _STATUS_LINE.match(answer)
-    return int(match[1]) if match else None
-
-
-def _seconds_to_wait(retry_after: object) -> float | None:
-    """The seconds that a ``Retry-After`` header means (RFC 9110, section 10.2.3), if any."""
-    text = str(retry_after).strip()
-    if re.fullmatch("[0-9]{1,9}", text):
-        return float(text)
-    try:
-        moment = email.utils.parsedate_to_datetime(text)
-    except (ValueError, OverflowError):
-        return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=dt.UTC)
-    return max(0.0, moment.timestamp() - time.time())

@@ -31,7 +31,7 @@ def signed(
     body: str = "",
     *,
     at: float,
-    secret: str = "test_secret_1",
+    secret: str = "test_secret_1",  # noqa: S107 - a documented one
     nonce: str | None = None,
     raw: bool = False,
     **members: Any,

@@ -190,7 +190,7 @@ def test_the_same_client_order_id_gives_the_same_order_once() -> None:
 def test_the_same_client_order_id_with_other_terms_is_refused(changes: dict[str, Any]) -> None:
     exchange = opened()
     exchange.swap("alice", TERMS, "mine", moment())
-    with pytest.raises(Refusal, match="^Duplicate client order id$"):
+    with pytest.raises(Refusal, match=r"^Duplicate client order id$"):
         exchange.swap("alice", attrs.evolve(TERMS, **changes), "mine", moment())
     assert len(exchange.orders) == 1
 
@@ -207,7 +207,7 @@ def test_an_order_is_found_by_either_id_by_its_owner_alone() -> None:
     order, _ = exchange.swap("alice", TERMS, "mine", moment())
     assert exchange.find("alice", order.order_id) == exchange.find("alice", "mine") == order
     for key, order_id in [("bob", order.order_id), ("bob", "mine"), ("alice", "ord_00000002")]:
-        with pytest.raises(Refusal, match="^Order not found$"):
+        with pytest.raises(Refusal, match=r"^Order not found$"):
             exchange.find(key, order_id)
 
 
@@ -280,7 +280,7 @@ class Trading(RuleBasedStateMachine):
         slippage=st.sampled_from([None, 0, 1, 10_000]),
         client_order_id=st.sampled_from([None, "a", "b", "c"]),
     )
-    def swap(
+    def swap(  # noqa: PLR0917 - Hypothesis names them
         self,
         key: str,
         pair: list[str],

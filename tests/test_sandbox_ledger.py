@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import decimal
+from collections.abc import Callable
 from decimal import Decimal
 
 import pytest
@@ -29,7 +30,7 @@ def test_a_trade_moves_amounts_and_makes_none() -> None:
 def test_what_is_locked_can_t_be_locked_again() -> None:
     ledger = opened()
     ledger.lock("alice", "ETH", Decimal(6))
-    with pytest.raises(Refusal, match="^Insufficient balance$"):
+    with pytest.raises(Refusal, match=r"^Insufficient balance$"):
         ledger.lock("alice", "ETH", Decimal("4.000000000000000001"))
     ledger.lock("alice", "ETH", Decimal(4))
     assert ledger.holding("alice", "ETH").available == 0
@@ -56,11 +57,14 @@ def test_a_mistake_of_the_sandbox_does_not_go_on_unseen(excess: str) -> None:
     ledger = opened()
     ledger.lock("alice", "ETH", Decimal(1))
     before = ledger.accounts["alice"]["ETH"]
+    mistakes: dict[str, Callable[[], None]] = {
+        "release": lambda: ledger.release("alice", "ETH", Decimal(2)),
+        "settle": lambda: ledger.settle(
+            "alice", ("ETH", Decimal(2)), ("USDT", Decimal(1)), fee=Decimal(0)
+        ),
+    }
     with pytest.raises(ArithmeticError, match="doesn't add up"):
-        if excess == "release":
-            ledger.release("alice", "ETH", Decimal(2))
-        else:
-            ledger.settle("alice", ("ETH", Decimal(2)), ("USDT", Decimal(1)), fee=Decimal(0))
+        mistakes[excess]()
     assert ledger.accounts["alice"] == {"ETH": before}
 
 

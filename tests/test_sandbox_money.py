@@ -27,7 +27,7 @@ def test_a_decimal_text_is_an_amount(text: str, amount: str) -> None:
     ],
 )
 def test_anything_else_is_an_invalid_amount(value: object) -> None:
-    with pytest.raises(Refusal, match="^Invalid amount$"):
+    with pytest.raises(Refusal, match=r"^Invalid amount$"):
         parse_amount(value, 18)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from decimal import Decimal, localcontext
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, strategies as st
@@ -10,6 +11,7 @@ from trio_broker.models import OrderStatus
 from trio_broker.sandbox.orders import NEXT, Order, Outcome, Step, Terms, plan_life
 
 S = OrderStatus
+D = Decimal
 
 
 def order(*steps: Step, updated_at: int = 1000) -> Order:
@@ -43,10 +45,10 @@ def test_an_order_moves_and_the_earlier_one_stays() -> None:
     second = first.moved(S.PROCESSING, 1500)
     third = second.moved(S.FILLED, 2000, sold=Decimal(10), bought=Decimal(30000), tx_hash="0x1")
     assert (first.status, second.status, third.status) == (S.PENDING, S.PROCESSING, S.FILLED)
-    assert (first.unfilled, second.unfilled, third.unfilled) == (10, 10, 0)
+    assert (first.unfilled, second.unfilled, third.unfilled) == (D(10), D(10), D(0))
     assert second.steps == first.steps[1:]
     assert third.steps == ()
-    assert (third.filled_out, third.tx_hash, third.updated_at) == (30000, "0x1", 2000)
+    assert (third.filled_out, third.tx_hash, third.updated_at) == (D(30000), "0x1", 2000)
 
 
 def test_parts_add_up_and_keep_their_transaction() -> None:
@@ -55,7 +57,7 @@ def test_parts_add_up_and_keep_their_transaction() -> None:
         partial = partial.moved(
             S.PARTIAL, 1002, sold=Decimal(2), bought=Decimal(6), tx_hash=None if number else "0x1"
         )
-    assert (partial.filled_in, partial.filled_out, partial.unfilled) == (6, 18, 4)
+    assert (partial.filled_in, partial.filled_out, partial.unfilled) == (D(6), D(18), D(4))
     assert partial.tx_hash == "0x1"
 
 
@@ -116,7 +118,7 @@ def test_any_life_is_possible_in_time_and_sells_no_more_than_there_is(
     assert 101.0 <= times[0] <= 102.0
     assert times[0] + 3.0 <= times[-1] <= times[0] + 4.0
     statuses = [S.PENDING, *(step.status for step in steps)]
-    assert all(after in NEXT[before] for before, after in zip(statuses, statuses[1:], strict=False))
+    assert all(after in NEXT[before] for before, after in pairwise(statuses))
     assert statuses[-1].is_final
     if outcome in {Outcome.FILLED, Outcome.FILLED_IN_PARTS}:
         assert sold == amount

@@ -26,6 +26,8 @@ import attrs
 from trio_broker import operations, wire
 from trio_broker.exceptions import (
     BrokerError,
+    NotSentError,
+    RequestTimeoutError,
     ServerError,
     SubscriptionBrokenError,
     SubscriptionLimitError,
@@ -87,6 +89,11 @@ class _Channel:
     retries: int = 0
     next_snapshot: float = -math.inf
     on_left: list[Callable[[], None]] = attrs.field(factory=list)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the broker holds it, and isn't asked to change that."""
+        return self.standing is _Standing.HELD and self.request is None
 
     def decode(self, message: Inbound) -> Any:
         if self.name == BALANCES:
@@ -185,6 +192,17 @@ class Channels:
             self.subscriptions -= 1
             self._settle(channel)
 
+    def overdue(self, member: Member) -> BrokerError:
+        """Why a subscriber has waited for too long.
+
+        Args:
+            member: One that isn't ready.
+        """
+        request = self._channels[member.feed.name].request
+        if request is not None and request.op == "subscribe" and request.was_sent:
+            return RequestTimeoutError("the broker didn't answer 'subscribe' in time")
+        return NotSentError("'subscribe' waited for its turn until its time was up")
+
     def drop(self, name: str, on_left: Callable[[], None]) -> None:
         """End every subscription to a channel.
 
@@ -200,6 +218,8 @@ class Channels:
         self.subscriptions -= len(members)
         for member in members:
             member.feed.end()
+            if not member.is_ready:
+                member.on_ready(None)
         channel.on_left.append(on_left)
         self._settle(channel)
 
@@ -238,21 +258,28 @@ class Channels:
             data = channel.decode(message)
             self._deliver(channel, tuple(channel.members), data, "push", text)
 
-    def finish(self, error: BrokerError | None) -> None:
+    def finish(self, failure: BrokerError | None, lost: BrokerError, unsent: NotSentError) -> None:
         """There will be no connection any more.
 
         Args:
-            error: What it failed with, None if it was closed.
+            failure: What it failed with, None if it was closed.
+            lost: What subscribers are told whose request was sent.
+            unsent: What they are told whose request wasn't.
         """
         self._over = True
         channels, self._channels = self._channels, {}
         self.subscriptions = 0
         for channel in channels.values():
-            for member in tuple(channel.members):
-                if error is None:
+            members, channel.members = channel.members, {}
+            was_sent = channel.request is not None and channel.request.was_sent
+            for member in members:
+                if not member.is_ready:
+                    member.on_ready(lost if was_sent else unsent)
+                elif failure is None:
                     member.feed.end()
                 else:
-                    member.feed.fail(SubscriptionBrokenError(channel.name), error)
+                    member.feed.fail(SubscriptionBrokenError(channel.name), failure)
+            self._tell_left(channel)
 
     @property
     def next_deadline(self) -> float:
@@ -280,12 +307,12 @@ class Channels:
             if not channel.members and request.op == "subscribe" and not request.was_sent:
                 self._session.give_up(request, self._time())
             return
-        if channel.members and channel.standing is _Standing.HELD:
+        if channel.members and channel.is_held:
             self._welcome(channel)
         elif channel.members:
             if self._held() < self._max:
                 self._request(channel, "subscribe")
-        elif channel.standing is _Standing.HELD:
+        elif channel.is_held:
             self._request(channel, "unsubscribe")
         else:
             del self._channels[channel.name]
@@ -310,23 +337,23 @@ class Channels:
 
     def _answered(self, channel: _Channel, request: Request) -> None:
         channel.request = None
-        if request.op == "unsubscribe":
-            # A refusal means that there was nothing to give up.
-            channel.standing = _Standing.ABSENT
-            self._settle(channel)
-            self._settle_waiting()
-            return
-        if request.error is None:
+        refused = isinstance(request.error, ServerError)
+        if request.op == "subscribe" and request.was_sent and not refused:
+            # Without an answer it may be held, and is given up.
             channel.standing = _Standing.HELD
         else:
+            # Refusing to give up means that there was nothing to give up.
+            channel.standing = _Standing.ABSENT
+        if request.op == "subscribe" and request.error is not None:
             for member in [member for member in channel.members if not member.is_ready]:
                 del channel.members[member]
                 self.subscriptions -= 1
                 member.on_ready(request.error)
         self._settle(channel)
+        self._settle_waiting()
 
     def _settle_waiting(self) -> None:
-        """At the limit, a new channel waits until an old one has been given up."""
+        """At the limit, a new channel waits until an old one is gone."""
         for channel in tuple(self._channels.values()):
             if channel.request is None and channel.standing is _Standing.ABSENT:
                 self._settle(channel)
@@ -336,6 +363,8 @@ class Channels:
             if not member.is_ready:
                 member.is_ready = True
                 member.on_ready(None)
+                if member.wants_snapshot:
+                    channel.next_snapshot = -math.inf  # A newcomer's first state doesn't wait.
         self._tell_left(channel)
         self._take_snapshot(channel)
 
@@ -359,9 +388,7 @@ class Channels:
             member.offer(message)
 
     def _take_snapshot(self, channel: _Channel) -> None:
-        if channel.snapshot is not None or channel.standing is not _Standing.HELD:
-            return
-        if not channel.wanting():
+        if channel.snapshot is not None or not channel.is_held or not channel.wanting():
             return
         now = self._time()
         if now < channel.next_snapshot:
@@ -379,7 +406,7 @@ class Channels:
 
     def _snapshot_came(self, channel: _Channel, request: Request) -> None:
         channel.snapshot = None
-        if self._over or channel.standing is not _Standing.HELD:
+        if self._over or not channel.is_held:
             return
         if request.error is None and not channel.overtaken:
             wanting = channel.wanting()
@@ -393,7 +420,7 @@ class Channels:
             channel.retries += 1
         elif isinstance(request.error, ServerError):
             self._forgo(channel, request.error)
-        elif channel.members:
+        else:
             self._unavailable(channel, request.error)
         self._take_snapshot(channel)
 

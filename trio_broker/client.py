@@ -16,7 +16,7 @@ from trio.lowlevel import enable_ki_protection
 
 from trio_broker import operations, swaps, wire
 from trio_broker.channels import BALANCES, ORDERS, Member
-from trio_broker.exceptions import BrokerError, NotConnectedError, NotSentError, fresh
+from trio_broker.exceptions import BrokerError, NotConnectedError, fresh
 from trio_broker.models import (
     Balance,
     ClientStatistics,
@@ -125,7 +125,6 @@ class BrokerWSClient(trio.abc.AsyncResource):
         self.logger.parent = _root_logger
         self._session = Session(reply_grace=reply_grace)
         self._supervisor = Supervisor(self._settings, self._session, self.logger)
-        self._nursery_manager = trio.open_nursery()
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ, **options: Any) -> Self:
@@ -156,12 +155,13 @@ class BrokerWSClient(trio.abc.AsyncResource):
             BrokerError: As `connect`.
         """
         self._check_unused()
-        nursery = await self._nursery_manager.__aenter__()
+        # Made here, as a client may be made before Trio runs.
+        self._nursery_manager = trio.open_nursery()
+        self._nursery = await self._nursery_manager.__aenter__()
         try:
-            await self.connect(nursery)
+            await self.connect(self._nursery)
         except BaseException:
-            # No task is left in the nursery, so this doesn't wait.
-            await self._nursery_manager.__aexit__(None, None, None)
+            await self._leave_nursery()
             raise
         return self
 
@@ -172,17 +172,14 @@ class BrokerWSClient(trio.abc.AsyncResource):
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close; an exception of the block's own comes through as it was raised.
-
-        The nursery isn't told of that exception, as it would wrap it into a group.
-        """
+        """Close; an exception of the block's own comes through as it was raised."""
         try:
             if exc_value is None:
                 await self.aclose()
             else:
                 await self._close_under(exc_value)
         finally:
-            await self._nursery_manager.__aexit__(None, None, None)
+            await self._leave_nursery()
 
     async def _close_under(self, error: BaseException) -> None:
         """Close while an exception is on its way, which no `Cancelled` may replace."""
@@ -190,8 +187,17 @@ class BrokerWSClient(trio.abc.AsyncResource):
         with trio.CancelScope(shield=True):
             if cancelled or not isinstance(error, Exception):
                 self._supervisor.abort()
-            self._supervisor.request_close()
-            await self._supervisor.wait_over()
+            await self._close()
+
+    async def _leave_nursery(self) -> None:
+        """Leave the client's own nursery, in which no task runs any more.
+
+        It isn't told of an exception that is on its way, as it would wrap it into a group. The
+        background task may have ended with a `Cancelled` from around the client: shielded, the
+        nursery keeps that to itself, as it would replace the exception otherwise.
+        """
+        self._nursery.cancel_scope.shield = True
+        await self._nursery_manager.__aexit__(None, None, None)
 
     @enable_ki_protection
     async def connect(self, nursery: trio.Nursery) -> None:
@@ -209,7 +215,9 @@ class BrokerWSClient(trio.abc.AsyncResource):
             AuthenticationError: The broker refused the keys.
             AuthenticationTimeoutError: The broker didn't answer.
             ServerError: The broker refused, for the timestamp say.
+            ProtocolError: The broker's answer can't be read.
             ConnectionLostError: The connection was lost meanwhile.
+            ClientClosedError: The client was closed meanwhile.
         """
         self._check_unused()
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -229,6 +237,9 @@ class BrokerWSClient(trio.abc.AsyncResource):
 
         Takes at most `close_timeout`; cancelled, it closes at once and raises `Cancelled`.
         """
+        await self._close()
+
+    async def _close(self) -> None:
         self._supervisor.request_close()
         try:
             await self._supervisor.wait_over()
@@ -397,10 +408,9 @@ class BrokerWSClient(trio.abc.AsyncResource):
             subscription.close()
             raise
         if not answer:
+            overdue = channels.overdue(member)
             subscription.close()
-            raise NotSentError(
-                f"no room for channel {channel!r} was made in time; nothing was sent"
-            )
+            raise overdue
         if answer[0] is not None:
             raise fresh(answer[0])
         return subscription

@@ -127,6 +127,7 @@ class Connection:
         if self._error is not None:
             raise fresh(self._error)
 
+    @enable_ki_protection
     async def _noting_errors(
         self, task: Callable[..., Awaitable[None]], *arguments: object
     ) -> None:
@@ -140,16 +141,26 @@ class Connection:
         answered = trio.Event()
         now = trio.current_time()
         auth = operations.authentication(now + self._settings.auth_timeout)
-        auth.on_end = lambda _: answered.set()
+
+        def on_end(auth: Request) -> None:
+            # Noted at once: the session may find fault with the connection for the same message,
+            # and the first error counts.
+            if auth.error is not None:
+                self.lose(self._why_not_authenticated(auth.error))
+            answered.set()
+
+        auth.on_end = on_end
         self._session.open(auth, now)
         await answered.wait()
-        if isinstance(auth.error, RequestTimeoutError):
+        if auth.error is None:
+            on_authenticated()
+            await self._beat(nursery)
+
+    def _why_not_authenticated(self, error: BrokerError) -> BrokerError:
+        if isinstance(error, RequestTimeoutError):
             seconds = self._settings.auth_timeout
-            raise AuthenticationTimeoutError(f"the broker didn't answer auth within {seconds:g} s")
-        if auth.error is not None:
-            raise fresh(auth.error)
-        on_authenticated()
-        await self._beat(nursery)
+            return AuthenticationTimeoutError(f"the broker didn't answer auth within {seconds:g} s")
+        return error
 
     @enable_ki_protection
     async def _read(self) -> None:
@@ -211,13 +222,19 @@ class Connection:
 
     async def _beat(self, nursery: trio.Nursery) -> None:
         """Ping at intervals; silence after a ping means that the peer is gone."""
+        answered: trio.Event | None = None
         while True:
             await trio.sleep(self._settings.heartbeat_interval)
-            pinged, answered = trio.current_time(), trio.Event()
-            # In a task of its own: cancelling a ping may leave half a frame behind.
-            nursery.start_soon(self._noting_errors, self._ping, answered)
+            pinged = trio.current_time()
+            # One at a time: a peer that talks but doesn't answer pings would collect them.
+            if answered is None or answered.is_set():
+                answered = trio.Event()
+                # In a task of its own: cancelling a ping may leave half a frame behind.
+                nursery.start_soon(self._noting_errors, self._ping, answered)
             with trio.move_on_after(self._settings.heartbeat_timeout):
                 await answered.wait()
+            # Where the process was stopped, the time is up and what came meanwhile isn't read yet.
+            await trio.lowlevel.checkpoint()
             if not answered.is_set() and self._transport.last_heard < pinged:
                 seconds = self._settings.heartbeat_timeout
                 raise ConnectionLostError(f"nothing came for {seconds:g} s after a ping")

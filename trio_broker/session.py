@@ -7,9 +7,14 @@ another share a lane, and a lane has one request in flight; the rest wait their 
 is looked up. Lookups by client order id share one, as their replies may not name it.
 
 **A reply resolves its own request or none.** What fits no request in flight is reported as odd.
-An error that names nothing, with several in flight, belongs to one of them (*suspects*): each read
-among them is asked again by itself, once, and what that brings is its answer. As long as a reply
-to the first asking may still come, it keeps the lane, so that it can't pass for the next one's.
+An answer that names nothing, with several in flight, belongs to one of them (the *suspects* of a
+`_Doubt`): each read among them is asked again by itself, once, and what that brings is its
+answer. Every sending brings one reply, so counting tells which replies may still come; as long as
+one may, it keeps its lane, so that it can't pass for the next one's.
+
+**What nobody could tell apart** is a reply that the broker sends twice, where it names neither a
+nonce, an order nor a channel: one to ``estimate`` or ``balances``, a refusal, an order's state
+without its id. The second passes for the reply to the next request that it fits.
 
 **A request that was given up keeps its lane** until its reply has come. After `reply_grace` it
 won't be believed any more: whoever wants the lane then makes the session ask for a new connection.
@@ -115,7 +120,7 @@ class Request:
     was_sent: bool = attrs.field(init=False, default=False)
 
     # The session's notes. `unheard`: nobody waits for an answer any more, or it is there already
-    # and one more may come. `replies` counts those that certainly came, `nonces` the sendings.
+    # and one more may come. `nonces` counts the sendings, `replies` what certainly came for them.
     stage: Stage = attrs.field(init=False, default=Stage.WAITING)
     since: float = attrs.field(init=False, default=0.0)
     nonces: list[str] = attrs.field(init=False, factory=list)
@@ -131,18 +136,67 @@ class Request:
             return ("channel", self.channel)
         return (self.op, self.order_id)
 
+    @property
+    def is_owed(self) -> bool:
+        """Whether one more reply to it may come, once it was sent."""
+        return self.doubt is not None or self.replies < len(self.nonces)
+
 
 @attrs.define(eq=False)
 class _Doubt:
-    """Requests of which one got an answer that named nobody.
+    """Requests, and the answers that belong to some of them and name none.
 
-    Of the replies to their first asking, one less than there are suspects can still come. So the
-    last suspect left is the one that was answered, and its first asking brings nothing any more;
-    but where two such answers fell on the same requests (not `countable`), nothing follows.
+    Attributes:
+        suspects: Who may be meant.
+        answers: What came.
     """
 
-    suspects: set[Request]
-    countable: bool
+    suspects: dict[Request, None]
+    answers: list[tuple[Inbound, str]]
+
+    @classmethod
+    def merged(cls, suspects: list[Request], message: Inbound, text: str) -> _Doubt:
+        """One doubt out of a new answer and those that its suspects were in."""
+        earlier = dict.fromkeys(request.doubt for request in suspects if request.doubt is not None)
+        doubt = cls(dict.fromkeys(suspects), [])
+        for one in earlier:
+            doubt.suspects |= one.suspects
+            doubt.answers += one.answers
+        doubt.answers.append((message, text))
+        for request in doubt.suspects:
+            request.doubt = doubt
+        return doubt
+
+    @property
+    def outstanding(self) -> int:
+        """How many replies to the suspects have not come."""
+        named = sum(len(request.nonces) - request.replies for request in self.suspects)
+        return named - len(self.answers)
+
+    def dissolve(self) -> list[Request]:
+        """Count the answers in, once it is certain whose they are.
+
+        They are if every reply has come, or if one suspect is left. A swap is left alone, as no
+        count may tell its fate: an error that came twice would make it wrong.
+
+        Returns:
+            Those who were suspects; none as long as nothing is certain.
+        """
+        all_came = self.outstanding <= 0
+        if len(self.suspects) > 1 and not all_came:
+            return []
+        for request in self.suspects:
+            request.doubt = None
+            if request.priority is not Priority.SWAP:
+                sent = len(request.nonces)
+                request.replies = sent if all_came else request.replies + len(self.answers)
+        return list(self.suspects)
+
+    def answer(self) -> tuple[Inbound, str] | None:
+        """The answer to each who was asked again, if it is the same one whichever it was."""
+        if len(self.suspects) == 1 or len({text for _, text in self.answers}) == 1:
+            return self.answers[-1]
+        return None
 
 
 @attrs.define(eq=False)
@@ -250,10 +304,10 @@ class Session:
         if request.stage is Stage.ENDED or request.unheard:
             return
         request.error = error
-        if request.stage is Stage.WAITING:
-            self._end(request)
-        else:
+        if request.stage is Stage.IN_FLIGHT and request.is_owed:
             self._keep_lane(request, now)
+        else:
+            self._end(request)
         request.on_end(request)
         self.listener.changed()
 
@@ -311,18 +365,17 @@ class Session:
         self.received += 1
         try:
             message = wire.decode_message(text)
-            if message.op:
-                self._take_reply(message, text, now)
-            elif message.ch:
+            if message.ch and not message.op:
                 self.listener.pushed(message, text)
-            elif message.error:
-                self._take_bare_error(message, text, now)
+            elif message.op or message.error:
+                self._take_reply(message, text, now)
             else:
                 self.report_odd("it has neither op, ch nor error", text)
         except ProtocolError as error:
             self.take_malformed(error, text)
         else:
             self._malformed = 0
+            self._check_standing(message)
 
     def take_malformed(self, error: ProtocolError, text: str) -> None:
         """A message can't be read; several in a row cost the connection its trust.
@@ -445,6 +498,7 @@ class Session:
             self._make_ready(lane.waiting[0])
         elif lane.holder is None:
             del self._lanes[request.lane]
+        self._ready_head()  # While nothing can leave, what has ended would pile up there.
 
     def _make_ready(self, entry: tuple[Priority, int, Request]) -> None:
         heapq.heappush(self._ready, entry)
@@ -458,15 +512,22 @@ class Session:
         self._echoes = False
         self._malformed = 0
         self._looked_up.clear()
-        waiting = sorted(entry for lane in self._lanes.values() for entry in lane.waiting)
+        waiting = sorted(
+            entry
+            for lane in self._lanes.values()
+            for entry in lane.waiting
+            if entry[2].stage is Stage.WAITING
+        )
         for request in list(self._in_flight):
             self._fail(request, error)
         for _, _, request in waiting:
-            if request.stage is Stage.WAITING and request.priority is not keep:
+            if request.priority is not keep:
                 self._fail(request, unsent)
         self.listener.changed()
 
     def _fail(self, request: Request, error: BrokerError) -> None:
+        if request.stage is Stage.ENDED:
+            return  # Somebody who was told of an end has given this one up.
         request.doubt = None
         self._end(request)
         if not request.unheard:
@@ -478,25 +539,29 @@ class Session:
     def _take_reply(self, message: Inbound, text: str, now: float) -> None:
         candidates = self._candidates(message)
         if len(candidates) > 1:
-            self._doubt(candidates, text, now)
+            self._doubt(candidates, message, text, now)
         elif candidates:
             self._resolve(candidates[0], message, text, now)
         else:
-            self.report_odd(f"nobody waits for this reply to {message.op!r}", text)
+            self.report_odd(f"nobody waits for this reply to {message.op or 'anything'!r}", text)
 
-    def _take_bare_error(self, message: Inbound, text: str, now: float) -> None:
-        owner = self._by_nonce(message)
-        if owner is None and len(self._in_flight) == 1:
-            owner = next(iter(self._in_flight))
-        if owner is None and len(self._alone) == 1:
-            # A read that was asked again is owed this answer; a swap is never told by a guess.
-            owner = next((one for one in self._alone if one.priority is not Priority.SWAP), None)
-        if owner is not None:
-            self._resolve(owner, message, text, now)
-        elif self._in_flight:
-            self._doubt(list(self._in_flight), text, now)
-        else:
-            self.report_odd("an error that answers nothing", text)
+    def _candidates(self, message: Inbound) -> list[Request]:
+        """The requests in flight that a reply can belong to, by all that it names."""
+        by_nonce = self._by_nonce(message)
+        if by_nonce is not None:
+            return [by_nonce] if message.op in {by_nonce.op, None, ""} else []
+        if message.nonce and self._echoes:
+            return []  # It answers something that has ended.
+        owed = [request for request in self._in_flight if request.is_owed]
+        if not message.op:
+            return owed
+        if message.op == "order_status" and any(wire.order_names(message)):
+            return self._lookups_named(message)
+        return [
+            request
+            for request in owed
+            if request.op == message.op and (not message.ch or request.channel == message.ch)
+        ]
 
     def _by_nonce(self, message: Inbound) -> Request | None:
         for request in self._in_flight if message.nonce else ():
@@ -505,25 +570,8 @@ class Session:
                 return request
         return None
 
-    def _candidates(self, message: Inbound) -> list[Request]:
-        """The requests in flight that a reply can belong to, by all that it names."""
-        by_nonce = self._by_nonce(message)
-        if by_nonce is not None:
-            return [by_nonce] if by_nonce.op == message.op else []
-        if message.nonce and self._echoes:
-            return []  # It answers something that has ended.
-        if message.op == "order_status" and not message.error:
-            return self._lookups_named(message)
-        return [
-            request
-            for request in self._in_flight
-            if request.op == message.op and (not message.ch or request.channel == message.ch)
-        ]
-
     def _lookups_named(self, message: Inbound) -> list[Request]:
         order_id, client_order_id = wire.order_names(message)
-        if not order_id and not client_order_id:
-            return [request for request in self._in_flight if request.op == "order_status"]
         for name in (order_id, client_order_id):
             named = self._holder(("order_status", name)) if name else None
             if named is not None:
@@ -545,7 +593,7 @@ class Session:
         if isinstance(result, SwapReceipt) and not self._is_own(request, result):
             self.report_odd("it names the order of another swap", text)
             return
-        if request.op == "order_status" and error is None:
+        if request.op == "order_status":
             self._remember_lookup(request, message)
         heard = not request.unheard
         if heard:
@@ -559,7 +607,11 @@ class Session:
         self.listener.changed()
         if isinstance(error, ProtocolError):
             raise error
-        if isinstance(error, NotAuthenticatedError):
+
+    def _check_standing(self, message: Inbound) -> None:
+        """Whoever was meant: a broker that takes us for a stranger will do so again."""
+        error = server_error(message.op, message.error) if message.error else None
+        if self.authenticated and isinstance(error, NotAuthenticatedError):
             self.listener.broken(ConnectionLostError(f"the broker says {error.message!r}"))
 
     def _is_own(self, request: Request, receipt: SwapReceipt) -> bool:
@@ -570,47 +622,62 @@ class Session:
         return True
 
     def _remember_lookup(self, request: Request, message: Inbound) -> None:
-        order_id, _ = wire.order_names(message)
+        order_id, client_order_id = wire.order_names(message)
         if order_id:
-            _remember(self._looked_up, order_id, request.client_order_id)
+            known = client_order_id or request.client_order_id or self._looked_up.get(order_id)
+            _remember(self._looked_up, order_id, known)
 
     # --- Doubt -----------------------------------------------------------------------------
 
-    def _doubt(self, suspects: list[Request], text: str, now: float) -> None:
+    def _doubt(self, suspects: list[Request], message: Inbound, text: str, now: float) -> None:
         """An answer names none of several: ask each read among them again, by itself, once."""
         self.report_odd("it could answer several requests; each is asked again by itself", text)
-        doubt = _Doubt(set(), countable=all(request.doubt is None for request in suspects))
+        doubt = _Doubt.merged(suspects, message, text)
         for request in suspects:
-            doubt.suspects |= {request} if request.doubt is None else request.doubt.suspects
-        for request in doubt.suspects:
-            request.doubt = doubt
-        for request in suspects:
-            askable = request.priority is not Priority.SWAP and len(request.nonces) == 1
-            if askable and not request.unheard and request not in self._again:
+            if request.priority is Priority.SWAP or request.unheard or request in self._again:
+                continue
+            if len(request.nonces) == 1:
                 request.since = now
                 self._again.append(request)
                 self._alarm(now + SETTLE, request)
+            else:
+                # That may have been its answer, and the others can't wait for a better one.
+                self._alone.pop(request, None)
+        self._settle(doubt)
         self.listener.changed()
 
     def _account(self, request: Request, now: float) -> None:
         """One reply to a request has come: it ends, unless one more may come."""
         request.replies += 1
         doubt = request.doubt
-        if doubt is not None and request.replies < len(request.nonces):
+        if request.replies < len(request.nonces):
             if not request.unheard:
                 self._keep_lane(request, now)
-            return
-        self._end(request)
-        if doubt is None:
-            return
-        request.doubt = None
-        doubt.suspects.discard(request)
-        if doubt.countable and len(doubt.suspects) == 1:
-            last = doubt.suspects.pop()
-            last.doubt = None
-            last.replies += 1
-            if last.unheard and last.replies >= len(last.nonces):
-                self._end(last)
+        else:
+            request.doubt = None
+            self._end(request)
+            if doubt is not None:
+                del doubt.suspects[request]
+        if doubt is not None:
+            self._settle(doubt)
+
+    def _settle(self, doubt: _Doubt) -> None:
+        """End those of a doubt's suspects of whom it is certain by now that all replies came."""
+        for request in doubt.dissolve():
+            if request.stage is Stage.ENDED or request.is_owed or request in self._again:
+                continue
+            self._end(request)
+            if not request.unheard:
+                request.result, request.error = self._nameless_answer(request, doubt)
+                request.on_end(request)
+
+    def _nameless_answer(self, request: Request, doubt: _Doubt) -> tuple[Any, BrokerError | None]:
+        answer = doubt.answer()
+        if answer is None:
+            text = f"replies to {request.op!r} and to others name nothing and can't be told apart"
+            return None, ProtocolError(text)
+        message, request.reply = answer
+        return _answer(request, message)
 
 
 def _answer(request: Request, message: Inbound) -> tuple[Any, BrokerError | None]:

@@ -157,7 +157,7 @@ def _seconds(_: object, attribute: attrs.Attribute[float], value: object) -> Non
         raise ConfigurationError(f"{attribute.name} must be more than 0 seconds, not {value!r}")
 
 
-def _key(_: object, attribute: attrs.Attribute[str], value: str) -> None:
+def _key(_: object, attribute: attrs.Attribute[str], value: object) -> None:
     if not isinstance(value, str) or not value.strip():
         raise ConfigurationError(
             f"{attribute.name} is empty or not a str: the broker gives you one"

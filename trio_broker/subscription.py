@@ -16,8 +16,8 @@ end is closed, and this one never is before: so the mailbox counts its owners by
 next message that *leaves the buffer*, and that one is marked, in whichever handle takes it. A
 message that is put into an empty buffer is another matter: it may go straight to a task that waits,
 and when that task runs at last, newer messages may have been dropped. Their hole is not before this
-message but after it. So a task that waited marks nothing; and a mark that still pends while the
-buffer is empty (only errors came after the drop, and they carry none) is put on by `Feed.put`.
+message but after it. So a task that waited marks nothing; and a mark that still pends when the
+buffer has been emptied (only errors were left, and they carry none) is put on by `Feed.put`.
 
 **Endings** come after what is buffered: when the send end is closed, Trio delivers that first. A
 failure is kept here, and copied for every raise.
@@ -179,7 +179,6 @@ class Mailbox(Generic[T]):
         self.owners -= 1
         if self.owners == 0:
             self._root.close()  # with the last receive end, Trio lets go of what is buffered
-            self.put_back = None
             if self._is_open:
                 self.end()
                 self._on_close()
@@ -347,7 +346,7 @@ class BoundedReceiveChannel(trio.abc.ReceiveChannel[T_co]):
         return mailbox.taken(item) if mailbox.has_overflowed else item
 
     async def _wait(self) -> T_co:
-        # Only with an empty buffer: what comes is handed over, and `Feed.put` has marked its gap.
+        # Only with an empty buffer: what comes is handed over, marked by `Feed.put` if need be.
         try:
             item = await self._receive.receive()
         except trio.EndOfChannel:
@@ -396,7 +395,7 @@ class Feed(Mailbox[Message[T]]):
     @enable_ki_protection
     def put(self, item: Message[T] | ErrorItem) -> None:
         """Hand a message to a task that waits for one, or buffer it; never blocks."""
-        if self._gap is not None and self.is_empty():
+        if self._gap is not None and not self.has_overflowed:
             item = self._marked(item)
         super().put(item)
 
@@ -468,7 +467,6 @@ class Subscription(BoundedReceiveChannel[Message[T_co]]):
         """
         return _Batches(self)
 
-    @enable_ki_protection
     async def _batch(self) -> list[Message[T_co]]:
         batch = [await self.receive()]
         try:

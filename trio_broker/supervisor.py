@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+import math
 from typing import Final
 
 import trio
@@ -80,8 +81,9 @@ class Supervisor:
         self._failure: BrokerError | None = None
         self._scope = trio.CancelScope()
         self._alarm = Bell()
-        self._awake_at = float("-inf")
+        self._awake_at = -math.inf
         self._close_requested = trio.Event()
+        self._close_by = math.inf
         self._connected = trio.Event()
         self._over = trio.Event()
         listener = session.listener
@@ -124,8 +126,9 @@ class Supervisor:
             BrokerError: What the connection failed with.
         """
         await trio.lowlevel.checkpoint()
-        self.check_usable()
-        await self._connected.wait()
+        if self.state is not ConnectionState.IDLE:
+            await self._connected.wait()
+        self._raise_failure()
         self.check_usable()
 
     async def wait_over(self) -> None:
@@ -135,6 +138,9 @@ class Supervisor:
     async def wait_closed(self) -> None:
         """Return after a close; raise what the connection failed with."""
         await self._over.wait()
+        self._raise_failure()
+
+    def _raise_failure(self) -> None:
         if self._failure is not None:
             raise fresh(self._failure)
 
@@ -142,15 +148,15 @@ class Supervisor:
         """Raise at once where no connection is there or can come.
 
         Raises:
-            NotConnectedError: The client was never started, or is closed.
-            BrokerError: What the connection failed with.
+            NotConnectedError: The client was never started, is closed, or has failed; its cause
+                is what it failed with.
         """
         if self.state is ConnectionState.IDLE:
             raise NotConnectedError(
                 "the client isn't connected: use it under 'async with', or connect(nursery)"
             )
-        if self.state is ConnectionState.FAILED and self._failure is not None:
-            raise fresh(self._failure)
+        if self._failure is not None:
+            raise _unsent(self._failure)
         if self.state.is_over:
             raise ClientClosedError("the client is closed")
 
@@ -173,6 +179,7 @@ class Supervisor:
         elif not self.state.is_over:
             was_open = self.state is ConnectionState.CONNECTED
             self._become(ConnectionState.CLOSING)
+            self._close_by = trio.current_time() + self._settings.close_timeout
             self._end_all(None)
             self._close_requested.set()
             if not was_open:
@@ -203,13 +210,14 @@ class Supervisor:
             connect_timeout=settings.connect_timeout,
             max_receive_size=settings.limits.max_receive_size,
         ) as transport:
-            self._become(ConnectionState.AUTHENTICATING)
+            if not self.state.is_over:
+                self._become(ConnectionState.AUTHENTICATING)
             self._connection = Connection(
                 transport, self._session, settings, self._signer, self._show
             )
             try:
                 await self._connection.run(self._authenticated, self._close_requested)
-                with trio.move_on_after(settings.close_timeout):
+                with trio.move_on_at(self._close_by):
                     await transport.aclose()
             except trio.Cancelled:
                 with trio.move_on_after(GOODBYE_WHEN_CANCELLED, shield=True):
@@ -251,31 +259,37 @@ class Supervisor:
         if self.state is ConnectionState.CLOSING:
             failure = None  # It was to end anyway.
         self._failure = failure
-        if failure is not None:
-            self._become(ConnectionState.FAILED)
-            self._tell(Disconnected(at=self.wall_time(), error=failure, retry_in=None))
-            self._tell(GaveUp(at=self.wall_time(), error=failure))
-        else:
-            self._become(ConnectionState.CLOSED)
-            self._tell(Closed(at=self.wall_time()))
+        self._become(ConnectionState.CLOSED if failure is None else ConnectionState.FAILED)
         self._end_all(failure)
+        try:
+            self._tell_end(failure)
+        except Exception:
+            # The clock is the caller's, and may be what failed.
+            self._logger.exception("the end couldn't be told to those who listen for events")
         self.events.end()
         self.messages.end()
         self._connection = None
         self._connected.set()
         self._over.set()
 
+    def _tell_end(self, failure: BrokerError | None) -> None:
+        if failure is None:
+            self._tell(Closed(at=self.wall_time()))
+        else:
+            self._tell(Disconnected(at=self.wall_time(), error=failure, retry_in=None))
+            self._tell(GaveUp(at=self.wall_time(), error=failure))
+
     def _end_all(self, failure: BrokerError | None) -> None:
         """Tell every request and stream that there will be no connection any more."""
         unsent: NotSentError
         if failure is None:
-            failure_of_requests: BrokerError = ConnectionLostError("the client was closed")
+            lost: BrokerError = ConnectionLostError("the client was closed")
             unsent = ClientClosedError("the client was closed; nothing was sent")
         else:
-            failure_of_requests = failure
-            unsent = NotConnectedError(f"nothing was sent: {failure}")
-        self._session.shut(failure_of_requests, unsent)
-        self.channels.finish(failure)
+            lost, unsent = failure, _unsent(failure)
+        # The channels first, as they would ask for something else where a request has failed.
+        self.channels.finish(failure, lost, unsent)
+        self._session.shut(lost, unsent)
 
     # --- What is told ----------------------------------------------------------------------
 
@@ -293,6 +307,13 @@ class Supervisor:
     def _show(self, message: str | bytes) -> None:
         if self.messages:
             self.messages.put(message)
+
+
+def _unsent(failure: BrokerError) -> NotConnectedError:
+    """For a call that finds the connection failed for good."""
+    error = NotConnectedError(f"nothing was sent: {failure}")
+    error.__cause__ = failure
+    return error
 
 
 def _described(event: ConnectionEvent) -> str:

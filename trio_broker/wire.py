@@ -170,7 +170,7 @@ def _decode(decoder: msgspec.json.Decoder[_T], text: str | msgspec.Raw, place: s
         return decoder.decode(text)
     except msgspec.ValidationError as error:
         raise ProtocolError(f"{place} has another shape than documented: {error}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeError) as error:
         raise ProtocolError(f"{place} is malformed: {type(error).__name__}") from None
     except RecursionError:
         raise ProtocolError(f"{place} is nested too deeply") from None

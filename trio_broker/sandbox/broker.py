@@ -193,8 +193,8 @@ class Broker:
         except Refusal as refusal:
             unreadable = refusal
         op = None if envelope.op is None else shortened(envelope.op)
-        # A refused channel is given back only so far as no acceptable one is any longer.
-        channel = None if envelope.ch is None else envelope.ch[:_LONGEST_CHANNEL]
+        # An answer must not be as long as whatever a client takes for a channel.
+        channel = None if len(envelope.ch or "") > _LONGEST_CHANNEL else envelope.ch
         connection.received.append(Received(moment.at, op, channel))
         try:
             connection.pace(moment.at, self._rules.messages_per_second)

@@ -21,9 +21,9 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Final
 
+import attrs
 import trio
 import trio_websocket
-import wsproto.events
 import wsproto.utilities
 
 from trio_broker.sandbox.broker import Broker, Connection, Outgoing
@@ -60,6 +60,7 @@ class Server:
         self._links: dict[Connection, _Link] = {}
         self._sooner = trio.Event()
         self._deadline = math.inf
+        self._left = trio.Event()
 
     def now(self) -> Moment:
         """The time, on both clocks."""
@@ -99,9 +100,11 @@ class Server:
 
         Cancelling is safe: what isn't closed then is closed when `serve` is cancelled.
         """
-        async with trio.open_nursery() as nursery:
-            for link in self.links():
-                nursery.start_soon(link.hang_up, 1001, "the sandbox closes")
+        for link in self.links():
+            link.hang_up(1001, "the sandbox closes")
+        with trio.move_on_after(self.rules.close_timeout):
+            while self._links:
+                await self._left.wait()
 
     def dispatch(self, outgoing: Iterable[Outgoing]) -> None:
         """Hand texts to the clients that they go to.
@@ -132,6 +135,8 @@ class Server:
         """
         self.broker.close(connection, trio.current_time())
         del self._links[connection]
+        self._left.set()
+        self._left = trio.Event()
 
     async def _accept(self, stream: trio.SocketStream) -> None:
         await _Link(self, stream).run()
@@ -150,14 +155,25 @@ class Server:
             self.dispatch(self.broker.advance(self.now()))
 
 
+@attrs.frozen
+class _Close:
+    """Ends a connection, after everything that was posted before."""
+
+    code: int
+    reason: str
+
+
 class _Link:
     """One client's socket, from its acceptance to its end."""
 
     def __init__(self, server: Server, stream: trio.SocketStream) -> None:
         self._server = server
         self._rules = server.rules
-        self._stream = _HeardStream(stream)
-        self._outbox, self._to_send = trio.open_memory_channel[str](self._rules.outbox_size)
+        self._hearing = _Hearing(stream)
+        self._stream = trio.StapledStream(stream, self._hearing)
+        self._outbox, self._to_send = trio.open_memory_channel[str | _Close](
+            self._rules.outbox_size
+        )
         self._scope = trio.CancelScope()
         self._websocket: trio_websocket.WebSocketConnection
 
@@ -165,10 +181,7 @@ class _Link:
         """Serve the client until either side ends it. No error comes out, whatever it does."""
         try:
             with self._scope:
-                try:
-                    await self._handshake_and_talk()
-                except* wsproto.utilities.RemoteProtocolError as errors:
-                    await self._say(_close_frame(errors))
+                await self._handshake_and_talk()
                 await self._linger()
         except* _CLIENTS_FAULTS as errors:
             logger.debug("a client went wrong: %r", errors.exceptions)
@@ -177,34 +190,33 @@ class _Link:
         finally:
             await trio.aclose_forcefully(self._stream)
 
-    def post(self, text: str) -> None:
-        """Send a text to the client, soon.
+    def post(self, item: str | _Close) -> None:
+        """Send a text to the client, soon; one that comes after the end is lost.
 
         Args:
-            text: The text.
+            item: The text, or the close that ends the connection.
         """
         try:
-            self._outbox.send_nowait(text)
+            self._outbox.send_nowait(item)
         except trio.WouldBlock:
             logger.info("a client that reads too slowly is dropped")
             self.drop()
+        except trio.ClosedResourceError:
+            pass
 
     def drop(self) -> None:
         """Close the socket at once, without a word."""
         self._scope.cancel()
 
-    async def hang_up(self, code: int, reason: str) -> None:
-        """Close the WebSocket, and the socket after `close_timeout` at the latest.
+    def hang_up(self, code: int, reason: str) -> None:
+        """Close the WebSocket once all texts before are sent.
 
         Args:
             code: The close code.
             reason: What the client is told.
         """
         logger.info("a connection is closed with code %d: %s", code, reason)
-        with contextlib.suppress(*_CLIENTS_FAULTS):
-            with trio.move_on_after(self._rules.close_timeout):
-                await self._websocket.aclose(code, reason)
-        self.drop()
+        self.post(_Close(code, reason))
 
     async def _handshake_and_talk(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -227,18 +239,19 @@ class _Link:
 
     async def _talk(self, connection: Connection) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._write)
+            nursery.start_soon(self._read, connection)
             nursery.start_soon(self._watch, connection)
-            await self._read(connection)
+            await self._write()
             nursery.cancel_scope.cancel()
 
     async def _read(self, connection: Connection) -> None:
-        with contextlib.suppress(trio_websocket.ConnectionClosed):
+        with self._outbox, contextlib.suppress(trio_websocket.ConnectionClosed):
             while True:
                 message = await self._websocket.get_message()
                 size = len(message if isinstance(message, bytes) else message.encode())
                 if size > self._rules.max_message_size:
-                    return await self.hang_up(1009, "the message is too large")
+                    self.hang_up(1009, "the message is too large")
+                    return
                 self._arrived(connection, message)
 
     def _arrived(self, connection: Connection, message: str | bytes) -> None:
@@ -246,30 +259,30 @@ class _Link:
         server.dispatch(server.broker.receive(connection, message, server.now()))
 
     async def _write(self) -> None:
-        with contextlib.suppress(trio_websocket.ConnectionClosed):
-            async for text in self._to_send:
-                with trio.move_on_after(self._rules.write_timeout) as writing:
-                    await self._websocket.send_message(text)
-                if writing.cancelled_caught:
-                    logger.info("a client that doesn't read is dropped")
-                    self.drop()
+        """Send what is posted, until a close or until the reader has found the end."""
+        async for item in self._to_send:
+            if isinstance(item, _Close):
+                with trio.move_on_after(self._rules.close_timeout):
+                    await self._websocket.aclose(item.code, item.reason)
+                return
+            with trio.move_on_after(self._rules.write_timeout) as writing:
+                await self._websocket.send_message(item)
+            if writing.cancelled_caught:
+                logger.info("a client that doesn't read is dropped")
+                self.drop()
 
     async def _watch(self, connection: Connection) -> None:
         while True:
             now = trio.current_time()
-            idle_at = self._stream.heard_at + self._rules.idle_timeout
+            idle_at = self._hearing.heard_at + self._rules.idle_timeout
             late_at = connection.opened_at + self._rules.auth_timeout
             if connection.api_key is not None:
                 late_at = math.inf
             if late_at <= now:
-                await self.hang_up(1008, "not authenticated in time")
-            elif idle_at <= now:
-                await self.hang_up(1001, "idle for too long")
+                return self.hang_up(1008, "not authenticated in time")
+            if idle_at <= now:
+                return self.hang_up(1001, "idle for too long")
             await trio.sleep_until(min(idle_at, late_at))
-
-    async def _say(self, data: bytes) -> None:
-        with trio.move_on_after(self._rules.close_timeout):
-            await self._stream.send_all(data)
 
     async def _linger(self) -> None:
         # To close a socket with something unread in it resets the connection, and the client
@@ -280,25 +293,16 @@ class _Link:
                 pass
 
 
-class _HeardStream(trio.abc.HalfCloseableStream):
-    """A client's stream that knows when it last brought anything, pings included.
+class _Hearing(trio.abc.ReceiveStream):
+    """The receiving side of a client's stream; it knows when something came, pings included.
 
     Attributes:
-        heard_at: When it did, on Trio's clock.
+        heard_at: When it last did, on Trio's clock.
     """
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
         self.heard_at = trio.current_time()
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await self._stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._stream.wait_send_all_might_not_block()
-
-    async def send_eof(self) -> None:
-        await self._stream.send_eof()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         data = await self._stream.receive_some(max_bytes)
@@ -307,16 +311,3 @@ class _HeardStream(trio.abc.HalfCloseableStream):
 
     async def aclose(self) -> None:
         await self._stream.aclose()
-
-
-def _close_frame(errors: ExceptionGroup[wsproto.utilities.RemoteProtocolError]) -> bytes:
-    """The frame that answers a protocol error.
-
-    trio-websocket answers those of the handshake alone; for others its reader just ends.
-    """
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    hint = getattr(error, "event_hint", None)
-    code = hint.code if isinstance(hint, wsproto.events.CloseConnection) else 1002
-    return b"\x88\x02" + int(code).to_bytes(2)

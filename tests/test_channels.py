@@ -1,0 +1,783 @@
+"""Channels, with a real session and real feeds: no socket, no task, no clock but the test's."""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import pytest
+import trio
+
+from trio_broker import operations
+from trio_broker.channels import Channels, Member
+from trio_broker.exceptions import (
+    BrokerError,
+    ChannelError,
+    ClientClosedError,
+    ConnectionLostError,
+    InvalidChannelError,
+    NotSentError,
+    RequestTimeoutError,
+    SlowConsumerError,
+    SubscriptionBrokenError,
+    SubscriptionLimitError,
+)
+from trio_broker.models import ConnectionEvent, Message, OrderStatus, SnapshotUnavailable
+from trio_broker.session import Session
+from trio_broker.subscription import Feed, Overflow, Subscription
+
+TIMEOUT = 10.0
+GRACE = 30.0
+
+CLOSED = ClientClosedError("closed")
+LOST = ConnectionLostError("lost")
+
+
+@attrs.define(eq=False)
+class Subscriber:
+    """One who subscribes, and what they are told."""
+
+    handle: Subscription[Any]
+    answers: list[BrokerError | None] = attrs.field(factory=list)
+    member: Member | None = None
+
+    def taken(self) -> list[Message[Any]]:
+        messages = []
+        while True:
+            try:
+                messages.append(self.handle.receive_nowait())
+            except trio.WouldBlock:
+                return messages
+
+    def states(self) -> list[tuple[str, str]]:
+        return [(message.origin, str(message.data.status)) for message in self.taken()]
+
+    def is_at_its_end(self) -> bool:
+        try:
+            self.handle.receive_nowait()
+        except trio.EndOfChannel:
+            return True
+        return False
+
+
+class Desk:
+    """A session and its channels, and the broker's side of them as texts."""
+
+    def __init__(self, limit: int = 100) -> None:
+        self.now = 100.0
+        self.events: list[ConnectionEvent] = []
+        self.odd: list[str] = []
+        self.session = Session(reply_grace=GRACE)
+        self.session.authenticated = True
+        self.channels = Channels(
+            self.session,
+            max_subscriptions=limit,
+            request_timeout=TIMEOUT,
+            time=lambda: self.now,
+            wall_time=lambda: dt.datetime.fromtimestamp(self.now, dt.UTC),
+            on_event=self.events.append,
+        )
+        self.session.listener.pushed = self.channels.pushed
+        self.session.listener.odd = lambda reason, _: self.odd.append(reason)
+
+    def join(
+        self,
+        name: str,
+        *,
+        snapshot: bool = False,
+        buffer_size: int = 100,
+        overflow: Overflow = "drop_oldest",
+    ) -> Subscriber:
+        feed: Feed[Any] = Feed(
+            name,
+            buffer_size,
+            overflow=overflow,
+            on_close=lambda: self.channels.leave(member),
+            on_drained=lambda: self.channels.drained(member),
+        )
+        subscriber = Subscriber(Subscription(feed))
+        member = self.channels.join(feed, subscriber.answers.append, snapshot=snapshot)
+        subscriber.member = member
+        return subscriber
+
+    def held(self, name: str, **options: Any) -> Subscriber:
+        """Somebody whose channel the broker has acknowledged; nothing else is under way."""
+        subscriber = self.join(name, **options)
+        self.answer("subscribe", name)
+        return subscriber
+
+    def sent(self) -> list[tuple[str, str]]:
+        """What leaves now: operations, each with its channel or body."""
+        messages = []
+        while (request := self.session.next_to_send(self.now)) is not None:
+            messages.append((request.op, request.channel or request.body))
+            self.session.mark_sent(request, "", self.now)
+        return messages
+
+    def say(self, **message: Any) -> None:
+        self.session.receive(json.dumps(message), self.now)
+
+    def answer(self, op: str, channel: str, error: str = "") -> None:
+        """See one message leave, and answer it."""
+        assert self.sent() == [(op, channel)]
+        self.reply(op, channel, error)
+
+    def reply(self, op: str, channel: str, error: str = "") -> None:
+        if error:
+            self.say(op=op, ch=channel, error=error)
+        else:
+            self.say(op=op, ch=channel, data={"status": f"{op}d"})
+
+    def push_order(self, status: str, at: int | None = None, order_id: str = "o1") -> None:
+        self.say(ch=f"orders:{order_id}", data={"status": status, "updatedAt": at})
+
+    def push_balance(self, total: str) -> None:
+        self.say(ch="balances", data=[{"asset": "USDT", "total": total}])
+
+    def reply_balances(self, total: str) -> None:
+        self.say(op="balances", data={"balances": [{"asset": "USDT", "total": total}]})
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        self.session.tick(self.now)
+        self.channels.tick(self.now)
+
+    def is_clean(self) -> bool:
+        session, channels = self.session, self.channels
+        return (
+            not channels._channels
+            and channels.subscriptions == channels.wanted == 0
+            and session.waiting == session.in_flight == 0
+            and not session._lanes
+        )
+
+
+ASKS_FOR_ORDER = ("order_status", '{"id":"o1"}')
+
+
+# --- Coming and going ------------------------------------------------------------------------
+
+
+def test_the_last_one_to_leave_ends_the_channel_at_the_broker() -> None:
+    desk = Desk()
+    first = desk.held("orders:o1")
+    second = desk.join("orders:o1")
+    assert first.answers == second.answers == [None]
+    assert (desk.channels.wanted, desk.channels.subscriptions) == (1, 2)
+    first.handle.close()
+    assert desk.sent() == []
+    second.handle.close()
+    desk.answer("unsubscribe", "orders:o1")
+    assert desk.is_clean()
+
+
+def test_several_share_one_subscription_and_each_gets_every_message() -> None:
+    desk = Desk()
+    first, second = desk.join("orders:o1"), desk.join("orders:o1")
+    assert first.answers == []
+    desk.answer("subscribe", "orders:o1")
+    assert first.answers == second.answers == [None]
+    desk.push_order("PENDING")
+    assert first.states() == second.states() == [("push", "PENDING")]
+
+
+def test_left_before_its_request_is_sent_nothing_is_sent() -> None:
+    desk = Desk()
+    desk.join("orders:o1").handle.close()
+    assert desk.sent() == []
+    assert desk.is_clean()
+
+
+def test_left_during_the_acknowledgement_it_is_given_up_after_it() -> None:
+    desk = Desk()
+    subscriber = desk.join("orders:o1")
+    assert desk.sent() == [("subscribe", "orders:o1")]
+    subscriber.handle.close()
+    assert desk.sent() == []
+    desk.reply("subscribe", "orders:o1")
+    desk.answer("unsubscribe", "orders:o1")
+    assert desk.is_clean()
+    assert subscriber.answers == []
+
+
+def test_come_back_during_the_acknowledgement_the_broker_is_not_troubled() -> None:
+    desk = Desk()
+    subscriber = desk.join("orders:o1")
+    assert desk.sent() == [("subscribe", "orders:o1")]
+    subscriber.handle.close()
+    again = desk.join("orders:o1")
+    desk.reply("subscribe", "orders:o1")
+    assert again.answers == [None]
+    assert desk.sent() == []
+
+
+def test_come_back_while_it_is_given_up_it_is_subscribed_anew() -> None:
+    desk = Desk()
+    desk.held("orders:o1").handle.close()
+    assert desk.sent() == [("unsubscribe", "orders:o1")]
+    again = desk.join("orders:o1")
+    desk.push_order("PENDING")
+    desk.reply("unsubscribe", "orders:o1")
+    assert again.answers == []
+    desk.answer("subscribe", "orders:o1")
+    assert again.answers == [None]
+    assert again.states() == [("push", "PENDING")]
+
+
+def test_leaving_twice_counts_once() -> None:
+    desk = Desk()
+    subscriber, other = desk.held("orders:o1"), desk.join("orders:o1")
+    assert subscriber.member is not None
+    desk.channels.leave(subscriber.member)
+    desk.channels.leave(subscriber.member)
+    assert desk.channels.subscriptions == 1
+    other.handle.close()
+    desk.answer("unsubscribe", "orders:o1")
+    desk.channels.leave(subscriber.member)
+    assert desk.is_clean()
+
+
+def test_a_refused_channel_tells_everybody_who_waits_and_is_gone() -> None:
+    desk = Desk()
+    first, second = desk.join("nonsense"), desk.join("nonsense")
+    desk.answer("subscribe", "nonsense", "Invalid channel format")
+    for subscriber in (first, second):
+        assert isinstance(subscriber.answers[0], InvalidChannelError)
+        subscriber.handle.close()
+    assert desk.is_clean()
+
+
+def test_a_refused_goodbye_is_a_goodbye() -> None:
+    desk = Desk()
+    desk.held("orders:o1").handle.close()
+    desk.answer("unsubscribe", "orders:o1", "Not subscribed")
+    assert desk.is_clean()
+
+
+def test_acknowledged_too_late_it_is_given_up_at_the_broker() -> None:
+    desk = Desk()
+    subscriber = desk.join("orders:o1")
+    assert desk.sent() == [("subscribe", "orders:o1")]
+    desk.pass_time(TIMEOUT)
+    assert isinstance(subscriber.answers[0], RequestTimeoutError)
+    assert desk.sent() == []  # its reply may still come, and must not pass for another's
+    desk.reply("subscribe", "orders:o1")
+    desk.answer("unsubscribe", "orders:o1")
+    assert desk.is_clean()
+
+
+def test_never_acknowledged_it_is_forgotten_in_the_end() -> None:
+    desk = Desk()
+    desk.join("orders:o1")
+    desk.sent()
+    desk.pass_time(TIMEOUT)
+    desk.pass_time(TIMEOUT)
+    assert desk.channels._channels == {}
+    assert desk.session.waiting == 0
+
+
+def test_what_is_overdue_says_whether_it_was_sent() -> None:
+    desk = Desk(limit=1)
+    first = desk.join("orders:o1")
+    assert first.member is not None
+    assert isinstance(desk.channels.overdue(first.member), NotSentError)
+    desk.sent()
+    assert isinstance(desk.channels.overdue(first.member), RequestTimeoutError)
+    first.handle.close()
+    waiting = desk.join("orders:o2")
+    assert waiting.member is not None
+    assert isinstance(desk.channels.overdue(waiting.member), NotSentError)
+    desk.reply("subscribe", "orders:o1")
+    assert desk.sent() == [("unsubscribe", "orders:o1")]
+    again = desk.channels._channels["orders:o1"].request
+    assert again is not None
+    assert again.op == "unsubscribe"
+    assert isinstance(desk.channels.overdue(first.member), NotSentError)
+
+
+# --- The limit -------------------------------------------------------------------------------
+
+
+def test_one_over_the_limit_is_refused_and_nothing_is_sent() -> None:
+    desk = Desk(limit=2)
+    desk.held("orders:o1")
+    desk.held("orders:o2")
+    with pytest.raises(SubscriptionLimitError) as caught:
+        desk.join("orders:o3")
+    assert caught.value.limit == 2
+    assert desk.sent() == []
+    assert desk.channels.subscriptions == 2
+    assert desk.join("orders:o1").answers == [None]
+
+
+def test_at_the_limit_a_new_one_waits_until_an_old_one_is_given_up() -> None:
+    desk = Desk(limit=1)
+    desk.held("orders:o1").handle.close()
+    new = desk.join("orders:o2")
+    desk.answer("unsubscribe", "orders:o1")
+    assert new.answers == []
+    desk.answer("subscribe", "orders:o2")
+    assert new.answers == [None]
+
+
+def test_at_the_limit_a_new_one_waits_until_an_old_one_is_refused() -> None:
+    desk = Desk(limit=1)
+    old = desk.join("nonsense")
+    assert desk.sent() == [("subscribe", "nonsense")]
+    old.handle.close()
+    new = desk.join("orders:o2")
+    assert desk.sent() == []
+    desk.reply("subscribe", "nonsense", "Invalid channel format")
+    desk.answer("subscribe", "orders:o2")
+    assert new.answers == [None]
+
+
+def test_one_that_waits_for_room_may_leave() -> None:
+    desk = Desk(limit=1)
+    desk.held("orders:o1").handle.close()
+    desk.join("orders:o2").handle.close()
+    desk.answer("unsubscribe", "orders:o1")
+    assert desk.is_clean()
+
+
+# --- Dropping a channel ----------------------------------------------------------------------
+
+
+def noting(notes: list[str], note: str = "left") -> Callable[[], None]:
+    return lambda: notes.append(note)
+
+
+def test_dropped_it_ends_for_everybody_and_at_the_broker() -> None:
+    desk, notes = Desk(), list[str]()
+    first, second = desk.held("orders:o1"), desk.join("orders:o1")
+    desk.push_order("PENDING")
+    desk.channels.drop("orders:o1", noting(notes))
+    assert first.handle.receive_nowait().data.status is OrderStatus.PENDING
+    assert first.is_at_its_end()
+    second.handle.receive_nowait()
+    assert second.is_at_its_end()
+    assert notes == []
+    desk.answer("unsubscribe", "orders:o1")
+    assert notes == ["left"]
+    assert desk.is_clean()
+
+
+def test_dropping_what_nobody_has_is_done_at_once() -> None:
+    desk, notes = Desk(), list[str]()
+    desk.channels.drop("orders:o1", noting(notes))
+    assert notes == ["left"]
+    assert desk.sent() == []
+
+
+def test_dropped_during_the_acknowledgement_whoever_waits_gets_an_ended_stream() -> None:
+    desk, notes = Desk(), list[str]()
+    subscriber = desk.join("orders:o1")
+    assert desk.sent() == [("subscribe", "orders:o1")]
+    desk.channels.drop("orders:o1", noting(notes))
+    assert subscriber.answers == [None]
+    assert subscriber.is_at_its_end()
+    desk.reply("subscribe", "orders:o1")
+    assert notes == []
+    desk.answer("unsubscribe", "orders:o1")
+    assert notes == ["left"]
+    assert desk.is_clean()
+
+
+def test_dropped_and_wanted_anew_the_one_who_dropped_it_need_not_wait() -> None:
+    desk, notes = Desk(), list[str]()
+    desk.join("orders:o1")
+    assert desk.sent() == [("subscribe", "orders:o1")]
+    desk.channels.drop("orders:o1", noting(notes))
+    desk.join("orders:o1")
+    desk.reply("subscribe", "orders:o1")
+    assert notes == ["left"]
+    assert desk.sent() == []
+
+
+# --- Pushes ----------------------------------------------------------------------------------
+
+
+def test_a_push_to_a_channel_that_nobody_has_is_odd() -> None:
+    desk = Desk()
+    desk.push_order("PENDING")
+    assert desk.odd == ["it was pushed to a channel that nobody has"]
+
+
+def test_a_push_that_comes_while_it_is_given_up_is_not_odd() -> None:
+    desk = Desk()
+    desk.held("orders:o1").handle.close()
+    desk.push_order("PENDING")
+    assert desk.odd == []
+
+
+def test_a_push_with_an_error_is_raised_in_its_place_and_the_stream_goes_on() -> None:
+    desk = Desk()
+    subscriber = desk.held("orders:o1")
+    desk.push_order("PENDING")
+    desk.say(ch="orders:o1", error="try later")
+    desk.push_order("FILLED")
+    assert subscriber.handle.receive_nowait().data.status is OrderStatus.PENDING
+    with pytest.raises(ChannelError, match="try later") as caught:
+        subscriber.handle.receive_nowait()
+    assert caught.value.channel == "orders:o1"
+    assert subscriber.states() == [("push", "FILLED")]
+    assert desk.channels.wanted == 1
+
+
+def test_a_push_that_cannot_be_read_is_lost_alone() -> None:
+    desk = Desk()
+    subscriber = desk.held("balances")
+    desk.say(ch="balances", data=[{"asset": "USDT", "total": "NaN"}])
+    desk.push_balance("7")
+    assert len(desk.odd) == 1
+    assert [message.data[0].total for message in subscriber.taken()] == [7]
+
+
+def test_a_channel_that_this_library_does_not_know_gives_what_came() -> None:
+    desk = Desk()
+    subscriber = desk.held("trades:ETH")
+    desk.say(ch="trades:ETH", data={"n": 1})
+    (message,) = subscriber.taken()
+    assert (message.data, message.origin, message.channel) == ({"n": 1}, "push", "trades:ETH")
+    assert message.raw == '{"ch": "trades:ETH", "data": {"n": 1}}'
+    assert message.received_at == dt.datetime.fromtimestamp(100, dt.UTC)
+
+
+def test_older_states_of_an_order_never_come_after_newer_ones() -> None:
+    desk = Desk()
+    subscriber = desk.held("orders:o1")
+    desk.push_order("PROCESSING", at=20)
+    desk.push_order("PENDING", at=10)
+    desk.push_order("FILLED", at=30)
+    desk.push_order("PROCESSING", at=30)
+    assert subscriber.states() == [("push", "PROCESSING"), ("push", "FILLED")]
+
+
+def test_an_overflow_that_is_an_error_gives_the_channel_up() -> None:
+    desk = Desk()
+    subscriber = desk.held("balances", buffer_size=1, overflow="error")
+    other = desk.join("balances")
+    desk.push_balance("1")
+    desk.push_balance("2")
+    assert desk.channels.subscriptions == 1
+    subscriber.handle.receive_nowait()
+    with pytest.raises(SlowConsumerError):
+        subscriber.handle.receive_nowait()
+    assert len(other.taken()) == 2
+    other.handle.close()
+    desk.answer("unsubscribe", "balances")
+    assert desk.is_clean()
+
+
+# --- Snapshots -------------------------------------------------------------------------------
+
+
+def test_the_state_is_asked_for_after_the_acknowledgement() -> None:
+    desk = Desk()
+    subscriber = desk.join("orders:o1", snapshot=True)
+    desk.answer("subscribe", "orders:o1")
+    assert subscriber.answers == [None]
+    assert desk.sent() == [ASKS_FOR_ORDER]
+    desk.say(op="order_status", data={"orderId": "o1", "status": "PENDING"})
+    assert subscriber.states() == [("snapshot", "PENDING")]
+    assert desk.sent() == []
+
+
+def test_only_those_who_want_it_get_the_state() -> None:
+    desk = Desk()
+    without = desk.held("balances")
+    with_it = desk.join("balances", snapshot=True)
+    assert desk.sent() == [("balances", "")]
+    desk.reply_balances("5")
+    assert [message.origin for message in with_it.taken()] == ["snapshot"]
+    assert without.taken() == []
+
+
+def test_a_state_that_a_push_overtook_is_asked_for_again() -> None:
+    desk = Desk()
+    subscriber = desk.held("balances", snapshot=True)
+    assert desk.sent() == [("balances", "")]
+    desk.push_balance("2")
+    desk.reply_balances("1")
+    assert desk.sent() == [("balances", "")]
+    desk.reply_balances("2")
+    totals = [(message.origin, message.data[0].total) for message in subscriber.taken()]
+    assert totals == [("push", 2), ("snapshot", 2)]
+
+
+def test_a_push_before_the_state_was_asked_for_overtakes_nothing() -> None:
+    desk = Desk()
+    subscriber = desk.held("balances", snapshot=True)
+    desk.push_balance("2")
+    assert desk.sent() == [("balances", "")]
+    desk.reply_balances("2")
+    assert [message.origin for message in subscriber.taken()] == ["push", "snapshot"]
+
+
+def test_overtaken_again_and_again_it_is_asked_for_at_growing_distances() -> None:
+    desk = Desk()
+    subscriber = desk.held("balances", snapshot=True)
+    waits = []
+    for _ in range(8):
+        began = desk.now
+        while desk.sent() != [("balances", "")]:
+            assert desk.channels.next_deadline < math.inf
+            desk.pass_time(desk.channels.next_deadline - desk.now)
+        waits.append(round(desk.now - began, 3))
+        desk.push_balance("2")
+        desk.reply_balances("1")
+    assert waits == [0.0, 0.0, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
+    desk.pass_time(1.0)
+    assert desk.sent() == [("balances", "")]
+    desk.reply_balances("2")
+    assert subscriber.taken()[-1].origin == "snapshot"
+
+
+def test_an_old_state_of_an_order_is_not_delivered_after_a_newer_push() -> None:
+    desk = Desk()
+    subscriber = desk.held("orders:o1", snapshot=True)
+    desk.push_order("FILLED", at=9)
+    assert desk.sent() == [ASKS_FOR_ORDER]
+    desk.say(op="order_status", data={"orderId": "o1", "status": "PENDING", "updatedAt": 1})
+    assert subscriber.states() == [("push", "FILLED")]
+    assert desk.sent() == []
+
+
+def test_a_refused_state_is_an_event_and_the_pushes_go_on() -> None:
+    desk = Desk()
+    subscriber = desk.held("orders:o1", snapshot=True)
+    assert desk.sent() == [ASKS_FOR_ORDER]
+    desk.say(op="order_status", error="Order not found")
+    (event,) = desk.events
+    assert isinstance(event, SnapshotUnavailable)
+    assert (event.channel, "Order not found" in str(event.error)) == ("orders:o1", True)
+    assert desk.sent() == []
+    desk.push_order("PENDING")
+    assert subscriber.states() == [("push", "PENDING")]
+
+
+@pytest.mark.parametrize("name", ["trades:ETH", "orders:"])
+def test_a_channel_without_a_state_says_so_and_the_pushes_go_on(name: str) -> None:
+    desk = Desk()
+    subscriber = desk.held(name, snapshot=True)
+    assert desk.sent() == []
+    assert [type(event) for event in desk.events] == [SnapshotUnavailable]
+    desk.say(ch=name, data={"status": "PENDING"})
+    assert len(subscriber.taken()) == 1
+
+
+def test_a_state_that_never_comes_is_told_and_asked_for_again() -> None:
+    desk = Desk()
+    subscriber = desk.held("orders:o1", snapshot=True)
+    assert desk.sent() == [ASKS_FOR_ORDER]
+    desk.pass_time(TIMEOUT)
+    assert [type(event) for event in desk.events] == [SnapshotUnavailable]
+    desk.say(op="order_status", data={"orderId": "o1", "status": "PENDING"})  # too late
+    assert desk.sent() == [ASKS_FOR_ORDER]
+    desk.say(op="order_status", data={"orderId": "o1", "status": "FILLED"})
+    assert subscriber.states() == [("snapshot", "FILLED")]
+
+
+def test_a_state_that_cannot_be_read_is_asked_for_again_a_second_later() -> None:
+    desk = Desk()
+    desk.held("balances", snapshot=True)
+    assert desk.sent() == [("balances", "")]
+    desk.say(op="balances", data={"balances": [{"asset": "USDT", "total": "NaN"}]})
+    assert desk.sent() == []
+    assert desk.channels.next_deadline == desk.now + 1
+    desk.pass_time(1)
+    assert desk.sent() == [("balances", "")]
+
+
+def test_one_under_way_serves_those_who_come_meanwhile() -> None:
+    desk = Desk()
+    first = desk.held("balances", snapshot=True)
+    assert desk.sent() == [("balances", "")]
+    second = desk.join("balances", snapshot=True)
+    desk.reply_balances("5")
+    assert len(first.taken()) == len(second.taken()) == 1
+    assert desk.sent() == []
+
+
+def test_given_up_during_the_snapshot_its_reply_goes_to_nobody() -> None:
+    desk = Desk()
+    desk.held("orders:o1", snapshot=True).handle.close()
+    assert desk.sent() == [("unsubscribe", "orders:o1")]
+    again = desk.join("orders:o1", snapshot=True)
+    desk.reply("unsubscribe", "orders:o1")
+    desk.answer("subscribe", "orders:o1")
+    assert desk.sent() == [ASKS_FOR_ORDER]
+    desk.say(op="order_status", data={"orderId": "o1", "status": "PENDING"})
+    assert again.states() == [("snapshot", "PENDING")]
+
+
+def test_a_second_subscribers_first_state_does_not_wait() -> None:
+    desk = Desk()
+    desk.held("balances", snapshot=True)
+    assert desk.sent() == [("balances", "")]
+    desk.reply_balances("5")
+    second = desk.join("balances", snapshot=True)
+    assert desk.sent() == [("balances", "")]
+    desk.reply_balances("5")
+    assert [message.origin for message in second.taken()] == ["snapshot"]
+
+
+def test_no_state_is_asked_for_before_the_acknowledgement_of_a_new_subscription() -> None:
+    desk = Desk()
+    subscriber = desk.held("balances", snapshot=True)
+    assert desk.sent() == [("balances", "")]
+    desk.say(op="balances", data={"balances": [{"asset": "USDT", "total": "NaN"}]})
+    subscriber.handle.close()
+    assert desk.sent() == [("unsubscribe", "balances")]
+    desk.join("balances", snapshot=True)
+    desk.pass_time(1)  # when the state would have been asked for again
+    assert desk.sent() == []
+    desk.reply("unsubscribe", "balances")
+    desk.answer("subscribe", "balances")
+    assert desk.sent() == [("balances", "")]
+
+
+def test_a_reply_after_the_channel_was_given_up_is_nobodys_state() -> None:
+    desk = Desk()
+    subscriber = desk.held("orders:o1", snapshot=True)
+    assert desk.sent() == [ASKS_FOR_ORDER]
+    subscriber.handle.close()
+    desk.answer("unsubscribe", "orders:o1")
+    desk.say(op="order_status", data={"orderId": "o1", "status": "PENDING"})
+    assert desk.odd == []
+    assert desk.events == []
+    assert desk.is_clean()
+
+
+def test_a_slow_consumer_of_balances_gets_the_gap_and_then_the_whole_state() -> None:
+    desk = Desk()
+    subscriber = desk.held("balances", buffer_size=2)
+    for total in ("1", "2", "3", "4"):
+        desk.push_balance(total)
+    messages = subscriber.taken()
+    assert [message.data[0].total for message in messages] == [3, 4]
+    gap = messages[0].gap
+    assert gap is not None
+    assert (set(gap.reasons), gap.dropped) == ({"overflow"}, 2)
+    assert messages[1].gap is None
+    assert desk.sent() == [("balances", "")]
+    desk.reply_balances("4")
+    assert [message.origin for message in subscriber.taken()] == ["snapshot"]
+
+
+def test_after_overflows_the_whole_state_comes_at_most_once_a_second() -> None:
+    desk = Desk()
+    subscriber = desk.held("balances", buffer_size=1)
+    asked = []
+    for _ in range(30):
+        desk.push_balance("1")
+        desk.push_balance("2")
+        subscriber.taken()
+        desk.pass_time(0.1)
+        if desk.sent():
+            asked.append(desk.now)
+            desk.reply_balances("2")
+            subscriber.taken()
+    assert len(asked) == 3
+    assert all(later - earlier >= 0.999 for earlier, later in itertools.pairwise(asked))
+
+
+def test_an_order_that_overflowed_needs_no_snapshot_as_its_newest_state_is_there() -> None:
+    desk = Desk()
+    subscriber = desk.held("orders:o1", buffer_size=1)
+    desk.push_order("PENDING", at=1)
+    desk.push_order("FILLED", at=2)
+    assert subscriber.states() == [("push", "FILLED")]
+    assert desk.sent() == []
+
+
+def test_a_delayed_snapshot_of_a_channel_that_is_gone_is_not_asked_for() -> None:
+    desk = Desk()
+    subscriber = desk.held("balances", snapshot=True)
+    assert desk.sent() == [("balances", "")]
+    desk.say(op="balances", data={"balances": [{"asset": "USDT", "total": "NaN"}]})
+    subscriber.handle.close()
+    desk.answer("unsubscribe", "balances")
+    desk.pass_time(1)
+    assert desk.sent() == []
+    assert desk.channels.next_deadline == math.inf
+    assert desk.is_clean()
+
+
+def test_a_delayed_snapshot_that_nobody_wants_any_more_is_not_asked_for() -> None:
+    desk = Desk()
+    wants_it = desk.held("balances", snapshot=True)
+    desk.join("balances")
+    assert desk.sent() == [("balances", "")]
+    desk.say(op="balances", data={"balances": [{"asset": "USDT", "total": "NaN"}]})
+    wants_it.handle.close()
+    desk.pass_time(1)
+    assert desk.sent() == []
+
+
+def test_a_snapshot_nobody_heard_of_in_time_is_no_event_when_everybody_has_left() -> None:
+    desk = Desk()
+    subscriber = desk.held("balances", snapshot=True)
+    # A user's own question holds the lane, so the snapshot waits for its turn.
+    desk.session.submit(operations.balances(math.inf), desk.now)
+    subscriber.handle.close()
+    assert ("unsubscribe", "balances") in desk.sent()
+    assert desk.events == []
+
+
+# --- The end ---------------------------------------------------------------------------------
+
+
+def test_closed_every_stream_ends_after_what_is_buffered() -> None:
+    desk = Desk()
+    subscriber = desk.held("orders:o1")
+    desk.push_order("PENDING")
+    desk.channels.finish(None, LOST, CLOSED)
+    subscriber.handle.receive_nowait()
+    assert subscriber.is_at_its_end()
+    subscriber.handle.close()
+    assert desk.is_clean()
+
+
+def test_failed_every_stream_breaks_from_the_cause_after_what_is_buffered() -> None:
+    desk = Desk()
+    subscriber = desk.held("orders:o1")
+    desk.push_order("PENDING")
+    desk.channels.finish(LOST, LOST, CLOSED)
+    subscriber.handle.receive_nowait()
+    for _ in range(2):
+        with pytest.raises(SubscriptionBrokenError) as caught:
+            subscriber.handle.receive_nowait()
+        assert caught.value.__cause__ is LOST
+
+
+def test_at_the_end_everybody_who_waits_is_told_whether_their_request_was_sent() -> None:
+    desk, notes = Desk(limit=2), list[str]()
+    desk.held("orders:o1").handle.close()
+    sent = desk.join("orders:o2")
+    assert desk.sent() == [("unsubscribe", "orders:o1"), ("subscribe", "orders:o2")]
+    waits = desk.join("orders:o3")
+    desk.channels.drop("orders:o1", noting(notes))
+    desk.channels.finish(None, LOST, CLOSED)
+    assert sent.answers == [LOST]
+    assert waits.answers == [CLOSED]
+    assert notes == ["left"]
+    desk.session.shut(LOST, CLOSED)
+    assert sent.answers == [LOST]
+    assert desk.is_clean()
+
+
+def test_at_the_end_nothing_more_is_asked_for() -> None:
+    desk = Desk(limit=1)
+    with_snapshot = desk.held("orders:o1", snapshot=True)
+    assert desk.sent() == [ASKS_FOR_ORDER]
+    desk.channels.finish(None, LOST, CLOSED)
+    desk.session.shut(LOST, CLOSED)
+    with_snapshot.handle.close()
+    assert desk.events == []
+    assert desk.is_clean()

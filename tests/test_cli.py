@@ -1,0 +1,381 @@
+"""The command line: what it prints, and with which status it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tomllib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from decimal import Decimal
+from pathlib import Path
+
+import attrs
+import click
+import pytest
+import trio
+
+import trio_broker
+from trio_broker import (
+    Balance,
+    BrokerWSClient,
+    ConnectionLostError,
+    Order,
+    OrderStatus,
+    ServerError,
+)
+from trio_broker.cli import demo, main, shared
+from trio_broker.sandbox import Outcome, Sandbox, open_sandbox
+
+ROOT = Path(__file__).parents[1]
+COMMAND = (sys.executable, "-m", "trio_broker.cli")
+
+# Long enough never to matter, short enough that a hang fails the test and doesn't stop it.
+PATIENCE = 30.0
+
+
+def environment() -> dict[str, str]:
+    plain = {name: value for name, value in os.environ.items() if name not in COLOUR_VARIABLES}
+    return {**plain, "PYTHONPATH": str(ROOT)}
+
+
+COLOUR_VARIABLES = {"NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"}
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in COLOUR_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def status(*args: str) -> object:
+    with pytest.raises(SystemExit) as ended:
+        main(args)
+    return ended.value.code
+
+
+def run(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # noqa: S603 - our own command
+        args, env=environment(), capture_output=True, text=True, check=False, timeout=PATIENCE
+    )
+
+
+# --- The command itself ---------------------------------------------------------------------
+
+
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status("--help") == 0
+    assert re.findall(r"^  (\w+)  +\w", capsys.readouterr().out, re.MULTILINE) == [
+        "demo",
+        "sandbox",
+    ]
+
+
+def test_version_is_the_packages() -> None:
+    ended = run(*COMMAND, "--version")
+    assert ended.stdout == f"trio-broker {trio_broker.__version__}\n"
+
+
+def test_the_script_is_this_command() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"trio-broker": f"{main.__module__}:{main.__name__}"}
+
+
+@pytest.mark.parametrize("missing", ["click", "rich"])
+def test_without_the_extra_it_says_what_to_install(missing: str) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; from trio_broker.cli import main; main()"
+    ended = run(sys.executable, "-c", code)
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert ended.stderr.count("\n") == 1
+    assert "pip install 'trio-broker[cli]'" in ended.stderr
+
+
+def test_help_waits_for_nothing_that_it_does_not_need() -> None:
+    code = (
+        "import sys\nfrom trio_broker.cli import main\n"
+        "try: main(['--help'])\nfinally: assert 'rich' not in sys.modules"
+    )
+    assert run(sys.executable, "-c", code).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "args", [["nonsense"], ["demo", "--seed", "x"], ["sandbox", "--port", "-1"]]
+)
+def test_arguments_that_cannot_be_used_end_with_2(args: list[str]) -> None:
+    assert status(*args) == 2
+
+
+# --- How commands end -----------------------------------------------------------------------
+
+
+def test_status_is_the_commands() -> None:
+    async def command() -> int:
+        await trio.lowlevel.checkpoint()
+        return 3
+
+    with pytest.raises(click.exceptions.Exit) as ended:
+        shared.run(command)
+    assert ended.value.exit_code == 3
+
+
+async def interrupted_in_a_task() -> int:
+    async def task() -> None:
+        await trio.lowlevel.checkpoint()
+        raise KeyboardInterrupt
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(task)
+    return 0
+
+
+async def interrupted() -> int:
+    await trio.lowlevel.checkpoint()
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_ends_with_130_wherever_it_lands() -> None:
+    for command in (interrupted, interrupted_in_a_task):
+        with pytest.raises(click.exceptions.Exit) as ended:
+            shared.run(command)
+        assert ended.value.exit_code == 130
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ServerError("swap", "no\n  luck"), "the broker refused swap: no luck"),
+        (OSError(), "OSError"),
+    ],
+    ids=["of several lines", "without a text"],
+)
+def test_an_error_is_told_in_one_line(
+    error: Exception,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def fail(_: BrokerWSClient) -> None:
+        await trio.lowlevel.checkpoint()
+        raise error
+
+    monkeypatch.setattr(BrokerWSClient, "get_balances", fail)
+    assert status("demo") == 1
+    assert capsys.readouterr().err == f"Error: {line}\n"
+
+
+def test_a_reader_that_has_read_enough_sees_no_traceback() -> None:
+    for args in (("demo",), ("demo", "--json")):
+        with subprocess.Popen(  # noqa: S603 - our own command
+            [*COMMAND, *args],
+            env={**environment(), "PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert process.stdout.readline()
+            process.stdout.close()
+            assert process.stderr.read() == b""
+            assert process.wait(PATIENCE) == 1
+
+
+# --- demo -----------------------------------------------------------------------------------
+
+
+def test_demo_tells_the_whole_story_in_plain_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status("demo") == 0
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    story = [
+        "A broker of play money listens at ws://127.0.0.1:",
+        "Connected and authenticated.",
+        "The account holds\n",
+        "2 ETH would bring ",
+        "ord_00000001",
+        "is FILLED",
+        "The account holds now\n",
+        "998   -2\n",
+        "Said goodbye.",
+        "It all happened: 2 ETH sold for ",
+    ]
+    places = [printed.index(text) for text in story]
+    assert places == sorted(places)
+
+
+# Left to itself, the first order fails with seed 53, and is cancelled with seed 45.
+@pytest.mark.parametrize("seed", [45, 53, -1, 2**70])
+def test_demo_fills_its_order_with_every_seed(
+    seed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status("demo", "--json", "--seed", str(seed)) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert events[0]["seed"] == seed
+    assert events[-1] == {
+        "event": "end",
+        "ok": True,
+        "sold": "2",
+        "bought": events[-4]["filled_out"],
+    }
+    told = list(dict.fromkeys(event["event"] for event in events))
+    assert told == [
+        "sandbox", "connected", "balances", "estimate", "swap", "order", "closed", "end",
+    ]  # fmt: skip
+    before, after = (event["balances"] for event in events if event["event"] == "balances")
+    gained = Decimal(after["USDT"]) - Decimal(before["USDT"])
+    assert gained == Decimal(events[-1]["bought"]) > 0
+    assert [event["status"] for event in events if event["event"] == "order"][-1] == "FILLED"
+
+
+def test_demo_is_coloured_on_a_terminal() -> None:
+    terminal, inside = pty.openpty()
+    environ = {**environment(), "TERM": "xterm-256color"}
+    printed = b""
+    with subprocess.Popen([*COMMAND, "demo"], env=environ, stdout=inside) as process:  # noqa: S603
+        os.close(inside)
+        try:
+            while chunk := os.read(terminal, 65536):
+                printed += chunk
+        except OSError:
+            pass  # how Linux says that the other end is closed
+        assert process.wait(PATIENCE) == 0
+    os.close(terminal)
+    assert b"\x1b[1;32mIt all happened" in printed
+
+
+def test_demo_fails_when_its_order_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    force = Sandbox.next_outcome
+    monkeypatch.setattr(Sandbox, "next_outcome", lambda self, _: force(self, Outcome.FAILED))
+    assert status("demo") == 1
+    ended = capsys.readouterr()
+    assert ended.err == "Error: the order should be FILLED, and is FAILED\n"
+    assert "It all happened" not in ended.out
+
+
+def test_demo_fails_when_the_account_never_changes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def forever(_: BrokerWSClient) -> tuple[Balance, ...]:
+        await trio.lowlevel.checkpoint()
+        return (Balance("ETH", Decimal(5)), Balance("USDT", Decimal(5)))
+
+    monkeypatch.setattr(BrokerWSClient, "get_balances", forever)
+    assert status("demo") == 1
+    assert "the balances didn't change by what the order says" in capsys.readouterr().err
+
+
+def test_demo_does_not_hang(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "_TIME_LIMIT", 0.0)
+    assert status("demo") == 1
+    assert capsys.readouterr().err == "Error: the demo wasn't over after 0 s\n"
+
+
+FILLED = Order("1", OrderStatus.FILLED, filled_out=Decimal("7.5"))
+BEFORE = {"ETH": Balance("ETH", Decimal(3)), "USDT": Balance("USDT", Decimal(1))}
+AFTER = {"ETH": Balance("ETH", Decimal(1)), "USDT": Balance("USDT", Decimal("8.5"))}
+
+
+def test_check_lets_pass_what_adds_up() -> None:
+    demo._check(BEFORE, AFTER, FILLED)
+
+
+@pytest.mark.parametrize(
+    ("after", "order"),
+    [
+        (AFTER, attrs.evolve(FILLED, status=OrderStatus.CANCELLED)),
+        (AFTER, attrs.evolve(FILLED, filled_out=None)),
+        (AFTER, attrs.evolve(FILLED, filled_out=Decimal(0))),
+        (AFTER, attrs.evolve(FILLED, filled_out=Decimal(7))),
+        ({**AFTER, "ETH": Balance("ETH", Decimal(2))}, FILLED),
+        ({**AFTER, "BTC": Balance("BTC", Decimal(2))}, FILLED),
+        ({**AFTER, "ETH": Balance("ETH", Decimal(1), Decimal(1))}, FILLED),
+    ],
+)
+def test_check_stops_what_does_not_add_up(after: dict[str, Balance], order: Order) -> None:
+    with pytest.raises(click.ClickException):
+        demo._check(BEFORE, after, order)
+
+
+# --- sandbox --------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def serving(*args: str) -> AsyncIterator[tuple[trio.Process, dict[str, str]]]:
+    """A sandbox in a process of its own, and the variables that it printed."""
+    process = await trio.lowlevel.open_process(
+        [*COMMAND, "sandbox", *args], env=environment(), stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    try:
+        printed = b""
+        with trio.fail_after(PATIENCE):
+            while printed.count(b"\n") < 3:
+                chunk = await process.stdout.receive_some()
+                assert chunk, "the sandbox has ended"
+                printed += chunk
+        lines = printed.decode().splitlines()
+        yield process, dict(line.split("=", 1) for line in lines)
+    finally:
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+            await process.stdout.aclose()
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)], ids=["Ctrl-C", "SIGTERM"]
+)
+async def test_sandbox_serves_until_it_is_told_to_end(number: int, expected: int) -> None:
+    async with serving("--seed", "5") as (process, variables):
+        assert list(variables) == ["BROKER_WS_URL", "BROKER_API_KEY", "BROKER_SECRET_KEY"]
+        async with BrokerWSClient.from_env(variables) as client:
+            receipt = await client.do_swap("1", "ETH", "USDT")
+            assert receipt.order_id
+            process.send_signal(number)
+            with pytest.raises(ConnectionLostError) as lost:
+                await client.wait_closed()
+            assert lost.value.code == 1001  # a polite goodbye
+        with trio.fail_after(PATIENCE):
+            assert await process.wait() == expected
+
+
+async def test_sandbox_listens_where_it_is_told_to() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    async with serving("--host", "127.0.0.1", "--port", str(port)) as (_, variables):
+        assert variables["BROKER_WS_URL"] == f"ws://127.0.0.1:{port}/ws/v1/stream"
+        async with BrokerWSClient.from_env(variables) as client:
+            assert client.is_connected()
+
+
+async def test_sandbox_prices_follow_the_seed() -> None:
+    prices = []
+    for args in (["--seed", "5"], []):
+        async with (
+            serving(*args) as (_, variables),
+            BrokerWSClient.from_env(variables) as client,
+        ):
+            prices.append((await client.estimate_swap(1, "DOGE", "USDT")).price)
+    async with open_sandbox(seed=5) as sandbox, sandbox.client() as client:
+        price = (await client.estimate_swap(1, "DOGE", "USDT")).price
+    # Prices wander with time, and far less in a moment than two seeds are apart.
+    assert abs(prices[0] - price) < abs(prices[1] - price)
+
+
+def test_sandbox_on_a_port_that_is_taken_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert status("sandbox", "--port", str(taken.getsockname()[1])) == 1
+    ended = capsys.readouterr()
+    assert ended.out == ""
+    assert ended.err.count("\n") == 1
+    assert "in use" in ended.err

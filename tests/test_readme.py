@@ -1,0 +1,266 @@
+"""The README: its blocks of code run, and its tables and its picture are those of the code."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+import trio_broker
+from trio_broker import BrokerError, BrokerWSClient, Limits, Subscription
+from trio_broker.sandbox import open_sandbox
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS: list[tuple[str, str]] = re.findall(
+    r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL
+)
+PYTHON = [body for language, body in BLOCKS if language == "python"]
+SHELL = [body.strip() for language, body in BLOCKS if language == "sh"]
+TEXT = [body for language, body in BLOCKS if language == "text"]
+
+# Long enough never to matter, short enough that a hang fails the test and doesn't stop it.
+PATIENCE = 30.0
+
+
+def test_every_block_has_its_test() -> None:
+    assert {language for language, _ in BLOCKS} == {"python", "sh", "text"}
+    assert README.count("```") == 2 * len(BLOCKS)
+    assert (len(SHELL), len(TEXT)) == (5, 3)
+
+
+# --- Python ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("body", PYTHON, ids=range(1, len(PYTHON) + 1))
+async def test_python_block_runs(
+    body: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with open_sandbox(seed=1) as sandbox, sandbox.client() as client:
+        mains: list[Callable[[], Awaitable[None]]] = []
+        monkeypatch.setattr(trio, "run", mains.append)
+        monkeypatch.setenv("BROKER_WS_URL", sandbox.url)
+        monkeypatch.setenv("BROKER_API_KEY", sandbox.api_key)
+        monkeypatch.setenv("BROKER_SECRET_KEY", sandbox.secret_key)
+        sandbox.next_outcome("filled")
+        names: dict[str, Any] = {
+            "trio": trio,
+            "api_key": sandbox.api_key,
+            "secret_key": sandbox.secret_key,
+            "ws_url": sandbox.url,
+            "client": client,
+            "order_id": (await client.do_swap("1", "ETH", "USDT")).order_id,
+        }
+        sandbox.next_outcome("filled")
+        code = compile(body, "README.md", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+        with trio.fail_after(PATIENCE):
+            waiting = eval(code, names)  # noqa: S307 - it is the README
+            if waiting is not None:
+                await waiting
+            for main in mains:
+                await main()
+    printed = capsys.readouterr().out
+    assert bool(printed) == ("print(" in body)
+    assert not re.search("refused|nothing was sent|find out|once more", printed)
+    assert body is not PYTHON[0] or "FILLED" in printed
+
+
+# --- Shell ----------------------------------------------------------------------------------
+
+
+def as_here(command: str) -> str:
+    """A command of the README with this interpreter in place of the environment's."""
+    python = shlex.quote(sys.executable)
+    command = command.replace(".venv/bin/trio-broker", f"{python} -m trio_broker.cli")
+    return command.replace(".venv/bin/python", python)
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def test_ci_runs_the_two_commands() -> None:
+    script = (ROOT / ".ci" / "run").read_text()
+    assert [line for line in script.splitlines() if "bash -euo" in line.strip()[:9]] == [
+        'bash -euo pipefail -c "$(readme_block 1)"',
+        '    bash -euo pipefail -c "$(readme_block 2)"',
+    ]
+    for command, extra, end in zip(
+        SHELL[:2], ("cli", "test"), ("trio-broker demo", "pytest"), strict=True
+    ):
+        assert command.split(" && ") == [
+            "python3 -m venv .venv",
+            f".venv/bin/pip install -e '.[{extra}]'",
+            f".venv/bin/{end}",
+        ]
+    assert (ROOT / SHELL[4]).stat().st_mode & 0o111
+
+
+async def test_first_command_tells_the_demo() -> None:
+    demo = as_here(SHELL[0].split(" && ")[-1])
+    ended = await trio.run_process(
+        ["sh", "-c", demo], cwd=ROOT, env=environment(), capture_stdout=True
+    )
+    assert b"is FILLED" in ended.stdout
+    assert b"It all happened" in ended.stdout
+
+
+async def test_two_processes_trade_in_the_words_of_the_readme() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    serve, trade = (as_here(command).replace("8765", port) for command in SHELL[2:4])
+    expected = TEXT[0].replace("8765", port).encode()
+    async with trio.open_nursery() as nursery:
+        server = await trio.lowlevel.open_process(
+            ["sh", "-c", f"exec {serve}"],
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            assert server.stdout is not None
+            printed = b""
+            with trio.fail_after(PATIENCE):
+                while len(printed) < len(expected):
+                    chunk = await server.stdout.receive_some()
+                    assert chunk, "the sandbox has ended"
+                    printed += chunk
+            assert printed == expected
+            ended = await trio.run_process(
+                ["sh", "-c", trade], cwd=ROOT, env=environment(), capture_stdout=True
+            )
+            assert re.search(rb"^orders:ord_\w+: FILLED", ended.stdout, re.MULTILINE)
+        finally:
+            server.terminate()
+            with trio.CancelScope(shield=True):
+                await server.wait()
+                assert server.stdout is not None
+                assert server.stderr is not None
+                await server.stdout.aclose()
+                await server.stderr.aclose()
+        nursery.cancel_scope.cancel()
+    assert server.returncode == 0
+
+
+# --- Tables ---------------------------------------------------------------------------------
+
+
+def section(title: str) -> str:
+    return re.split(r"^#+ ", README.partition(f"# {title}\n")[2], flags=re.MULTILINE)[0]
+
+
+def rows(title: str) -> list[list[str]]:
+    """The cells of a section's table, its head left out."""
+    lines = [line for line in section(title).splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def public_names(kind: type) -> set[str]:
+    inherited = set(dir(trio.abc.AsyncResource)) if kind is BrokerWSClient else set()
+    return {name for name in dir(kind) if not name.startswith("_")} - (inherited - {"aclose"})
+
+
+def test_table_of_methods_has_all() -> None:
+    told = set(
+        re.findall(r"(?:client|Client)\.(\w+)", " ".join(row[0] for row in rows("The client")))
+    )
+    assert told == public_names(BrokerWSClient) | {"logger"}
+
+
+def test_parameters_in_the_table_are_the_methods() -> None:
+    calls = re.findall(r"client\.(\w+)\(([^)]*)\)", " ".join(row[0] for row in rows("The client")))
+    assert calls
+    for name, arguments in calls:
+        parameters = inspect.signature(getattr(BrokerWSClient, name)).parameters.values()
+        needed = [one.name for one in parameters if one.default is one.empty][1:]
+        assert [one for one in arguments.split(", ") if one] == needed, name
+
+
+def test_table_of_options_has_their_defaults() -> None:
+    told = {row[0].strip("`"): row[1].strip("`") for row in rows("Options")}
+    parameters = inspect.signature(BrokerWSClient).parameters.values()
+    options = {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
+    assert list(told) == list(options)
+    options["limits"] = Limits()  # what None stands for
+    names = {"Limits": Limits, "time": time}
+    assert {name: eval(text, names) for name, text in told.items()} == options  # noqa: S307
+
+
+def test_table_of_errors_has_all() -> None:
+    exported = {
+        name
+        for name, value in vars(trio_broker).items()
+        if isinstance(value, type) and issubclass(value, BrokerError) and value is not BrokerError
+    }
+    told = re.findall(r"`(\w+)`", " ".join(row[0] for row in rows("Errors")))
+    assert sorted(told) == sorted(exported)
+
+
+def test_streams_are_told_whole() -> None:
+    own = public_names(Subscription)
+    assert own - set(re.findall(r"`(\w+)(?:\(\))?`", section("Streams"))) <= {"close"}
+
+
+# --- The picture ----------------------------------------------------------------------------
+
+PACKAGE = ROOT / "trio_broker"
+
+
+def room(module: str) -> str:
+    """Where a module is in the picture: packages are one room each."""
+    first = module.split(".")[1]
+    return f"{first}/" if (PACKAGE / first).is_dir() else first
+
+
+def imports() -> set[tuple[str, str]]:
+    """Which room imports from which. The package itself is no room: it only re-exports."""
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        here = ".".join(("trio_broker", *path.relative_to(PACKAGE).with_suffix("").parts))
+        if here == "trio_broker.__init__":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module == "trio_broker":
+                known = [
+                    alias.name for alias in node.names if (PACKAGE / f"{alias.name}.py").exists()
+                ]
+                found |= {(room(here), name) for name in known}
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+                "trio_broker."
+            ):
+                found.add((room(here), room(str(node.module))))
+    return {(here, there) for here, there in found if here != there}
+
+
+def test_picture_shows_all_rooms_and_their_order() -> None:
+    floors = [
+        re.findall(r"^([\w/]+) {2,}\S", part, re.MULTILINE) for part in re.split("─+\n", TEXT[2])
+    ]
+    level = {name: number for number, floor in enumerate(floors) for name in floor}
+    rooms = {f"{path.name}/" for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    rooms |= {path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
+    assert set(level) == rooms
+    assert sum(map(len, floors)) == len(rooms)
+    assert [pair for pair in imports() if level[pair[0]] >= level[pair[1]]] == []
+
+
+def test_flow_goes_through_rooms_that_exist() -> None:
+    outside = {"socket", "your call", "the call that waits for this reply", "your async for"}
+    stops = {stop.split("(")[0].strip() for stop in re.split(r"→|─┬|└|\n", TEXT[1])}
+    inside = stops - outside - {""}
+    assert {"transports/", "connection", "session", "subscription", "client"} <= inside
+    for name in inside:
+        assert (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").exists(), name

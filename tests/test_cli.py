@@ -132,7 +132,7 @@ async def interrupted_in_a_task() -> int:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(task)
-    return 0
+        await trio.sleep_forever()
 
 
 async def interrupted() -> int:

@@ -109,7 +109,7 @@ class CancelAfterSteps(trio.abc.Instrument):
         self._scope = scope
         self._left = steps
 
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:  # noqa: ARG002 - Trio passes it
         self._left -= 1
         if self._left == 0:
             self._scope.cancel()

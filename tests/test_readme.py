@@ -83,8 +83,8 @@ async def test_python_block_runs(
 def as_here(command: str) -> str:
     """A command of the README with this interpreter in place of the environment's."""
     python = shlex.quote(sys.executable)
-    command = command.replace(".venv/bin/trio-broker", f"{python} -m trio_broker.cli")
-    return command.replace(".venv/bin/python", python)
+    programs = {"python": python, "trio-broker": f"{python} -m trio_broker.cli"}
+    return re.sub(r"\.venv/bin/(\S+)", lambda found: programs[found[1]], command)
 
 
 def environment() -> dict[str, str]:

@@ -136,7 +136,8 @@ def test_a_key_has_so_many_connections_at_a_time() -> None:
     third = house.connect(None)
     refused = house.say(third, auth(house.moment.wall))
     assert refused == {"op": "auth", "error": "Connection limit exceeded"}
-    house.say(first, auth(house.moment.wall))  # It has its place already.
+    # It has its place already.
+    assert house.say(first, auth(house.moment.wall)) == AUTHENTICATED
     house.connect(2)  # Another account has places of its own.
     house.broker.close(first, house.at)
     assert house.say(third, auth(house.moment.wall)) == AUTHENTICATED

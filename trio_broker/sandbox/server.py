@@ -178,7 +178,10 @@ class _Link:
         self._websocket: trio_websocket.WebSocketConnection
 
     async def run(self) -> None:
-        """Serve the client until either side ends it. No error comes out, whatever it does."""
+        """Serve the client until either side ends it. No error comes out, whatever it does.
+
+        Trio closes the socket after it, forcefully, however it ends.
+        """
         try:
             with self._scope:
                 await self._handshake_and_talk()
@@ -187,8 +190,6 @@ class _Link:
             logger.debug("a client went wrong: %r", errors.exceptions)
         except* Exception:
             logger.exception("serving a client failed: this is a mistake in the sandbox")
-        finally:
-            await trio.aclose_forcefully(self._stream)
 
     def post(self, item: str | _Close) -> None:
         """Send a text to the client, soon; one that comes after the end is lost.
@@ -287,7 +288,8 @@ class _Link:
     async def _linger(self) -> None:
         # To close a socket with something unread in it resets the connection, and the client
         # may never see why it was closed: so what it still sends is read and thrown away.
-        with trio.move_on_after(self._rules.close_timeout):
+        gone = contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError)
+        with trio.move_on_after(self._rules.close_timeout), gone:
             await self._stream.send_eof()
             while await self._stream.receive_some(_READ_SIZE):
                 pass

@@ -113,25 +113,37 @@ class SessionMachine(RuleBasedStateMachine):
         self.requests.append(request)
         return request
 
-    def submit(self, request: Request) -> None:
-        self.session.submit(request, self.now)
-        self.replace_if_broken()
+    def submit(self, *requests: Request, held_up: bool = False) -> None:
+        for request in requests:
+            self.session.submit(request, self.now)
+        self.go_on(held_up=held_up)
+
+    def go_on(self, *, held_up: bool = False) -> None:
+        """What the connection does after anything has happened, unless the writer is held up."""
+        if self.broken:
+            self.lose()
+        elif not held_up:
+            self.write()
 
     @rule(
-        what=st.sampled_from(READS),
+        what=st.lists(st.sampled_from(READS), min_size=1, max_size=4),
         background=st.booleans(),
         patience=st.sampled_from([0.2, 1.0, 10.0, 100.0]),
+        held_up=st.booleans(),
     )
-    def read(self, what: str, background: bool, patience: float) -> None:
+    def read(self, what: list[str], background: bool, patience: float, held_up: bool) -> None:
         priority = Priority.BACKGROUND if background else Priority.READ
         make = partial(self.request, priority=priority, deadline=self.now + patience)
-        if what in ORDERS:
-            self.crossed = self.crossed or what == "o-c1"
-            self.submit(make("order_status", order_id=what))
-        elif what in CLIENTS:
-            self.submit(make("order_status", client_order_id=what))
-        else:
-            self.submit(make(what))
+        requests = []
+        for one in what:
+            if one in ORDERS:
+                self.crossed = self.crossed or one == "o-c1"
+                requests.append(make("order_status", order_id=one))
+            elif one in CLIENTS:
+                requests.append(make("order_status", client_order_id=one))
+            else:
+                requests.append(make(one))
+        self.submit(*requests, held_up=held_up)
 
     @rule(channel=st.sampled_from(CHANNELS), op=st.sampled_from(["subscribe", "unsubscribe"]))
     def subscribe(self, channel: str, op: str) -> None:
@@ -148,6 +160,7 @@ class SessionMachine(RuleBasedStateMachine):
         request = data.draw(st.sampled_from(self.living()))
         self.session.give_up(request, self.now)
         assert self.ended[request] == 1
+        self.go_on()
 
     def living(self) -> list[Request]:
         return [request for request in self.requests if not self.ended[request]]
@@ -186,7 +199,7 @@ class SessionMachine(RuleBasedStateMachine):
         assert self.session.next_deadline > self.now
         for request in self.requests:
             assert self.ended[request] or request.deadline > self.now
-        self.replace_if_broken()
+        self.go_on()
 
     @rule()
     def lose(self) -> None:
@@ -205,24 +218,21 @@ class SessionMachine(RuleBasedStateMachine):
         self.broken = False
         self.connect()
 
-    def replace_if_broken(self) -> None:
-        if self.broken:
-            self.lose()
-
     # --- What the broker does --------------------------------------------------------------
 
     @precondition(lambda self: self.open)
-    @rule(data=st.data(), op=st.booleans(), refuse=st.booleans(), nonce=st.booleans())
-    def answer(self, data: st.DataObject, op: bool, refuse: bool, nonce: bool) -> None:
+    @rule(
+        data=st.data(),
+        refusal=st.sampled_from(["", "named", "bare", "bare"]),
+        nonce=st.sampled_from([False, False, True]),
+    )
+    def answer(self, data: st.DataObject, refusal: str, nonce: bool) -> None:
         sending = data.draw(st.sampled_from(self.open))
-        names = data.draw(st.sampled_from(["order", "client", "both", "nothing"]))
-        named = {"orderId"} if names == "order" else {"clientOrderId"}
-        if names in {"both", "nothing"}:
-            named = {"orderId", "clientOrderId"} if names == "both" else set()
+        names = data.draw(st.sets(st.sampled_from(["orderId", "clientOrderId"])))
         if sending.request.order_id:
-            named &= {"orderId"}  # An order by id may have no client order id.
-        self.say(sending, op=op or not refuse, refuse=refuse, nonce=nonce, names=named)
-        self.replace_if_broken()
+            names &= {"orderId"}  # An order by id may have no client order id.
+        self.say(sending, op=refusal != "bare", refuse=bool(refusal), nonce=nonce, names=names)
+        self.go_on()
 
     def say(
         self,
@@ -282,7 +292,7 @@ class SessionMachine(RuleBasedStateMachine):
         before = set(self.living())
         self.session.receive(sending.told, self.now)
         assert set(self.living()) == before, f"{sending.told}, told again, resolved somebody"
-        self.replace_if_broken()
+        self.go_on()
 
     def may_repeat(self, sending: Sending) -> bool:
         """Whether what was told can be told from a reply to anything in flight."""
@@ -311,7 +321,7 @@ class SessionMachine(RuleBasedStateMachine):
         before = self.living()
         self.session.receive(text, self.now)
         assert self.living() == before
-        self.replace_if_broken()
+        self.go_on()
 
     # --- What must hold --------------------------------------------------------------------
 
@@ -357,7 +367,8 @@ class SessionMachine(RuleBasedStateMachine):
                 self.say(self.open[0], op=True, names={"orderId", "clientOrderId"})
             self.now += SETTLE
             self.session.tick(self.now)
-            self.replace_if_broken()
+            if self.broken:
+                self.lose()
         else:
             raise AssertionError("somebody waits for ever")
         left = [one for one in self.requests if one.stage is Stage.IN_FLIGHT]
@@ -373,5 +384,5 @@ class SessionMachine(RuleBasedStateMachine):
         assert all(self.ended[request] == 1 for request in self.requests)
 
 
-SessionMachine.TestCase.settings = settings(max_examples=4000, stateful_step_count=60, print_blob=False, deadline=None)
+SessionMachine.TestCase.settings = settings(max_examples=12000, stateful_step_count=60, print_blob=False, deadline=None)
 TestSessionMachine = SessionMachine.TestCase

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 import ssl
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeVar, overload
 
@@ -156,12 +158,13 @@ class BrokerWSClient(trio.abc.AsyncResource):
         """
         self._check_unused()
         # Made here, as a client may be made before Trio runs.
-        self._nursery_manager = trio.open_nursery()
-        self._nursery = await self._nursery_manager.__aenter__()
+        self._around = AsyncExitStack()
+        self._nursery = await self._around.enter_async_context(trio.open_nursery())
         try:
             await self.connect(self._nursery)
         except BaseException:
-            await self._leave_nursery()
+            self._keep_nursery_quiet()
+            await self._around.aclose()
             raise
         return self
 
@@ -173,31 +176,25 @@ class BrokerWSClient(trio.abc.AsyncResource):
         traceback: TracebackType | None,
     ) -> None:
         """Close; an exception of the block's own comes through as it was raised."""
+        cancelled = trio.current_effective_deadline() == -math.inf
         try:
-            if exc_value is None:
+            # No `Cancelled` may replace an exception that is on its way.
+            with trio.CancelScope(shield=exc_value is not None):
+                if exc_value is not None and (cancelled or not isinstance(exc_value, Exception)):
+                    self._supervisor.abort()
                 await self.aclose()
-            else:
-                await self._close_under(exc_value)
         finally:
-            await self._leave_nursery()
+            self._keep_nursery_quiet()
+            await self._around.aclose()
 
-    async def _close_under(self, error: BaseException) -> None:
-        """Close while an exception is on its way, which no `Cancelled` may replace."""
-        cancelled = trio.current_effective_deadline() == float("-inf")
-        with trio.CancelScope(shield=True):
-            if cancelled or not isinstance(error, Exception):
-                self._supervisor.abort()
-            await self._close()
-
-    async def _leave_nursery(self) -> None:
-        """Leave the client's own nursery, in which no task runs any more.
+    def _keep_nursery_quiet(self) -> None:
+        """Let the client's own nursery, in which no task runs any more, raise nothing.
 
         It isn't told of an exception that is on its way, as it would wrap it into a group. The
         background task may have ended with a `Cancelled` from around the client: shielded, the
         nursery keeps that to itself, as it would replace the exception otherwise.
         """
         self._nursery.cancel_scope.shield = True
-        await self._nursery_manager.__aexit__(None, None, None)
 
     @enable_ki_protection
     async def connect(self, nursery: trio.Nursery) -> None:
@@ -237,9 +234,6 @@ class BrokerWSClient(trio.abc.AsyncResource):
 
         Takes at most `close_timeout`; cancelled, it closes at once and raises `Cancelled`.
         """
-        await self._close()
-
-    async def _close(self) -> None:
         self._supervisor.request_close()
         try:
             await self._supervisor.wait_over()

@@ -151,10 +151,9 @@ class Connection:
 
         auth.on_end = on_end
         self._session.open(auth, now)
-        await answered.wait()
-        if auth.error is None:
-            on_authenticated()
-            await self._beat(nursery)
+        await answered.wait()  # `lose` cancels this
+        on_authenticated()
+        await self._beat(nursery)
 
     def _why_not_authenticated(self, error: BrokerError) -> BrokerError:
         if isinstance(error, RequestTimeoutError):

@@ -192,15 +192,16 @@ class Supervisor:
     # --- One connection --------------------------------------------------------------------
 
     async def _live(self) -> BrokerError | None:
+        failure: BrokerError | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_time)
             try:
                 await self._connect_and_serve()
             except BrokerError as error:
-                return error
+                failure = error
             finally:
                 nursery.cancel_scope.cancel()
-        return None
+        return failure
 
     async def _connect_and_serve(self) -> None:
         settings = self._settings
@@ -219,7 +220,10 @@ class Supervisor:
                 await self._connection.run(self._authenticated, self._close_requested)
                 with trio.move_on_at(self._close_by):
                     await transport.aclose()
-            except trio.Cancelled:
+            except BrokerError:
+                raise
+            except BaseException:
+                # Cancelled; a nursery has made a group of it.
                 with trio.move_on_after(GOODBYE_WHEN_CANCELLED, shield=True):
                     await transport.aclose()
                 raise

@@ -1,0 +1,263 @@
+"""One connection's life: authentication, the writer, the heartbeat, and messages that are odd."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from tests.rawserver import BINARY, frame
+from tests.scripted import (
+    AUTHENTICATED,
+    BALANCES,
+    PATIENCE,
+    Body,
+    count_tasks,
+    open_scripted,
+    scripted_client,
+    start,
+)
+from trio_broker import (
+    AuthenticationError,
+    AuthenticationTimeoutError,
+    BrokerError,
+    ClockSkewError,
+    ConnectionLostError,
+    InvalidApiKeyError,
+    InvalidSignatureError,
+    Limits,
+    NonceReusedError,
+    NotAuthenticatedError,
+    OddMessage,
+    ProtocolError,
+)
+from trio_broker.connection import Bell
+
+# --- Authentication --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("Invalid signature", InvalidSignatureError),
+        ("Invalid API key", InvalidApiKeyError),
+        ("Request timestamp outside allowed window", ClockSkewError),
+        ("Nonce has already been used or is expired", NonceReusedError),
+        ("Not authenticated", NotAuthenticatedError),
+        ("Go away", AuthenticationError),
+    ],
+)
+@pytest.mark.parametrize("op", [{"op": "auth"}, {}], ids=["named", "bare"])
+async def test_refused_it_raises_the_right_class_at_once(
+    text: str, kind: type[BrokerError], op: Body, autojump_clock: MockClock
+) -> None:
+    began = trio.current_time()
+    async with open_scripted(auth={**op, "error": text}) as broker:
+        with pytest.raises(kind, match=text):
+            async with broker.client():
+                pytest.fail("it connected")
+        assert trio.current_time() == began
+
+
+@pytest.mark.parametrize("data", [{"status": "maybe"}, {}, None])
+async def test_an_answer_to_auth_that_says_nothing_is_no_authentication(
+    data: Body | None, autojump_clock: MockClock
+) -> None:
+    async with open_scripted(auth={"op": "auth", "data": data}) as broker:
+        with pytest.raises(ProtocolError, match="auth"):
+            async with broker.client():
+                pytest.fail("it connected")
+
+
+async def test_never_answered_it_ends_after_auth_timeout(autojump_clock: MockClock) -> None:
+    async with open_scripted(auth=None) as broker:
+        began = trio.current_time()
+        with pytest.raises(AuthenticationTimeoutError, match="7 s"):
+            async with broker.client(auth_timeout=7):
+                pytest.fail("it connected")
+        assert 7 <= trio.current_time() - began <= 7.5
+
+
+async def test_hung_up_on_during_authentication_the_connection_is_lost() -> None:
+    async with open_scripted(auth=None) as broker, trio.open_nursery() as nursery:
+        connecting = start(nursery, broker.client().connect, nursery)
+        (await broker.line()).hang_up()
+        with pytest.raises(ConnectionLostError):
+            await connecting.result()
+
+
+# --- The heartbeat ---------------------------------------------------------------------------
+
+
+async def test_a_silent_peer_is_found_within_the_heartbeats_time(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_scripted(pongs=False) as broker, broker.client() as client:
+        began = trio.current_time()
+        with pytest.raises(ConnectionLostError, match="10 s after a ping"):
+            await client.wait_closed()
+        assert trio.current_time() - began == pytest.approx(40)
+
+
+async def test_a_silent_peer_is_found_on_the_real_clock_too() -> None:
+    with trio.fail_after(PATIENCE):
+        async with (
+            open_scripted(pongs=False) as broker,
+            broker.client(heartbeat_interval=0.02, heartbeat_timeout=0.02) as client,
+        ):
+            with pytest.raises(ConnectionLostError, match="after a ping"):
+                await client.wait_closed()
+
+
+async def test_a_peer_that_answers_pings_lives_and_its_latency_is_known(
+    autojump_clock: MockClock,
+) -> None:
+    async with scripted_client() as (client, line):
+        latencies = [client.latency]
+        await trio.sleep(305)
+        latencies.append(client.latency)
+        assert line.pings == 10
+        assert latencies == [None, 0.0]
+        assert client.is_connected()
+
+
+async def test_a_peer_that_talks_lives_though_it_answers_no_ping(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_scripted(pongs=False) as broker, broker.client() as client:
+        line = await broker.line()
+        await trio.sleep(5)
+        tasks = count_tasks()
+        for _ in range(100):
+            await line.send({"ch": "nobody"})
+            await trio.sleep(8)
+        assert client.is_connected()
+        assert client.latency is None
+        assert line.pings == 1
+        assert count_tasks() == tasks + 1
+        with pytest.raises(ConnectionLostError, match="after a ping"):
+            await client.wait_closed()
+
+
+@pytest.mark.parametrize("repetition", range(8))
+async def test_what_came_while_the_process_was_stopped_is_read_before_a_ping_decides(
+    repetition: int, mock_clock: MockClock
+) -> None:
+    # Trio runs tasks that wake together in any order.
+    async with open_scripted(pongs=False) as broker, broker.client() as client:
+        line = await broker.line()
+        await wait_all_tasks_blocked(0.001)
+        mock_clock.jump(30)
+        while not line.pings:
+            await wait_all_tasks_blocked(0.001)
+        # The peer speaks, and before anybody has read it the time is up.
+        assert isinstance(line.stream, trio.SocketStream)
+        os.write(line.stream.socket.fileno(), frame('{"ch":"nobody"}'))
+        mock_clock.jump(10)
+        await wait_all_tasks_blocked(0.001)
+        assert client.is_connected()
+
+
+# --- The writer ------------------------------------------------------------------------------
+
+
+async def test_a_peer_that_stops_reading_is_found_by_the_writer(
+    autojump_clock: MockClock,
+) -> None:
+    size = 16_000_000
+    limits = Limits(max_message_size=2 * size)
+    async with (
+        open_scripted(reads=False) as broker,
+        broker.client(limits=limits, write_timeout=7) as client,
+    ):
+        began = trio.current_time()
+        with pytest.raises(ConnectionLostError, match="hasn't read for 7 s"):
+            await client.get_order_status("x" * size)
+        assert trio.current_time() - began == pytest.approx(7)
+        with pytest.raises(ConnectionLostError, match="hasn't read"):
+            await client.wait_closed()
+
+
+async def test_closing_does_not_wait_for_a_peer_that_stopped_reading(
+    autojump_clock: MockClock,
+) -> None:
+    size = 16_000_000
+    limits = Limits(max_message_size=2 * size)
+    async with open_scripted(reads=False) as broker, trio.open_nursery() as nursery:
+        client = broker.client(limits=limits, write_timeout=100, request_timeout=100)
+        await client.connect(nursery)
+        call = start(nursery, client.get_order_status, "x" * size)
+        await wait_all_tasks_blocked()
+        began = trio.current_time()
+        await client.aclose()
+        assert trio.current_time() - began == pytest.approx(5)
+        with pytest.raises(ConnectionLostError, match="closed"):
+            await call.result()
+
+
+async def test_what_is_being_sent_is_sent_whole_before_the_goodbye() -> None:
+    async with scripted_client() as (client, line), trio.open_nursery() as nursery:
+        calls = [start(nursery, client.get_order_status, f"o{n}") for n in range(10)]
+        await line.receive("order_status")
+        await client.aclose()
+        await line.gone.wait()
+        assert line.goodbye is not None
+        assert line.goodbye[:2] == (1000).to_bytes(2)
+        for call in calls:
+            with pytest.raises(BrokerError):
+                await call.result()
+
+
+async def test_a_bell_that_rings_while_nobody_waits_is_heard_later() -> None:
+    bell = Bell()
+    bell.ring()
+    bell.ring()
+    await bell.wait()
+    with trio.move_on_after(0) as scope:
+        await bell.wait()
+    assert scope.cancelled_caught
+
+
+# --- Odd messages ----------------------------------------------------------------------------
+
+
+async def test_odd_messages_are_told_and_the_connection_lives() -> None:
+    async with scripted_client() as (client, line), trio.open_nursery() as nursery:
+        with client.events() as events:
+            await line.send_bytes(frame(b"\x00\xff", BINARY))
+            for text in ("{", '{"op":7}', '{"data":1}', '{"ch":"nobody"}', "[" * 100_000):
+                await line.send(text)
+            odd = [await events.receive() for _ in range(6)]
+            assert all(isinstance(event, OddMessage) for event in odd)
+            first, second = odd[0], odd[1]
+            assert isinstance(first, OddMessage)
+            assert isinstance(second, OddMessage)
+            assert (first.reason, first.raw, second.raw) == ("it is binary", None, "{")
+        call = start(nursery, client.get_balances)
+        await line.receive("balances")
+        await line.send(BALANCES)
+        await call.result()
+        assert client.statistics().odd_messages == 6
+
+
+async def test_the_fifth_malformed_message_in_a_row_ends_the_connection() -> None:
+    async with scripted_client() as (client, line):
+        await line.send("{", "{", "{", "{", AUTHENTICATED, "{", "{", "{", "{")
+        await wait_all_tasks_blocked(0.01)
+        assert client.is_connected()
+        await line.send("{")
+        with trio.fail_after(PATIENCE), pytest.raises(ConnectionLostError, match="5 malformed"):
+            await client.wait_closed()
+
+
+async def test_not_authenticated_in_the_middle_ends_the_connection() -> None:
+    async with scripted_client() as (client, line), trio.open_nursery() as nursery:
+        call = start(nursery, client.get_balances)
+        await line.receive("balances")
+        await line.send({"op": "balances", "error": "Not authenticated"})
+        with pytest.raises(NotAuthenticatedError):
+            await call.result()
+        with pytest.raises(ConnectionLostError, match="Not authenticated"):
+            await client.wait_closed()

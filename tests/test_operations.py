@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from enum import IntEnum
+from typing import Any
+
+import pytest
+from hypothesis import given, strategies as st
+
+from trio_broker import operations
+from trio_broker.exceptions import MessageTooLargeError
+from trio_broker.session import Priority, Request
+from trio_broker.wire import Inbound, decode_message
+
+
+def estimate(amount: Any = "100", *assets: Any, **options: Any) -> Request:
+    given = {"filter_sources": None, "network": None, "account": None, **options}
+    return operations.estimate(amount, *(assets or ("ETH", "USDT")), deadline=5.0, **given)
+
+
+def swap(amount: Any = "100", *assets: Any, **options: Any) -> Request:
+    given = {
+        "slippage_bps": None,
+        "filter_sources": None,
+        "account": None,
+        "client_order_id": "c1",
+        **options,
+    }
+    return operations.swap(amount, *(assets or ("ETH", "USDT")), deadline=5.0, **given)
+
+
+def body(request: Request) -> Any:
+    return json.loads(request.body)
+
+
+def test_an_estimate_carries_what_was_asked_and_nothing_else() -> None:
+    request = estimate()
+    assert request.body == '{"amountIn":"100","assetIn":"ETH","assetOut":"USDT"}'
+    assert (request.op, request.priority, request.deadline) == ("estimate", Priority.READ, 5.0)
+    full = estimate(filter_sources=("gate", "binance"), network="base", account="0xabc")
+    assert full.body == (
+        '{"account":"0xabc","amountIn":"100","assetIn":"ETH","assetOut":"USDT",'
+        '"filter":["gate","binance"],"network":"base"}'
+    )
+
+
+def test_a_swap_carries_its_client_order_id_always() -> None:
+    request = swap()
+    assert request.body == (
+        '{"amountIn":"100","assetIn":"ETH","assetOut":"USDT","clientOrderId":"c1"}'
+    )
+    assert (request.op, request.priority, request.deadline) == ("swap", Priority.SWAP, 5.0)
+    assert request.client_order_id == "c1"
+    assert request.lane == ("swap", None)
+    full = swap(slippage_bps=0, filter_sources=["gate"], account="0xabc")
+    assert body(full) == {
+        **body(request),
+        "slippage_bps": 0,
+        "filter": ["gate"],
+        "account": "0xabc",
+    }
+    receipt = request.decode(decode_message('{"op":"swap","data":{"orderId":"o1"}}'))
+    assert (receipt.order_id, receipt.client_order_id) == ("o1", "c1")
+
+
+def test_the_other_messages_say_what_they_ask_for() -> None:
+    auth = operations.authentication(5.0)
+    assert (auth.op, auth.priority, auth.body) == ("auth", Priority.AUTH, "")
+    balances = operations.balances(5.0)
+    assert (balances.op, balances.priority, balances.body) == ("balances", Priority.READ, "")
+    assert operations.balances(5.0, Priority.BACKGROUND).priority is Priority.BACKGROUND
+    lookup = operations.order_status("o1", 5.0, Priority.BACKGROUND)
+    assert (lookup.body, lookup.order_id) == ('{"id":"o1"}', "o1")
+    assert (lookup.lane, lookup.priority) == (("order_status", "o1"), Priority.BACKGROUND)
+    channel = operations.subscription("unsubscribe", "balances", 5.0)
+    assert (channel.op, channel.lane) == ("unsubscribe", ("channel", "balances"))
+    assert channel.priority is Priority.SUBSCRIBE
+    assert all(one.deadline == 5.0 for one in (auth, balances, lookup, channel))
+    channel.decode(Inbound())
+
+
+class Lots(IntEnum):
+    ONE = 1
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [
+        ("100", "100"),
+        ("1.50", "1.50"),
+        ("0.00000001", "0.00000001"),
+        ("007", "007"),
+        (100, "100"),
+        (Lots.ONE, "1"),
+        (Decimal("1.50"), "1.50"),
+        (Decimal("1E-18"), "0.000000000000000001"),
+        (Decimal("1E+3"), "1000"),
+        ("9" * 60 + "." + "9" * 60, "9" * 60 + "." + "9" * 60),
+    ],
+)
+def test_an_amount_goes_out_as_it_was_written(amount: Any, text: str) -> None:
+    assert body(estimate(amount))["amountIn"] == body(swap(amount))["amountIn"] == text
+
+
+@pytest.mark.parametrize(
+    "amount",
+    [
+        *["", " 1", "1 ", "1\n", "+1", "-1", "1.", ".5", "1e3", "NaN", "Infinity", "1,5", "1_000"],
+        *["٣", "0x1", "0", "0.000", "9" * 61, "0." + "0" * 60 + "1", "1.2.3"],
+        *[0, -1, 10**61, 10**5000],
+        *[Decimal(0), Decimal(-1), Decimal("NaN"), Decimal("sNaN"), Decimal("-Infinity")],
+        *[Decimal("1E+999999"), Decimal("1E-999999"), Decimal("0E+100")],
+    ],
+)
+def test_any_other_amount_is_refused(amount: Any) -> None:
+    for operation in (estimate, swap):
+        with pytest.raises(ValueError, match=r"amount_in|integer string"):
+            operation(amount)
+
+
+@pytest.mark.parametrize("amount", [1.5, 1.0, True, None, b"1", ["1"], 1j])
+def test_what_is_no_exact_number_is_no_amount(amount: Any) -> None:
+    for operation in (estimate, swap):
+        with pytest.raises(TypeError, match="amount_in must be a str, an int or a Decimal"):
+            operation(amount)
+
+
+@given(st.decimals(min_value=Decimal("1E-50"), max_value=10**50, allow_nan=False))
+def test_a_decimal_keeps_its_value(amount: Decimal) -> None:
+    if len(amount.as_tuple().digits) <= 50:
+        assert Decimal(body(estimate(amount))["amountIn"]) == amount
+
+
+TEXTS: dict[str, Any] = {
+    "asset_in": lambda text: estimate("1", text, "USDT"),
+    "asset_out": lambda text: swap("1", "ETH", text),
+    "network": lambda text: estimate(network=text),
+    "account": lambda text: swap(account=text),
+    "client_order_id": lambda text: swap(client_order_id=text),
+    r"filter_sources\[1\]": lambda text: estimate(filter_sources=["gate", text]),
+    "order_id": lambda text: operations.order_status(text, 5.0),
+}
+
+
+@pytest.mark.parametrize("place", TEXTS)
+def test_a_text_that_cannot_be_sent_is_refused_by_name(place: str) -> None:
+    for wrong in ("", "ü", 'a"b', "a\\b", "<", ">", "&", "a\n"):
+        with pytest.raises(ValueError, match=place):
+            TEXTS[place](wrong)
+    for wrong in (5, b"text"):
+        with pytest.raises(TypeError, match=place):
+            TEXTS[place](wrong)
+
+
+def test_sources_are_a_list_of_names() -> None:
+    assert body(estimate(filter_sources=iter(["gate"])))["filter"] == ["gate"]
+    with pytest.raises(TypeError, match="not one str"):
+        estimate(filter_sources="gate")
+    with pytest.raises(TypeError):
+        estimate(filter_sources=5)
+    with pytest.raises(ValueError, match="filter_sources is empty"):
+        estimate(filter_sources=[])
+
+
+def test_slippage_is_in_basis_points() -> None:
+    for right in (0, 30, 10_000):
+        assert body(swap(slippage_bps=right))["slippage_bps"] == right
+    for wrong in (-1, 10_001):
+        with pytest.raises(ValueError, match=f"from 0 to 10000, not {wrong}"):
+            swap(slippage_bps=wrong)
+    for odd in (True, 0.5, "30", Decimal(30)):
+        with pytest.raises(TypeError, match="slippage_bps must be an int"):
+            swap(slippage_bps=odd)
+
+
+def test_a_message_over_the_limit_is_refused_to_the_byte() -> None:
+    request = estimate(account="0" * 1000)
+    with pytest.raises(MessageTooLargeError) as caught:
+        operations.check_size(request, 1000)
+    size = caught.value.size
+    assert caught.value.limit == 1000
+    operations.check_size(request, size)
+    with pytest.raises(MessageTooLargeError):
+        operations.check_size(request, size - 1)
+    channel = operations.subscription("subscribe", "orders:o1", 5.0)
+    operations.check_size(channel, len('{"op":"subscribe","ch":"orders:o1"}'))

@@ -108,15 +108,20 @@ def test_an_amount_goes_out_as_it_was_written(amount: Any, text: str) -> None:
     [
         *["", " 1", "1 ", "1\n", "+1", "-1", "1.", ".5", "1e3", "NaN", "Infinity", "1,5", "1_000"],
         *["٣", "0x1", "0", "0.000", "9" * 61, "0." + "0" * 60 + "1", "1.2.3"],
-        *[0, -1, 10**61, 10**5000],
+        *[0, -1, 10**61],
         *[Decimal(0), Decimal(-1), Decimal("NaN"), Decimal("sNaN"), Decimal("-Infinity")],
         *[Decimal("1E+999999"), Decimal("1E-999999"), Decimal("0E+100")],
     ],
 )
 def test_any_other_amount_is_refused(amount: Any) -> None:
     for operation in (estimate, swap):
-        with pytest.raises(ValueError, match=r"amount_in|integer string"):
+        with pytest.raises(ValueError, match="amount_in must be"):
             operation(amount)
+
+
+def test_an_int_that_python_would_not_print_is_refused() -> None:
+    with pytest.raises(ValueError, match="amount_in must be a finite amount of sane size"):
+        estimate(10**5000)
 
 
 @pytest.mark.parametrize("amount", [1.5, 1.0, True, None, b"1", ["1"], 1j])
@@ -126,10 +131,9 @@ def test_what_is_no_exact_number_is_no_amount(amount: Any) -> None:
             operation(amount)
 
 
-@given(st.decimals(min_value=Decimal("1E-50"), max_value=10**50, allow_nan=False))
+@given(st.decimals(min_value=Decimal("1E-18"), max_value=10**30, places=18))
 def test_a_decimal_keeps_its_value(amount: Decimal) -> None:
-    if len(amount.as_tuple().digits) <= 50:
-        assert Decimal(body(estimate(amount))["amountIn"]) == amount
+    assert Decimal(body(estimate(amount))["amountIn"]) == amount
 
 
 TEXTS: dict[str, Any] = {
@@ -148,9 +152,9 @@ def test_a_text_that_cannot_be_sent_is_refused_by_name(place: str) -> None:
     for wrong in ("", "ü", 'a"b', "a\\b", "<", ">", "&", "a\n"):
         with pytest.raises(ValueError, match=place):
             TEXTS[place](wrong)
-    for wrong in (5, b"text"):
+    for odd in (5, b"text"):
         with pytest.raises(TypeError, match=place):
-            TEXTS[place](wrong)
+            TEXTS[place](odd)
 
 
 def test_sources_are_a_list_of_names() -> None:

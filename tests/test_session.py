@@ -563,6 +563,56 @@ def test_doubts_that_share_a_suspect_become_one() -> None:
     assert line.is_clean()
 
 
+def test_of_one_asked_again_no_more_replies_are_expected_than_can_come() -> None:
+    line = Line()
+    first, second = (line.submit("order_status", order_id=name) for name in "ab")
+    line.write()
+    line.say(error="meant for a")
+    line.pass_time(SETTLE)
+    assert line.write() == [first]
+    line.order("b")
+    line.order("a")
+    assert (taken(first), taken(second)) == ("FILLED", "FILLED")
+    assert line.is_clean()
+
+
+def test_one_given_up_after_it_was_asked_again_keeps_its_lane_for_both_replies() -> None:
+    line = Line()
+    first, second = (line.submit("estimate"), line.submit("balances"))
+    line.write()
+    line.say(error="meant for the balances")
+    line.pass_time(SETTLE)
+    assert line.write() == [first]
+    line.session.give_up(first, line.now)
+    assert line.write() == [second]
+    third = line.submit("estimate")
+    line.answer("estimate", "late")
+    line.answer("balances", "5")
+    assert line.write() == []
+    line.answer("estimate", "late again")
+    assert line.write() == [third]
+    line.answer("estimate", "own")
+    assert (taken(second), taken(third)) == ("5", "own")
+    assert line.is_clean()
+
+
+def test_a_later_doubt_takes_in_the_suspects_of_an_earlier_one() -> None:
+    line = Line()
+    balances, lookup = line.submit("balances"), line.submit("order_status", order_id="a")
+    line.write()
+    line.say(error="of one of the two")
+    for request in (balances, lookup):
+        line.session.give_up(request, line.now)
+    later = line.ask("order_status", order_id="b")
+    line.say(op="order_status", error="of one of the lookups")
+    assert line.session.in_flight == 3
+    line.answer("balances", "5")
+    assert line.write() == [later]
+    line.order("b")
+    assert taken(later) == "FILLED"
+    assert line.is_clean()
+
+
 def test_one_that_waits_to_be_asked_again_can_be_given_up() -> None:
     line = Line()
     balances, estimate, lookup = three(line)

@@ -137,9 +137,9 @@ def test_a_time_is_more_than_no_seconds(name: str) -> None:
     for wrong in (0, -1, 0.0, float("nan")):
         with pytest.raises(ConfigurationError, match=f"{name} must be more than 0 seconds"):
             made(**{name: wrong})
-    for wrong in (True, "5", None):
+    for odd in (True, "5", None):
         with pytest.raises(ConfigurationError, match=f"{name} must be a number of seconds"):
-            made(**{name: wrong})
+            made(**{name: odd})
 
 
 @pytest.mark.parametrize("name", ["api_key", "secret_key"])

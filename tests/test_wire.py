@@ -355,6 +355,7 @@ def test_a_reply_says_which_order_it_speaks_of_where_it_does() -> None:
     both = {"orderId": "o1", "clientOrderId": "c1"}
     assert wire.order_names(message(both)) == ("o1", "c1")
     assert wire.order_names(message({"orderId": "o1", "clientOrderId": ""})) == ("o1", None)
-    for nameless in ({}, {"orderId": None}, {"orderId": ""}, {"orderId": 5}, [], "text", None):
+    bodies: list[Any] = [{}, {"orderId": None}, {"orderId": ""}, {"orderId": 5}, [], "text", None]
+    for nameless in bodies:
         assert wire.order_names(message(nameless)) == (None, None)
     assert wire.order_names(wire.decode_message("{}")) == (None, None)

@@ -172,20 +172,20 @@ def _amount(value: Amount, place: str) -> str:
             f"{place} must be a str, an int or a Decimal, not {type(value).__name__}: "
             "a float isn't the number that was written"
         )
-    if isinstance(value, Decimal):
-        # A huge exponent would print a gigabyte of zeros.
+    if not isinstance(value, str):
+        # A huge exponent would print a gigabyte of zeros, and Python prints no huge int.
+        value = Decimal(value)
         if not value.is_finite() or abs(value.adjusted()) > 60:
             raise ValueError(f"{place} must be a finite amount of sane size")
         value = format(value, "f")
-    text = str(value)
-    if not _PLAIN.fullmatch(text):
+    if not _PLAIN.fullmatch(value):
         raise ValueError(
             f"{place} must be a plain positive decimal like '0.25', of at most 60 digits on "
             "either side of the point"
         )
-    if not text.strip("0."):
+    if not value.strip("0."):
         raise ValueError(f"{place} must be more than 0")
-    return text
+    return value
 
 
 def _basis_points(value: int) -> int:

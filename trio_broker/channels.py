@@ -146,7 +146,7 @@ class Channels:
         self._delayed: list[tuple[float, int, _Channel]] = []
         self._count = itertools.count()
         self._over = False
-        self.subscriptions = 0
+        self.subscriptions: int = 0
 
     @property
     def wanted(self) -> int:

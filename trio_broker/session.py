@@ -230,11 +230,11 @@ class Session:
     """
 
     def __init__(self, *, reply_grace: float) -> None:
-        self.listener = SessionListener()
-        self.authenticated = False
-        self.received = 0
-        self.sent = 0
-        self.odd = 0
+        self.listener: SessionListener = SessionListener()
+        self.authenticated: bool = False
+        self.received: int = 0
+        self.sent: int = 0
+        self.odd: int = 0
         self._reply_grace = reply_grace
         self._count = itertools.count()
         self._lanes: dict[Lane, _Lane] = {}

@@ -120,16 +120,16 @@ class Mailbox(Generic[T]):
             raise TypeError(f"buffer_size must be an int, as memory is finite, not {buffer_size!r}")
         if buffer_size < 1:
             raise ValueError(f"buffer_size must be at least 1, not {buffer_size}")
-        self.name = name
+        self.name: str = name
         self._buffer_size = buffer_size
         self._send, self._root = trio.open_memory_channel[T | ErrorItem](buffer_size)
         self._on_close = on_close
         self._on_drained = on_drained
         self._is_open = True
         self._failure: Exception | None = None
-        self.dropped = 0
-        self.owners = 0
-        self.has_overflowed = False
+        self.dropped: int = 0
+        self.owners: int = 0
+        self.has_overflowed: bool = False
         self.put_back: ErrorItem | None = None
 
     @enable_ki_protection
@@ -361,6 +361,8 @@ class Feed(Mailbox[Message[T]]):
     """The producer's side of a subscription; its name is that of the broker's channel."""
 
     __slots__ = ("_gap", "_policy")
+
+    dropped: int  # said again, or type checkers take a += in here for a new attribute
 
     def __init__(
         self,

@@ -68,7 +68,7 @@ class Supervisor:
         self._signer = Signer(settings.secret_key, settings.signing_key)
         self.events: Taps[ConnectionEvent] = Taps("events")
         self.messages: Taps[str | bytes] = Taps("messages")
-        self.channels = Channels(
+        self.channels: Channels = Channels(
             session,
             max_subscriptions=settings.limits.max_subscriptions,
             request_timeout=settings.request_timeout,
@@ -76,7 +76,7 @@ class Supervisor:
             wall_time=self.wall_time,
             on_event=self._tell,
         )
-        self.state = ConnectionState.IDLE
+        self.state: ConnectionState = ConnectionState.IDLE
         self._connection: Connection | None = None
         self._failure: BrokerError | None = None
         self._scope = trio.CancelScope()

@@ -47,8 +47,8 @@ class Sandbox:
     ) -> None:
         self.url = url
         self.accounts = accounts
-        self.api_key = accounts[0].api_key
-        self.secret_key = accounts[0].secret_key
+        self.api_key: str = accounts[0].api_key
+        self.secret_key: str = accounts[0].secret_key
         self._server = server
         self._broker = server.broker
         self._exchange = server.broker.exchange

@@ -75,8 +75,8 @@ class Exchange:
         opening: Mapping[str, Mapping[str, Decimal]],
         rules: Rules,
     ) -> None:
-        self.market = Market(seed, rules.fee_bps)
-        self.ledger = Ledger(opening)
+        self.market: Market = Market(seed, rules.fee_bps)
+        self.ledger: Ledger = Ledger(opening)
         self.orders: dict[str, Order] = {}
         self.forced: deque[Outcome] = deque()
         self._seed = seed

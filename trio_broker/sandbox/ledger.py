@@ -62,7 +62,7 @@ class Ledger:
     """
 
     def __init__(self, opening: Mapping[str, Mapping[str, Decimal]]) -> None:
-        self.accounts = {
+        self.accounts: dict[str, dict[str, Holding]] = {
             account: {asset: Holding(total) for asset, total in holdings.items()}
             for account, holdings in opening.items()
         }

@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 
 from trio_broker import operations
 from trio_broker.exceptions import MessageTooLargeError
-from trio_broker.session import Priority, Request
+from trio_broker.request import Priority, Request
 from trio_broker.wire import Inbound, decode_message
 
 

@@ -20,6 +20,7 @@ ROWS: Final = (
     ("signing",),
     ("settings",),
     ("wire",),
+    ("request",),
     ("session",),
     ("pacing",),
     ("swaps", "operations"),
@@ -37,7 +38,16 @@ ROOM: Final = {name: number for number, row in enumerate(ROWS) for name in row}
 USERS: Final = {"sandbox", "cli"}
 PUBLIC: Final = {"", "exceptions", "models", "settings", "signing"}
 
-NO_TRIO: Final = {"models", "signing", "settings", "wire", "session", "pacing", "operations"}
+NO_TRIO: Final = {
+    "models",
+    "signing",
+    "settings",
+    "wire",
+    "request",
+    "session",
+    "pacing",
+    "operations",
+}
 
 
 def sources() -> list[Path]:

@@ -23,13 +23,8 @@ from trio_broker.exceptions import (
     ServerError,
 )
 from trio_broker.models import SwapReceipt
-from trio_broker.session import (
-    MALFORMED_IN_A_ROW,
-    SETTLE,
-    Priority,
-    Request,
-    Session,
-)
+from trio_broker.request import Priority, Request
+from trio_broker.session import MALFORMED_IN_A_ROW, SETTLE, Session
 
 GRACE: Final = 30.0
 AUTHENTICATED: Final = {"status": "authenticated"}

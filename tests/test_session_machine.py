@@ -33,7 +33,8 @@ from trio_broker.exceptions import (
     RequestTimeoutError,
     ServerError,
 )
-from trio_broker.session import SETTLE, Priority, Request, Session, Stage
+from trio_broker.request import Priority, Request, Stage
+from trio_broker.session import SETTLE, Session
 
 GRACE: Final = 30.0
 

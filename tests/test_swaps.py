@@ -15,7 +15,7 @@ from trio_broker.exceptions import (
     server_error,
 )
 from trio_broker.models import SwapReceipt
-from trio_broker.session import Priority, Request
+from trio_broker.request import Priority, Request
 from trio_broker.swaps import check_client_order_id, is_refusal, new_client_order_id, outcome
 
 

@@ -33,7 +33,8 @@ from trio_broker.exceptions import (
     SubscriptionLimitError,
 )
 from trio_broker.models import ConnectionEvent, Message, Order, Origin, SnapshotUnavailable
-from trio_broker.session import Priority, Request, Session
+from trio_broker.request import Priority, Request
+from trio_broker.session import Session
 from trio_broker.subscription import Feed
 from trio_broker.wire import Inbound
 

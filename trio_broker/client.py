@@ -29,7 +29,8 @@ from trio_broker.models import (
     SwapReceipt,
 )
 from trio_broker.operations import Amount
-from trio_broker.session import Request, Session
+from trio_broker.request import Request
+from trio_broker.session import Session
 from trio_broker.settings import Limits, Settings, from_environment, parse_url
 from trio_broker.signing import SigningKey
 from trio_broker.subscription import BoundedReceiveChannel, Feed, Overflow, Subscription

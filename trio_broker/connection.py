@@ -28,7 +28,8 @@ from trio_broker.exceptions import (
     fresh,
 )
 from trio_broker.pacing import Pacer
-from trio_broker.session import Request, Session
+from trio_broker.request import Request
+from trio_broker.session import Session
 from trio_broker.settings import Settings
 from trio_broker.signing import Signer, new_nonce
 from trio_broker.transports import Transport

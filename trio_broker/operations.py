@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 
 from trio_broker import wire
 from trio_broker.exceptions import MessageTooLargeError
-from trio_broker.session import Priority, Request
+from trio_broker.request import Priority, Request
 from trio_broker.swaps import check_client_order_id
 
 Amount: TypeAlias = str | int | Decimal

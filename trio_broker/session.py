@@ -8,7 +8,7 @@ is looked up. Lookups by client order id share one, as their replies may not nam
 
 **A reply resolves its own request or none.** What fits no request in flight is reported as odd.
 An answer that names nothing, with several in flight, belongs to one of them (the *suspects* of a
-`_Doubt`): each read among them is asked again by itself, once, and what that brings is its
+`Doubt`): each read among them is asked again by itself, once, and what that brings is its
 answer. Every sending brings one reply, so counting tells which replies may still come; as long as
 one may, it keeps its lane, so that it can't pass for the next one's.
 
@@ -26,13 +26,12 @@ twice, but for the reads above.
 
 from __future__ import annotations
 
-import enum
 import heapq
 import itertools
 import math
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import attrs
 
@@ -49,154 +48,12 @@ from trio_broker.exceptions import (
     server_error,
 )
 from trio_broker.models import SwapReceipt
+from trio_broker.request import Doubt, Lane, Priority, Request, Stage, ignore
 from trio_broker.wire import Inbound
 
 SETTLE: Final = 0.25
 MALFORMED_IN_A_ROW: Final = 5
 _REMEMBERED: Final = 10_000
-
-Lane: TypeAlias = tuple[str, str | None]
-
-
-class Priority(enum.IntEnum):
-    """The order in which requests leave."""
-
-    AUTH = 0
-    SWAP = 1
-    READ = 2
-    SUBSCRIBE = 3
-    BACKGROUND = 4
-
-
-class Stage(enum.Enum):
-    """How far a request is."""
-
-    WAITING = enum.auto()
-    IN_FLIGHT = enum.auto()
-    ENDED = enum.auto()
-
-
-def _ignore(_: Any) -> None:
-    pass
-
-
-@attrs.define(eq=False)
-class Request:
-    """One message to the broker and what comes of it.
-
-    Attributes:
-        op: The operation.
-        priority: When it leaves.
-        decode: Makes the result out of the reply; a `ProtocolError` that it raises is the answer.
-        deadline: When nobody waits for it any more, on the caller's clock.
-        body: The text of its ``data`` member.
-        channel: The channel, of ``subscribe`` and ``unsubscribe``.
-        order_id: The order id that ``order_status`` asks for.
-        client_order_id: The client order id that ``order_status`` asks for, or that a swap has.
-        on_end: Called once, when the answer is there or nobody waits for it any more.
-        result: What `decode` made of the reply.
-        reply: The text of the reply.
-        error: Why there is no result.
-        named: Whether the answer named the operation.
-        alone: Whether nothing else was in flight when the answer came.
-        was_sent: Whether any byte of it may have left.
-    """
-
-    op: str
-    priority: Priority
-    decode: Callable[[Inbound], Any] = _ignore
-    deadline: float = math.inf
-    body: str = ""
-    channel: str | None = None
-    order_id: str | None = None
-    client_order_id: str | None = None
-    on_end: Callable[[Request], None] = _ignore
-
-    result: Any = attrs.field(init=False, default=None)
-    reply: str = attrs.field(init=False, default="")
-    error: BrokerError | None = attrs.field(init=False, default=None)
-    named: bool = attrs.field(init=False, default=False)
-    alone: bool = attrs.field(init=False, default=False)
-    was_sent: bool = attrs.field(init=False, default=False)
-
-    # The session's notes. `unheard`: nobody waits for an answer any more, or it is there already
-    # and one more may come. `nonces` counts the sendings, `replies` what certainly came for them.
-    stage: Stage = attrs.field(init=False, default=Stage.WAITING)
-    since: float = attrs.field(init=False, default=0.0)
-    nonces: list[str] = attrs.field(init=False, factory=list)
-    replies: int = attrs.field(init=False, default=0)
-    unheard: bool = attrs.field(init=False, default=False)
-    grace_ends: float = attrs.field(init=False, default=math.inf)
-    doubt: _Doubt | None = attrs.field(init=False, default=None)
-
-    @property
-    def lane(self) -> Lane:
-        """What its reply could be confused with."""
-        if self.channel is not None:
-            return ("channel", self.channel)
-        return (self.op, self.order_id)
-
-    @property
-    def is_owed(self) -> bool:
-        """Whether one more reply to it may come, once it was sent."""
-        return self.doubt is not None or self.replies < len(self.nonces)
-
-
-@attrs.define(eq=False)
-class _Doubt:
-    """Requests, and the answers that belong to some of them and name none.
-
-    Attributes:
-        suspects: Who may be meant.
-        answers: What came.
-    """
-
-    suspects: dict[Request, None]
-    answers: list[tuple[Inbound, str]]
-
-    @classmethod
-    def merged(cls, suspects: list[Request], message: Inbound, text: str) -> _Doubt:
-        """One doubt out of a new answer and those that its suspects were in."""
-        earlier = dict.fromkeys(request.doubt for request in suspects if request.doubt is not None)
-        doubt = cls(dict.fromkeys(suspects), [])
-        for one in earlier:
-            doubt.suspects |= one.suspects
-            doubt.answers += one.answers
-        doubt.answers.append((message, text))
-        for request in doubt.suspects:
-            request.doubt = doubt
-        return doubt
-
-    @property
-    def outstanding(self) -> int:
-        """How many replies to the suspects have not come."""
-        named = sum(len(request.nonces) - request.replies for request in self.suspects)
-        return named - len(self.answers)
-
-    def dissolve(self) -> list[Request]:
-        """Count the answers in, once it is certain whose they are.
-
-        They are if every reply has come, or if one suspect is left. A swap is left alone, as no
-        count may tell its fate: an error that came twice would make it wrong.
-
-        Returns:
-            Those who were suspects; none as long as nothing is certain.
-        """
-        all_came = self.outstanding <= 0
-        if len(self.suspects) > 1 and not all_came:
-            return []
-        for request in self.suspects:
-            request.doubt = None
-            if request.priority is not Priority.SWAP:
-                sent = len(request.nonces)
-                request.replies = sent if all_came else request.replies + len(self.answers)
-        return list(self.suspects)
-
-    def answer(self) -> tuple[Inbound, str] | None:
-        """The answer to each who was asked again, if it is the same one whichever it was."""
-        if len(self.suspects) == 1 or len({text for _, text in self.answers}) == 1:
-            return self.answers[-1]
-        return None
 
 
 @attrs.define(eq=False)
@@ -219,7 +76,7 @@ class SessionListener:
     pushed: Callable[[Inbound, str], None] = lambda *_: None
     odd: Callable[[str, str], None] = lambda *_: None
     changed: Callable[[], None] = lambda: None
-    broken: Callable[[ConnectionLostError], None] = _ignore
+    broken: Callable[[ConnectionLostError], None] = ignore
 
 
 class Session:
@@ -632,7 +489,7 @@ class Session:
     def _doubt(self, suspects: list[Request], message: Inbound, text: str, now: float) -> None:
         """An answer names none of several: ask each read among them again, by itself, once."""
         self.report_odd("it could answer several requests; each is asked again by itself", text)
-        doubt = _Doubt.merged(suspects, message, text)
+        doubt = Doubt.merged(suspects, message, text)
         for request in suspects:
             if request.priority is Priority.SWAP or request.unheard or request in self._again:
                 continue
@@ -661,7 +518,7 @@ class Session:
         if doubt is not None:
             self._settle(doubt)
 
-    def _settle(self, doubt: _Doubt) -> None:
+    def _settle(self, doubt: Doubt) -> None:
         """End those of a doubt's suspects of whom it is certain by now that all replies came."""
         for request in doubt.dissolve():
             if request.stage is Stage.ENDED or request.is_owed or request in self._again:
@@ -671,7 +528,7 @@ class Session:
                 request.result, request.error = self._nameless_answer(request, doubt)
                 request.on_end(request)
 
-    def _nameless_answer(self, request: Request, doubt: _Doubt) -> tuple[Any, BrokerError | None]:
+    def _nameless_answer(self, request: Request, doubt: Doubt) -> tuple[Any, BrokerError | None]:
         answer = doubt.answer()
         if answer is None:
             text = f"replies to {request.op!r} and to others name nothing and can't be told apart"

@@ -25,7 +25,7 @@ from trio_broker.exceptions import (
     fresh,
 )
 from trio_broker.models import SwapReceipt
-from trio_broker.session import Request
+from trio_broker.request import Request
 from trio_broker.wire import check_text
 
 MAX_CLIENT_ORDER_ID: Final = 64

@@ -30,13 +30,16 @@ from tests.rawserver import (
     send,
     serve_raw,
 )
-from trio_broker import BrokerWSClient
+from trio_broker import BrokerWSClient, ReconnectPolicy
 
 T = TypeVar("T")
 Body: TypeAlias = dict[str, Any]
 
 API_KEY: Final = "key-of-the-tests"
 SECRET_KEY: Final = "secret-of-the-tests"
+
+# Many tests are about one connection and its end.
+NEVER: Final = ReconnectPolicy(max_attempts=0)
 
 AUTHENTICATED: Final[Body] = {"op": "auth", "data": {"status": "authenticated"}}
 BALANCES: Final[Body] = {
@@ -163,8 +166,8 @@ class Scripted:
         self._opened, self._to_take = trio.open_memory_channel[Line](math.inf)
 
     def client(self, **options: Any) -> BrokerWSClient:
-        """A client of this broker, not yet connected."""
-        return BrokerWSClient(API_KEY, SECRET_KEY, self.url, **options)
+        """A client of this broker, not yet connected; it doesn't reconnect unless it is told to."""
+        return BrokerWSClient(API_KEY, SECRET_KEY, self.url, **{"reconnect": NEVER, **options})
 
     async def line(self) -> Line:
         """The next connection."""

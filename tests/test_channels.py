@@ -72,16 +72,20 @@ class Desk:
         self.now = 100.0
         self.events: list[ConnectionEvent] = []
         self.odd: list[str] = []
+        self.restored: list[tuple[str, ...]] = []
         self.session = Session(reply_grace=GRACE)
         self.session.authenticated = True
         self.channels = Channels(
             self.session,
             max_subscriptions=limit,
             request_timeout=TIMEOUT,
+            seconds_per_message=0.011,
             time=lambda: self.now,
             wall_time=lambda: dt.datetime.fromtimestamp(self.now, dt.UTC),
             on_event=self.events.append,
+            on_restored=self.restored.append,
         )
+        self.channels.restore()
         self.session.listener.pushed = self.channels.pushed
         self.session.listener.odd = lambda reason, _: self.odd.append(reason)
 

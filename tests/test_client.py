@@ -17,6 +17,7 @@ from tests.scripted import (
     API_KEY,
     BALANCES,
     ESTIMATE,
+    NEVER,
     PATIENCE,
     SECRET_KEY,
     SWAPPED,
@@ -292,7 +293,7 @@ async def test_a_message_over_the_limit_is_refused_here(autojump_clock: MockCloc
 
 async def test_with_the_broker_gone_every_call_fails_at_once() -> None:
     with trio.fail_after(PATIENCE):
-        async with open_sandbox() as sandbox, sandbox.client() as client:
+        async with open_sandbox() as sandbox, sandbox.client(reconnect=NEVER) as client:
             sandbox.drop_connections()
             with pytest.raises(ConnectionLostError):
                 await client.wait_closed()

@@ -19,7 +19,7 @@ import pytest
 import trio
 
 import trio_broker
-from trio_broker import BrokerError, BrokerWSClient, Limits, Subscription
+from trio_broker import BrokerError, BrokerWSClient, Limits, ReconnectPolicy, Subscription
 from trio_broker.sandbox import open_sandbox
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +54,10 @@ async def test_python_block_runs(
         monkeypatch.setenv("BROKER_WS_URL", sandbox.url)
         monkeypatch.setenv("BROKER_API_KEY", sandbox.api_key)
         monkeypatch.setenv("BROKER_SECRET_KEY", sandbox.secret_key)
+
+        async def cut_the_line() -> None:
+            sandbox.drop_connections()
+
         sandbox.next_outcome("filled")
         names: dict[str, Any] = {
             "trio": trio,
@@ -61,6 +65,7 @@ async def test_python_block_runs(
             "secret_key": sandbox.secret_key,
             "ws_url": sandbox.url,
             "client": client,
+            "cut_the_line": cut_the_line,
             "order_id": (await client.do_swap("1", "ETH", "USDT")).order_id,
         }
         sandbox.next_outcome("filled")
@@ -194,8 +199,10 @@ def test_table_of_options_has_their_defaults() -> None:
     parameters = inspect.signature(BrokerWSClient).parameters.values()
     options = {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
     assert list(told) == list(options)
-    options["limits"] = Limits()  # what None stands for
-    names = {"Limits": Limits, "time": time}
+    # What None stands for.
+    options["limits"] = Limits()
+    options["reconnect"] = ReconnectPolicy()
+    names = {"Limits": Limits, "ReconnectPolicy": ReconnectPolicy, "time": time}
     assert {name: eval(text, names) for name, text in told.items()} == options  # noqa: S307
 
 

@@ -10,6 +10,7 @@ from trio_broker.exceptions import ConfigurationError
 from trio_broker.settings import (
     Endpoint,
     Limits,
+    ReconnectPolicy,
     Settings,
     from_environment,
     parse_url,
@@ -20,6 +21,7 @@ OPTIONS: dict[str, Any] = {
     "api_key": "key-of-mine",
     "secret_key": "secret-of-mine",
     "endpoint": parse_url("wss://broker.example/ws"),
+    "reconnect": ReconnectPolicy(),
     "limits": Limits(),
     "connect_timeout": 10.0,
     "auth_timeout": 10.0,

@@ -12,7 +12,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.rawserver import serve_raw, wait_gone
-from tests.scripted import PATIENCE, count_tasks, open_scripted, scripted_client, start
+from tests.scripted import NEVER, PATIENCE, count_tasks, open_scripted, scripted_client, start
 from trio_broker import (
     BrokerError,
     BrokerWSClient,
@@ -41,7 +41,7 @@ REFUSED = {"op": "auth", "error": "Invalid signature"}
 
 async def test_a_lost_connection_breaks_streams_and_calls_and_not_the_block() -> None:
     with trio.fail_after(PATIENCE):
-        async with open_sandbox() as sandbox, sandbox.client() as client:
+        async with open_sandbox() as sandbox, sandbox.client(reconnect=NEVER) as client:
             subscription = await client.subscribe("balances", snapshot=False)
             events = client.events()
             sandbox.drop_connections()

@@ -9,6 +9,7 @@ from trio_broker.exceptions import (
     AuthenticationError as AuthenticationError,
     AuthenticationTimeoutError as AuthenticationTimeoutError,
     BrokerError as BrokerError,
+    CertificateError as CertificateError,
     ChannelError as ChannelError,
     ClientClosedError as ClientClosedError,
     ClockSkewError as ClockSkewError,
@@ -24,6 +25,7 @@ from trio_broker.exceptions import (
     NotConnectedError as NotConnectedError,
     NotSentError as NotSentError,
     ProtocolError as ProtocolError,
+    ReconnectFailedError as ReconnectFailedError,
     RequestTimeoutError as RequestTimeoutError,
     ServerError as ServerError,
     SlowConsumerError as SlowConsumerError,
@@ -34,6 +36,7 @@ from trio_broker.exceptions import (
 )
 from trio_broker.models import (
     Balance as Balance,
+    ChannelRefused as ChannelRefused,
     ClientStatistics as ClientStatistics,
     Closed as Closed,
     Connected as Connected,
@@ -46,12 +49,13 @@ from trio_broker.models import (
     OddMessage as OddMessage,
     Order as Order,
     OrderStatus as OrderStatus,
+    Restored as Restored,
     RouteStep as RouteStep,
     SnapshotUnavailable as SnapshotUnavailable,
     SwapEstimate as SwapEstimate,
     SwapReceipt as SwapReceipt,
 )
-from trio_broker.settings import Limits as Limits
+from trio_broker.settings import Limits as Limits, ReconnectPolicy as ReconnectPolicy
 from trio_broker.subscription import (
     BoundedReceiveChannel as BoundedReceiveChannel,
     Subscription as Subscription,

@@ -5,6 +5,11 @@ Subscribers of one channel share it. What is *wanted* (a channel with members) a
 ended, `_settle` looks again at what is wanted by then. So it doesn't matter in which order
 subscribers come and go while the broker answers.
 
+**When a connection is lost**, the broker holds nothing any more, and nobody can tell what it would
+have pushed until it holds the channel again: the next message of each stream is marked with the
+gap. On the next connection every channel that is wanted by then is asked for at once, and a stream
+that had begun gets its channel's state, however it was subscribed. One that is refused ends alone.
+
 **Snapshots** are asked for when the broker holds the channel, so that nothing falls between the
 state and the first push. If a push comes while one is under way, nobody can tell which of the two
 is newer: it is asked for again. An order's message is its whole state, so of those the older one
@@ -32,8 +37,16 @@ from trio_broker.exceptions import (
     SubscriptionBrokenError,
     SubscriptionLimitError,
 )
-from trio_broker.models import ConnectionEvent, Message, Order, Origin, SnapshotUnavailable
-from trio_broker.request import Priority, Request
+from trio_broker.models import (
+    ChannelRefused,
+    ConnectionEvent,
+    Gap,
+    Message,
+    Order,
+    Origin,
+    SnapshotUnavailable,
+)
+from trio_broker.request import Priority, Request, ignore
 from trio_broker.session import Session
 from trio_broker.subscription import Feed
 from trio_broker.wire import Inbound
@@ -61,6 +74,7 @@ class Member:
         is_ready: Whether the broker has acknowledged.
         wants_snapshot: Whether the channel's state is to be asked for.
         newest: The newest state of an order that was delivered to it.
+        gap: What it has missed and wasn't told of yet.
     """
 
     feed: Feed[Any]
@@ -68,6 +82,7 @@ class Member:
     wants_snapshot: bool
     is_ready: bool = False
     newest: Order | None = None
+    gap: Gap | None = None
 
     def offer(self, message: Message[Any]) -> None:
         """Deliver a message, unless a newer state was delivered before."""
@@ -76,7 +91,18 @@ class Member:
             if self.newest is not None and state.is_older_than(self.newest):
                 return
             self.newest = state
+        if self.gap is not None:
+            message, self.gap = attrs.evolve(message, gap=self.gap), None
         self.feed.put(message)
+
+    def miss(self, gap: Gap) -> None:
+        """Something may be missing before the next message.
+
+        Args:
+            gap: What.
+        """
+        self.gap = gap.merged(self.gap)
+        self.wants_snapshot = True
 
 
 @attrs.define(eq=False)
@@ -111,8 +137,21 @@ class _Channel:
             return operations.order_status(order_id, deadline, Priority.BACKGROUND)
         return None
 
+    def forget(self) -> None:
+        """Forget what was on its way over a connection that is gone."""
+        for request in (self.request, self.snapshot):
+            if request is not None:
+                request.on_end = ignore
+        self.request = self.snapshot = None
+        self.standing = _Standing.ABSENT
+        self.retries = 0
+        self.next_snapshot = -math.inf
+
     def wanting(self) -> list[Member]:
         return [member for member in self.members if member.wants_snapshot]
+
+    def unready(self) -> list[Member]:
+        return [member for member in self.members if not member.is_ready]
 
 
 class Channels:
@@ -122,9 +161,11 @@ class Channels:
         session: Where requests go.
         max_subscriptions: How many channels one connection may have.
         request_timeout: Seconds that the broker has to acknowledge.
+        seconds_per_message: How far apart messages leave, where there are many.
         time: Trio's clock.
         wall_time: The time for messages and events.
         on_event: Takes what a user should know.
+        on_restored: Told, after an outage, which channels the broker holds again.
     """
 
     def __init__(
@@ -133,9 +174,11 @@ class Channels:
         *,
         max_subscriptions: int,
         request_timeout: float,
+        seconds_per_message: float,
         time: Callable[[], float],
         wall_time: Callable[[], dt.datetime],
         on_event: Callable[[ConnectionEvent], None],
+        on_restored: Callable[[tuple[str, ...]], None],
     ) -> None:
         self._session = session
         self._max = max_subscriptions
@@ -143,6 +186,12 @@ class Channels:
         self._time = time
         self._wall_time = wall_time
         self._on_event = on_event
+        self._on_restored = on_restored
+        self._seconds_per_message = seconds_per_message
+        self._is_online = False
+        self._busy_until = -math.inf
+        self._awaited: set[str] = set()
+        self._restored: list[str] = []
         self._channels: dict[str, _Channel] = {}
         self._delayed: list[tuple[float, int, _Channel]] = []
         self._count = itertools.count()
@@ -259,6 +308,46 @@ class Channels:
             data = channel.decode(message)
             self._deliver(channel, tuple(channel.members), data, "push", text)
 
+    def restore(self) -> int:
+        """A connection is authenticated: ask for every channel that is wanted.
+
+        Returns:
+            How many of them streams had before; `on_restored` is told when they are there again.
+        """
+        self._is_online = True
+        channels = tuple(self._channels.values())
+        self._restored = []
+        self._awaited = {
+            channel.name
+            for channel in channels
+            if any(member.is_ready for member in channel.members)
+        }
+        # Each is subscribed to and asked about; the last ones mustn't be overdue for waiting.
+        self._busy_until = self._time() + 2 * len(channels) * self._seconds_per_message
+        for channel in channels:
+            self._settle(channel)
+        return len(self._awaited)
+
+    def lost(self, since: dt.datetime) -> None:
+        """The connection is gone: the broker holds nothing, and what it would push is missed.
+
+        To be called before the session ends what was asked on that connection.
+
+        Args:
+            since: From when on anything may be missing.
+        """
+        self._is_online = False
+        self._delayed.clear()
+        self._awaited.clear()
+        gap = Gap(frozenset({"reconnected"}), dropped=0, since=since)
+        for channel in tuple(self._channels.values()):
+            channel.forget()
+            for member in channel.members:
+                if member.is_ready:
+                    member.miss(gap)
+            self._tell_left(channel)
+            self._settle(channel)
+
     def finish(self, failure: BrokerError | None, lost: BrokerError, unsent: NotSentError) -> None:
         """There will be no connection any more.
 
@@ -311,13 +400,14 @@ class Channels:
         if channel.members and channel.is_held:
             self._welcome(channel)
         elif channel.members:
-            if self._held() < self._max:
+            if self._is_online and self._held() < self._max:
                 self._request(channel, "subscribe")
         elif channel.is_held:
             self._request(channel, "unsubscribe")
         else:
             del self._channels[channel.name]
             self._tell_left(channel)
+            self._arrived(channel, restored=False)
 
     def _held(self) -> int:
         """How many channels the broker holds or may hold."""
@@ -329,29 +419,56 @@ class Channels:
 
     def _request(self, channel: _Channel, op: str) -> None:
         now = self._time()
-        request = operations.subscription(op, channel.name, now + self._timeout)
+        request = operations.subscription(op, channel.name, self._deadline(now))
         request.on_end = lambda request: self._answered(channel, request)
         channel.request = request
         if op == "unsubscribe" and channel.snapshot is not None:
             self._session.give_up(channel.snapshot, now)
         self._session.submit(request, now)
 
+    def _deadline(self, now: float) -> float:
+        return max(now, self._busy_until) + self._timeout
+
     def _answered(self, channel: _Channel, request: Request) -> None:
         channel.request = None
-        refused = isinstance(request.error, ServerError)
-        if request.op == "subscribe" and request.was_sent and not refused:
-            # Without an answer it may be held, and is given up.
-            channel.standing = _Standing.HELD
-        else:
-            # Refusing to give up means that there was nothing to give up.
-            channel.standing = _Standing.ABSENT
-        if request.op == "subscribe" and request.error is not None:
-            for member in [member for member in channel.members if not member.is_ready]:
-                del channel.members[member]
-                self.subscriptions -= 1
-                member.on_ready(request.error)
+        # Refusing to give up means that there was nothing to give up.
+        channel.standing = _Standing.ABSENT
+        if request.op == "subscribe":
+            refused = isinstance(request.error, ServerError)
+            if request.error is not None:
+                self._reject(channel, request.error, refused=refused)
+            unanswered = request.error is not None and not refused
+            # Without an answer it may be held: asked for again where streams had it before, and
+            # given up otherwise.
+            if request.was_sent and not refused and not (unanswered and channel.members):
+                channel.standing = _Standing.HELD
+            if not unanswered:
+                self._arrived(channel, restored=not refused)
         self._settle(channel)
         self._settle_waiting()
+
+    def _reject(self, channel: _Channel, error: BrokerError, *, refused: bool) -> None:
+        """End whoever waits for a channel; where it was refused, whoever had it before as well."""
+        had_it = [member for member in channel.members if member.is_ready]
+        for member in tuple(channel.members) if refused else channel.unready():
+            del channel.members[member]
+            self.subscriptions -= 1
+            if member.is_ready:
+                member.feed.fail(error)
+            else:
+                member.on_ready(error)
+        if refused and had_it:
+            event = ChannelRefused(at=self._wall_time(), channel=channel.name, error=error)
+            self._on_event(event)
+
+    def _arrived(self, channel: _Channel, *, restored: bool) -> None:
+        """A channel that was to be restored is held, refused or not wanted any more."""
+        if channel.name in self._awaited:
+            self._awaited.discard(channel.name)
+            if restored:
+                self._restored.append(channel.name)
+            if not self._awaited:
+                self._on_restored(tuple(self._restored))
 
     def _settle_waiting(self) -> None:
         """At the limit, a new channel waits until an old one is gone."""
@@ -396,7 +513,7 @@ class Channels:
             heapq.heappush(self._delayed, (channel.next_snapshot, next(self._count), channel))
             self._session.listener.changed()
             return
-        request = channel.snapshot_request(now + self._timeout)
+        request = channel.snapshot_request(self._deadline(now))
         if request is None:
             self._forgo(channel, BrokerError(f"{channel.name!r} is no channel with a snapshot"))
             return

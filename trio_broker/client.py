@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeVar, overload
 
+import attrs
 import trio
 from trio.lowlevel import enable_ki_protection
 
@@ -31,7 +32,13 @@ from trio_broker.models import (
 from trio_broker.operations import Amount
 from trio_broker.request import Request
 from trio_broker.session import Session
-from trio_broker.settings import Limits, Settings, from_environment, parse_url
+from trio_broker.settings import (
+    Limits,
+    ReconnectPolicy,
+    Settings,
+    from_environment,
+    parse_url,
+)
 from trio_broker.signing import SigningKey
 from trio_broker.subscription import BoundedReceiveChannel, Feed, Overflow, Subscription
 from trio_broker.supervisor import Supervisor
@@ -69,6 +76,7 @@ class BrokerWSClient(trio.abc.AsyncResource):
         secret_key: str,
         ws_url: str,
         *,
+        reconnect: ReconnectPolicy | None = None,
         limits: Limits | None = None,
         connect_timeout: float = 10.0,
         auth_timeout: float = 10.0,
@@ -89,6 +97,7 @@ class BrokerWSClient(trio.abc.AsyncResource):
             api_key: The API key.
             secret_key: The secret key; it is never sent.
             ws_url: The WebSocket's URL, ``wss://…``; ``ws://`` only to this machine.
+            reconnect: How a lost connection is replaced, where not as `ReconnectPolicy()` says.
             limits: The broker's limits, where they differ from the documented ones.
             connect_timeout: Seconds for DNS, TCP, TLS and the WebSocket handshake together.
             auth_timeout: Seconds that the broker has to authenticate this client.
@@ -111,6 +120,7 @@ class BrokerWSClient(trio.abc.AsyncResource):
             api_key=api_key,
             secret_key=secret_key,
             endpoint=parse_url(ws_url, allow_insecure=allow_insecure),
+            reconnect=reconnect if reconnect is not None else ReconnectPolicy(),
             limits=limits if limits is not None else Limits(),
             connect_timeout=connect_timeout,
             auth_timeout=auth_timeout,
@@ -210,6 +220,7 @@ class BrokerWSClient(trio.abc.AsyncResource):
         Raises:
             RuntimeError: The client was used before.
             ConnectFailedError: No WebSocket could be opened.
+            ReconnectFailedError: With `ReconnectPolicy.retry_first`: no try has worked.
             AuthenticationError: The broker refused the keys.
             AuthenticationTimeoutError: The broker didn't answer.
             ServerError: The broker refused, for the timestamp say.
@@ -261,7 +272,35 @@ class BrokerWSClient(trio.abc.AsyncResource):
 
     def is_connected(self) -> bool:
         """True while connected and authenticated."""
-        return self.state is ConnectionState.CONNECTED
+        return self.state.is_connected
+
+    @property
+    def max_reconnect_attempts(self) -> int | None:
+        """How many tries in a row may fail; None for ever. It may be set while running.
+
+        Raises:
+            ConfigurationError: Set to what can't be.
+        """
+        return self._supervisor.backoff.policy.max_attempts
+
+    @max_reconnect_attempts.setter
+    def max_reconnect_attempts(self, value: int | None) -> None:
+        backoff = self._supervisor.backoff
+        backoff.policy = attrs.evolve(backoff.policy, max_attempts=value)
+
+    @property
+    def reconnect_delay(self) -> float:
+        """Seconds before the first try to connect again. It may be set while running.
+
+        Raises:
+            ConfigurationError: Set to what can't be.
+        """
+        return self._supervisor.backoff.policy.initial_delay
+
+    @reconnect_delay.setter
+    def reconnect_delay(self, value: float) -> None:
+        backoff = self._supervisor.backoff
+        backoff.policy = attrs.evolve(backoff.policy, initial_delay=value)
 
     @property
     def latency(self) -> float | None:
@@ -269,7 +308,7 @@ class BrokerWSClient(trio.abc.AsyncResource):
         return self._supervisor.latency
 
     async def wait_connected(self) -> None:
-        """Wait until connected. Cancelling is safe.
+        """Wait until connected, over any outage. Cancelling is safe.
 
         Raises:
             NotConnectedError: The client was never started, or is closed.

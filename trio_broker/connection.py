@@ -27,6 +27,7 @@ from trio_broker.exceptions import (
     RequestTimeoutError,
     fresh,
 )
+from trio_broker.heartbeat import Heartbeat
 from trio_broker.pacing import Pacer
 from trio_broker.request import Request
 from trio_broker.session import Session
@@ -60,9 +61,6 @@ class Connection:
         settings: Keys, limits and timeouts.
         signer: Makes the signatures.
         on_text: Takes every message as it came, before the session does.
-
-    Attributes:
-        latency: The last heartbeat's round trip in seconds.
     """
 
     def __init__(
@@ -84,7 +82,14 @@ class Connection:
         self._written = trio.Event()
         self._error: BrokerError | None = None
         self._scope = trio.CancelScope()
-        self.latency: float | None = None
+        self._heartbeat = Heartbeat(
+            transport, settings.heartbeat_interval, settings.heartbeat_timeout, self.lose
+        )
+
+    @property
+    def latency(self) -> float | None:
+        """The last heartbeat's round trip in seconds."""
+        return self._heartbeat.latency
 
     def wake_writer(self) -> None:
         """Something may be ready to leave."""
@@ -118,7 +123,7 @@ class Connection:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._noting_errors, self._read)
                 nursery.start_soon(self._noting_errors, self._write)
-                nursery.start_soon(self._noting_errors, self._serve, nursery, on_authenticated)
+                nursery.start_soon(self._serve, on_authenticated)
                 await close_requested.wait()
                 self._closing = True
                 self._bell.ring()
@@ -129,16 +134,14 @@ class Connection:
             raise fresh(self._error)
 
     @enable_ki_protection
-    async def _noting_errors(
-        self, task: Callable[..., Awaitable[None]], *arguments: object
-    ) -> None:
+    async def _noting_errors(self, task: Callable[[], Awaitable[None]]) -> None:
         try:
-            await task(*arguments)
+            await task()
         except BrokerError as error:
             self.lose(error)
 
     @enable_ki_protection
-    async def _serve(self, nursery: trio.Nursery, on_authenticated: Callable[[], None]) -> None:
+    async def _serve(self, on_authenticated: Callable[[], None]) -> None:
         answered = trio.Event()
         now = trio.current_time()
         auth = operations.authentication(now + self._settings.auth_timeout)
@@ -154,7 +157,7 @@ class Connection:
         self._session.open(auth, now)
         await answered.wait()  # `lose` cancels this
         on_authenticated()
-        await self._beat(nursery)
+        await self._heartbeat.run()
 
     def _why_not_authenticated(self, error: BrokerError) -> BrokerError:
         if isinstance(error, RequestTimeoutError):
@@ -180,6 +183,7 @@ class Connection:
             messages = self._take_what_may_leave()
             if messages:
                 await self._send(messages)
+                self._pacer.note(trio.current_time(), len(messages))
                 continue
             with trio.move_on_at(self._next_look()):
                 await self._bell.wait()
@@ -188,12 +192,11 @@ class Connection:
     def _take_what_may_leave(self) -> list[str]:
         now = trio.current_time()
         messages: list[str] = []
-        while self._pacer.ready_at(now) <= now:
+        for _ in range(self._pacer.room(now)):
             request = self._session.next_to_send(now)
             if request is None:
                 break
             messages.append(self._stamped(request, now))
-            self._pacer.note(now)
         return messages
 
     def _next_look(self) -> float:
@@ -219,29 +222,3 @@ class Connection:
         if scope.cancelled_caught:
             seconds = self._settings.write_timeout
             raise ConnectionLostError(f"the broker hasn't read for {seconds:g} s")
-
-    async def _beat(self, nursery: trio.Nursery) -> None:
-        """Ping at intervals; silence after a ping means that the peer is gone."""
-        answered: trio.Event | None = None
-        while True:
-            await trio.sleep(self._settings.heartbeat_interval)
-            pinged = trio.current_time()
-            # One at a time: a peer that talks but doesn't answer pings would collect them.
-            if answered is None or answered.is_set():
-                answered = trio.Event()
-                # In a task of its own: cancelling a ping may leave half a frame behind.
-                nursery.start_soon(self._noting_errors, self._ping, answered)
-            with trio.move_on_after(self._settings.heartbeat_timeout):
-                await answered.wait()
-            # Where the process was stopped, the time is up and what came meanwhile isn't read yet.
-            await trio.lowlevel.checkpoint()
-            if not answered.is_set() and self._transport.last_heard < pinged:
-                seconds = self._settings.heartbeat_timeout
-                raise ConnectionLostError(f"nothing came for {seconds:g} s after a ping")
-
-    @enable_ki_protection
-    async def _ping(self, answered: trio.Event) -> None:
-        began = trio.current_time()
-        await self._transport.ping()
-        self.latency = trio.current_time() - began
-        answered.set()

@@ -7,7 +7,9 @@
     │   └── NotConnectedError                   there is no connection to send it on
     │       └── ClientClosedError (trio.ClosedResourceError)
     ├── ConnectFailedError                      no WebSocket could be opened
+    │   └── CertificateError                    its certificate isn't trusted, or another host's
     ├── ConnectionLostError                     a WebSocket that was open is gone
+    ├── ReconnectFailedError                    every try to replace it has failed
     ├── AuthenticationTimeoutError              the broker didn't answer `auth`
     ├── RequestTimeoutError                     sent, but not answered in time
     ├── SwapOutcomeUnknownError                 a swap left, and what became of it is not known
@@ -98,6 +100,27 @@ class ConnectFailedError(BrokerError):
 
     def __str__(self) -> str:
         return self.message
+
+
+class CertificateError(ConnectFailedError):
+    """The certificate at the other end isn't trusted, or is another host's; nothing was sent."""
+
+
+class ReconnectFailedError(BrokerError):
+    """Every try to replace a lost connection has failed; the last reason is its ``__cause__``.
+
+    Attributes:
+        attempts: How many tries there were.
+        last: What the last one ended with, in words.
+    """
+
+    def __init__(self, attempts: int, last: str) -> None:
+        super().__init__(attempts, last)
+        self.attempts = attempts
+        self.last = last
+
+    def __str__(self) -> str:
+        return f"gave up after {self.attempts} tries to connect again; the last: {self.last}"
 
 
 class ConnectionLostError(BrokerError):

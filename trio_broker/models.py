@@ -227,6 +227,11 @@ class ConnectionState(enum.Enum):
         """True once the client can't be connected any more."""
         return self in {ConnectionState.CLOSING, ConnectionState.CLOSED, ConnectionState.FAILED}
 
+    @property
+    def is_connected(self) -> bool:
+        """True while connected and authenticated, be it that channels are still being restored."""
+        return self in {ConnectionState.RESTORING, ConnectionState.CONNECTED}
+
 
 @attrs.frozen(kw_only=True)
 class ConnectionEvent:
@@ -241,12 +246,15 @@ class ConnectionEvent:
 
 @attrs.frozen(kw_only=True)
 class Connected(ConnectionEvent):
-    """The client is connected and authenticated."""
+    """The client is connected and authenticated.
+
+    After an outage, `Restored` follows once the channels are there again.
+    """
 
 
 @attrs.frozen(kw_only=True)
 class Disconnected(ConnectionEvent):
-    """A connection is gone.
+    """A connection is gone, or a try to connect has failed.
 
     Attributes:
         error: Why.
@@ -255,6 +263,32 @@ class Disconnected(ConnectionEvent):
 
     error: Exception
     retry_in: float | None
+
+
+@attrs.frozen(kw_only=True)
+class Restored(ConnectionEvent):
+    """After an outage, the broker holds the channels again that were subscribed to before.
+
+    Each stream's first message after it carries the gap, and its state is asked for.
+
+    Attributes:
+        channels: The channels' names. One that was refused has a `ChannelRefused` of its own.
+    """
+
+    channels: tuple[str, ...]
+
+
+@attrs.frozen(kw_only=True)
+class ChannelRefused(ConnectionEvent):
+    """After an outage, the broker refused a channel; its subscriptions ended with the error.
+
+    Attributes:
+        channel: The channel's name.
+        error: Why.
+    """
+
+    channel: str
+    error: Exception
 
 
 @attrs.frozen(kw_only=True)

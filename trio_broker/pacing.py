@@ -1,4 +1,8 @@
-"""How many messages may leave: at most so many in any rolling window. Time is an argument."""
+"""How many messages may leave: at most so many in any rolling window. Time is an argument.
+
+A message counts from the moment when it was handed over whole, not from when that began: a write
+that was held up for seconds arrives at its end, together with what follows it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,18 @@ class Pacer:
     """
 
     def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._sent: deque[float] = deque(maxlen=limit)
+
+    def room(self, now: float) -> int:
+        """How many messages may leave together.
+
+        Args:
+            now: The time in seconds.
+        """
+        while self._sent and self._sent[0] + WINDOW <= now:
+            self._sent.popleft()
+        return self._limit - len(self._sent)
 
     def ready_at(self, now: float) -> float:
         """When the next message may leave.
@@ -28,14 +43,13 @@ class Pacer:
         Returns:
             `now`, or a later time.
         """
-        if len(self._sent) < (self._sent.maxlen or 0):
-            return now
-        return max(now, self._sent[0] + WINDOW)
+        return now if self.room(now) else self._sent[0] + WINDOW
 
-    def note(self, now: float) -> None:
-        """A message leaves.
+    def note(self, now: float, count: int = 1) -> None:
+        """Messages have left.
 
         Args:
             now: The time in seconds.
+            count: How many.
         """
-        self._sent.append(now)
+        self._sent.extend([now] * count)

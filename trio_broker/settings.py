@@ -148,6 +148,20 @@ class Limits:
     messages_per_second: int = attrs.field(default=100, validator=_at_least_one)
 
 
+def _flag(_: object, attribute: attrs.Attribute[bool], value: object) -> None:
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{attribute.name} must be True or False, not {value!r}")
+
+
+def _attempts(_: object, attribute: attrs.Attribute[int], value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigurationError(
+            f"{attribute.name} must be an int of at least 0, or None for ever, not {value!r}"
+        )
+
+
 def _seconds(_: object, attribute: attrs.Attribute[float], value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigurationError(
@@ -155,6 +169,35 @@ def _seconds(_: object, attribute: attrs.Attribute[float], value: object) -> Non
         )
     if math.isnan(value) or value <= 0:
         raise ConfigurationError(f"{attribute.name} must be more than 0 seconds, not {value!r}")
+
+
+def _finite_seconds(_: object, attribute: attrs.Attribute[float], value: object) -> None:
+    _seconds(_, attribute, value)
+    if value == math.inf:
+        raise ConfigurationError(f"{attribute.name} must be finite")
+
+
+@attrs.frozen(kw_only=True)
+class ReconnectPolicy:
+    """How a lost connection is replaced.
+
+    Attributes:
+        max_attempts: How many tries in a row may fail, or end before `stable_after`; None for
+            ever, 0 for no reconnection at all.
+        initial_delay: Seconds before the first try; doubled for each further one. Each delay is
+            drawn from its upper half.
+        max_delay: The longest such delay in seconds. A broker's ``Retry-After`` may be longer.
+        stable_after: Seconds of health after which a connection counts as stable, and earlier
+            tries are forgotten.
+        retry_first: Whether the first connection is retried too, for a service that may start
+            before its network.
+    """
+
+    max_attempts: int | None = attrs.field(default=5, validator=_attempts)
+    initial_delay: float = attrs.field(default=1.0, validator=_finite_seconds)
+    max_delay: float = attrs.field(default=32.0, validator=_finite_seconds)
+    stable_after: float = attrs.field(default=10.0, validator=_seconds)
+    retry_first: bool = attrs.field(default=False, validator=_flag)
 
 
 def _key(_: object, attribute: attrs.Attribute[str], value: object) -> None:
@@ -175,6 +218,9 @@ class Settings:
     api_key: str = attrs.field(validator=_key, repr=False)
     secret_key: str = attrs.field(validator=_key, repr=False)
     endpoint: Endpoint
+    reconnect: ReconnectPolicy = attrs.field(
+        validator=attrs.validators.instance_of(ReconnectPolicy)
+    )
     limits: Limits = attrs.field(validator=attrs.validators.instance_of(Limits))
     connect_timeout: float = attrs.field(validator=_seconds)
     auth_timeout: float = attrs.field(validator=_seconds)

@@ -1,8 +1,13 @@
-"""A client's life around its connection: opening, state, events, the end.
+"""Connection after connection: when the next one is tried, state, events, the end.
 
 One task runs it all, in a nursery of the user's or of the client's. It ends when the client is
 closed, when its nursery is cancelled, or when the connection has failed for good; whatever way it
 ends, every request, stream and waiting task is told, and no exception leaves it into that nursery.
+
+**What goes on over an outage** is in the session and the channels: reads that wait, and streams.
+Nothing else does. What was in flight fails with the connection, and a swap never waits for another.
+The order in which a loss is told is fixed: state and requests first, then the event, so that who
+hears of it finds the client as it says.
 
 **Every exit is bounded**: `close_timeout` when leaving politely, half a second when cancelled.
 """
@@ -12,11 +17,14 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import math
+import os
+import random
 from typing import Final
 
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from trio_broker.backoff import Backoff
 from trio_broker.channels import Channels
 from trio_broker.connection import Bell, Connection
 from trio_broker.exceptions import (
@@ -25,9 +33,11 @@ from trio_broker.exceptions import (
     ConnectionLostError,
     NotConnectedError,
     NotSentError,
+    ReconnectFailedError,
     fresh,
 )
 from trio_broker.models import (
+    ChannelRefused,
     Closed,
     Connected,
     ConnectionEvent,
@@ -35,7 +45,9 @@ from trio_broker.models import (
     Disconnected,
     GaveUp,
     OddMessage,
+    Restored,
 )
+from trio_broker.pacing import WINDOW
 from trio_broker.session import Session
 from trio_broker.settings import Settings
 from trio_broker.signing import Signer
@@ -44,6 +56,12 @@ from trio_broker.transports.trio_websocket import open_transport
 
 GOODBYE_WHEN_CANCELLED: Final = 0.5
 _SHOWN: Final = 1000
+_LEVELS: Final[dict[type[ConnectionEvent], int]] = {
+    Disconnected: logging.WARNING,
+    ChannelRefused: logging.WARNING,
+    OddMessage: logging.WARNING,
+    GaveUp: logging.ERROR,
+}
 
 
 class Supervisor:
@@ -55,6 +73,7 @@ class Supervisor:
         logger: Where the story is told.
 
     Attributes:
+        backoff: When the next connection is tried.
         channels: The client's channels.
         events: Where events go.
         messages: Where raw messages go.
@@ -72,12 +91,19 @@ class Supervisor:
             session,
             max_subscriptions=settings.limits.max_subscriptions,
             request_timeout=settings.request_timeout,
+            seconds_per_message=WINDOW / settings.limits.messages_per_second,
             time=trio.current_time,
             wall_time=self.wall_time,
             on_event=self._tell,
+            on_restored=self._restored,
         )
+        # Only spreads clients over time: nobody gains by guessing it.
+        self.backoff: Backoff = Backoff(settings.reconnect, random.Random())  # noqa: S311
         self.state: ConnectionState = ConnectionState.IDLE
         self._connection: Connection | None = None
+        self._authenticated_at: float | None = None
+        self._last_heard = -math.inf
+        self._process: int | None = None
         self._failure: BrokerError | None = None
         self._scope = trio.CancelScope()
         self._alarm = Bell()
@@ -126,10 +152,10 @@ class Supervisor:
             BrokerError: What the connection failed with.
         """
         await trio.lowlevel.checkpoint()
-        if self.state is not ConnectionState.IDLE:
+        while not self.state.is_connected:
+            self._raise_failure()
+            self.check_usable()
             await self._connected.wait()
-        self._raise_failure()
-        self.check_usable()
 
     async def wait_over(self) -> None:
         """Return after the end, whatever it was."""
@@ -137,6 +163,7 @@ class Supervisor:
 
     async def wait_closed(self) -> None:
         """Return after a close; raise what the connection failed with."""
+        self._check_process()
         await self._over.wait()
         self._raise_failure()
 
@@ -149,8 +176,9 @@ class Supervisor:
 
         Raises:
             NotConnectedError: The client was never started, is closed, or has failed; its cause
-                is what it failed with.
+                is what it failed with. Or this process was forked from the one that it is in.
         """
+        self._check_process()
         if self.state is ConnectionState.IDLE:
             raise NotConnectedError(
                 "the client isn't connected: use it under 'async with', or connect(nursery)"
@@ -159,6 +187,14 @@ class Supervisor:
             raise _unsent(self._failure)
         if self.state.is_over:
             raise ClientClosedError("the client is closed")
+
+    def _check_process(self) -> None:
+        """Refuse to work in a child: it shares the socket, and would speak in between."""
+        if self._process not in {None, os.getpid()}:
+            raise NotConnectedError(
+                "this process was forked from the one that the client is in: make a new client "
+                "here, in a Trio run of its own"
+            )
 
     @enable_ki_protection
     def start(self) -> None:
@@ -169,15 +205,17 @@ class Supervisor:
         """
         if self.state is not ConnectionState.IDLE:
             raise RuntimeError("a client is used once: make a new one")
+        self._process = os.getpid()
         self._become(ConnectionState.CONNECTING)
 
     @enable_ki_protection
     def request_close(self) -> None:
         """Close politely, as soon as may be."""
+        self._check_process()
         if self.state is ConnectionState.IDLE:
             self._finish(None)
         elif not self.state.is_over:
-            was_open = self.state is ConnectionState.CONNECTED
+            was_open = self.state.is_connected
             self._become(ConnectionState.CLOSING)
             self._close_by = trio.current_time() + self._settings.close_timeout
             self._end_all(None)
@@ -196,12 +234,61 @@ class Supervisor:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_time)
             try:
-                await self._connect_and_serve()
-            except BrokerError as error:
-                failure = error
+                failure = await self._keep_connected()
             finally:
                 nursery.cancel_scope.cancel()
         return failure
+
+    async def _keep_connected(self) -> BrokerError | None:
+        """Open connection after connection.
+
+        Returns:
+            Why there is no further one; None after a close.
+        """
+        while True:
+            error = await self._one_connection()
+            if error is None or self.state.is_over:
+                return None
+            self._note_loss(error)
+            failure = self._why_no_other(error)
+            if failure is not None:
+                return failure
+            delay = self.backoff.next_delay(getattr(error, "retry_after", None))
+            self._become(ConnectionState.WAITING)
+            self._tell(Disconnected(at=self.wall_time(), error=error, retry_in=delay))
+            await trio.sleep(delay)
+            if not self.state.is_over:
+                self._become(ConnectionState.CONNECTING)
+
+    def _why_no_other(self, error: BrokerError) -> BrokerError | None:
+        if not self.backoff.may_retry(error) or self.backoff.policy.max_attempts == 0:
+            return error
+        if self.backoff.is_exhausted:
+            failure = ReconnectFailedError(self.backoff.attempts, str(error))
+            failure.__cause__ = error
+            return failure
+        return None
+
+    def _note_loss(self, error: BrokerError) -> None:
+        """Tell whom it concerns: who waits for a reply, and every stream."""
+        now = trio.current_time()
+        if self._authenticated_at is not None:
+            self.backoff.lost(now - self._authenticated_at)
+            self._authenticated_at = None
+            silent = dt.timedelta(seconds=now - self._last_heard)
+            self.channels.lost(self.wall_time() - silent)
+        if self._connected.is_set():  # or whoever waits for it would wait for ever
+            self._connected = trio.Event()
+        self._session.lose(error)
+
+    async def _one_connection(self) -> BrokerError | None:
+        try:
+            await self._connect_and_serve()
+        except BrokerError as error:
+            return error
+        finally:
+            self._connection = None
+        return None
 
     async def _connect_and_serve(self) -> None:
         settings = self._settings
@@ -227,12 +314,21 @@ class Supervisor:
                 with trio.move_on_after(GOODBYE_WHEN_CANCELLED, shield=True):
                     await transport.aclose()
                 raise
+            finally:
+                self._last_heard = transport.last_heard
 
     def _authenticated(self) -> None:
         if self.state is ConnectionState.AUTHENTICATING:
-            self._become(ConnectionState.CONNECTED)
+            self._authenticated_at = trio.current_time()
+            self.backoff.connected()
+            to_restore = self.channels.restore()
+            self._become(ConnectionState.RESTORING if to_restore else ConnectionState.CONNECTED)
             self._tell(Connected(at=self.wall_time()))
             self._connected.set()
+
+    def _restored(self, channels: tuple[str, ...]) -> None:
+        self._become(ConnectionState.CONNECTED)
+        self._tell(Restored(at=self.wall_time(), channels=channels))
 
     @enable_ki_protection
     async def _keep_time(self) -> None:
@@ -302,7 +398,7 @@ class Supervisor:
         self.state = state
 
     def _tell(self, event: ConnectionEvent) -> None:
-        self._logger.info("%s", _described(event))
+        self._logger.log(_LEVELS.get(type(event), logging.INFO), "%s", _described(event))
         self.events.put(event)
 
     def _tell_odd(self, reason: str, text: str) -> None:
@@ -322,6 +418,15 @@ def _unsent(failure: BrokerError) -> NotConnectedError:
 
 def _described(event: ConnectionEvent) -> str:
     """An event for the log, without the broker's text: what it holds isn't ours to spread."""
-    name = type(event).__name__
+    text = type(event).__name__
+    channel = getattr(event, "channel", None)
+    if channel is not None:
+        text += f" {channel!r}"
+    if isinstance(event, Restored):
+        text += f": {', '.join(map(repr, event.channels)) or 'none'}"
     reason = getattr(event, "reason", None) or getattr(event, "error", None)
-    return name if reason is None else f"{name}: {reason}"
+    if reason is not None:
+        text += f": {reason}"
+    if isinstance(event, Disconnected) and event.retry_in is not None:
+        text += f"; next try in {event.retry_in:.2f} s"
+    return text

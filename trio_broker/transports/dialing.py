@@ -21,7 +21,7 @@ from typing import Final
 import attrs
 import trio
 
-from trio_broker.exceptions import ConnectFailedError
+from trio_broker.exceptions import CertificateError, ConnectFailedError
 from trio_broker.settings import Endpoint
 
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})\b[^\n]*\n")
@@ -103,10 +103,9 @@ async def _secured(
     except trio.BrokenResourceError as error:
         cause = error.__cause__ or error
         if isinstance(cause, ssl.SSLCertVerificationError):
-            why = f"its certificate isn't trusted ({cause.verify_message})"
-        else:
-            why = f"the TLS handshake failed ({cause})"
-        raise attempt.failed(why) from cause
+            failed = attempt.failed(f"its certificate isn't trusted ({cause.verify_message})")
+            raise CertificateError(failed.message) from cause
+        raise attempt.failed(f"the TLS handshake failed ({cause})") from cause
     return stream
 
 

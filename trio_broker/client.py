@@ -47,6 +47,8 @@ T = TypeVar("T")
 
 _number: Final = itertools.count(1)
 _root_logger: Final = logging.getLogger("trio_broker")
+# Without it, warnings would go to the terminal of a program that has no logging set up.
+_root_logger.addHandler(logging.NullHandler())
 
 
 class _ClientLogger(logging.Logger):

@@ -59,7 +59,6 @@ _SHOWN: Final = 1000
 _LEVELS: Final[dict[type[ConnectionEvent], int]] = {
     Disconnected: logging.WARNING,
     ChannelRefused: logging.WARNING,
-    OddMessage: logging.WARNING,
     GaveUp: logging.ERROR,
 }
 

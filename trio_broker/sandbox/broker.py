@@ -187,15 +187,8 @@ class Broker:
         Returns:
             The answer, and then the pushes that the message has caused.
         """
-        envelope, unreadable = Envelope(), None
-        try:
-            envelope = parse(message)
-        except Refusal as refusal:
-            unreadable = refusal
-        op = None if envelope.op is None else shortened(envelope.op)
-        # An answer must not be as long as whatever a client takes for a channel.
-        channel = None if len(envelope.ch or "") > _LONGEST_CHANNEL else envelope.ch
-        connection.received.append(Received(moment.at, op, channel))
+        envelope, unreadable = _read(message)
+        op, channel = self._note(connection, envelope, moment.at)
         try:
             connection.pace(moment.at, self._rules.messages_per_second)
             if unreadable is not None:
@@ -208,6 +201,16 @@ class Broker:
         nonce = envelope.nonce if self._rules.echo_nonce else None
         text = print_message(op=op, ch=answer.channel, nonce=nonce, data=answer.data)
         return [Outgoing(connection, text), *self._pushes(answer.change)]
+
+    def note(self, connection: Connection, message: str | bytes, at: float) -> None:
+        """Remember that a message came which is never handled.
+
+        Args:
+            connection: Where it came from.
+            message: The message.
+            at: The time on Trio's clock.
+        """
+        self._note(connection, _read(message)[0], at)
 
     def next_deadline(self) -> float | None:
         """When `advance` is to be called next, on Trio's clock; None if nothing is to come."""
@@ -223,6 +226,16 @@ class Broker:
             The pushes that it has caused.
         """
         return [push for change in self.exchange.advance(moment) for push in self._pushes(change)]
+
+    def _note(
+        self, connection: Connection, envelope: Envelope, at: float
+    ) -> tuple[str | None, str | None]:
+        """Remember a message: its operation and its channel, as an answer repeats them."""
+        op = None if envelope.op is None else shortened(envelope.op)
+        # An answer must not be as long as whatever a client takes for a channel.
+        channel = None if len(envelope.ch or "") > _LONGEST_CHANNEL else envelope.ch
+        connection.received.append(Received(at, op, channel))
+        return op, channel
 
     def _answer(self, connection: Connection, envelope: Envelope, moment: Moment) -> _Answer:
         match envelope.op:
@@ -332,6 +345,14 @@ class _Answer:
     data: dict[str, object]
     channel: str | None = None
     change: Change | None = None
+
+
+def _read(message: str | bytes) -> tuple[Envelope, Refusal | None]:
+    """A message, an empty one in place of what can't be read; and why it can't."""
+    try:
+        return parse(message), None
+    except Refusal as refusal:
+        return Envelope(), refusal
 
 
 def _terms(body: EstimateBody | SwapBody) -> Terms:

@@ -15,6 +15,7 @@ from trio_broker.models import Balance
 from trio_broker.sandbox.accounts import DOCUMENTED_ACCOUNTS, Account
 from trio_broker.sandbox.broker import Broker, Connection
 from trio_broker.sandbox.exchange import Exchange
+from trio_broker.sandbox.faults import Faults
 from trio_broker.sandbox.orders import Order, Outcome
 from trio_broker.sandbox.rules import Rules, Settings
 from trio_broker.sandbox.server import Server
@@ -36,6 +37,7 @@ class Sandbox:
         api_key: The API key of its first account, ``test_key_1``.
         secret_key: That account's secret key, ``test_secret_1``.
         accounts: All accounts: the two documented ones, then those that were added.
+        faults: Makes its broker misbehave.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Sandbox:
         self.accounts = accounts
         self.api_key: str = accounts[0].api_key
         self.secret_key: str = accounts[0].secret_key
+        self.faults: Faults = Faults(server, self._api_key)
         self._server = server
         self._broker = server.broker
         self._exchange = server.broker.exchange

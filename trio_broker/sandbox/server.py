@@ -1,6 +1,6 @@
 """The sockets around the sandbox's broker.
 
-Each client's socket has a `_Link` with a nursery of its own: trio-websocket's reader, a task that
+Each client's socket has a `Link` with a nursery of its own: trio-websocket's reader, a task that
 takes the client's messages to the broker, one that writes, and one that watches the deadlines of
 a connection's life. The laws of this file:
 
@@ -9,8 +9,12 @@ a connection's life. The laws of this file:
   and the link contains every error. (Its own server would end with the first of them.)
 - Nobody waits for a client. What goes to one is put into its bounded outbox; a client whose
   outbox is full, or who doesn't take a message in time, is dropped.
-- Everything passes one place: an accepted stream `Server._accept`, a message from a client
-  `_Link._arrived`, a text to a client `_Link.post`. What is to disturb the traffic belongs there.
+- Everything passes one place, and there the faults that a test asks for are asked: an accepted
+  stream `Server._accept`, a message from a client `Link._arrived`, what the broker says
+  `Server.dispatch`, and bytes the `FaultyStream` under the WebSocket. A slowness that a fault
+  brings about is never held against the client.
+- A server can be killed and revived: its listeners and links live in a nursery of their own,
+  inside the one in which time goes on.
 """
 
 from __future__ import annotations
@@ -18,6 +22,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
+import socket
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -27,12 +33,14 @@ import trio_websocket
 import wsproto.utilities
 
 from trio_broker.sandbox.broker import Broker, Connection, Outgoing
+from trio_broker.sandbox.disturbance import Disturbances, FaultyStream, reset
 from trio_broker.sandbox.moment import Moment
 from trio_broker.sandbox.rules import Rules
 
 logger: Final = logging.getLogger("trio_broker.sandbox")
 
 _READ_SIZE: Final = 64 * 1024
+_BACKLOG: Final = 0xFFFF  # As Trio's own listeners; systems reduce it to what they can.
 
 # What a client brings about by going away, or by not speaking WebSocket.
 _CLIENTS_FAULTS: Final = (
@@ -51,13 +59,24 @@ class Server:
         broker: The broker.
         rules: The sandbox's settings.
         clock: The wall clock, in seconds since the epoch.
+
+    Attributes:
+        broker: The broker.
+        rules: The sandbox's settings.
+        disturbances: The faults in force.
     """
 
     def __init__(self, broker: Broker, rules: Rules, clock: Callable[[], float]) -> None:
         self.broker = broker
         self.rules = rules
+        self.disturbances = Disturbances()
         self._clock = clock
-        self._links: dict[Connection, _Link] = {}
+        self._links: dict[Connection, Link] = {}
+        self._streams: set[trio.SocketStream] = set()
+        self._sockets: list[trio.socket.SocketType] = []
+        self._life = trio.CancelScope()
+        self._alive = trio.Event()
+        self._revived = trio.Event()
         self._sooner = trio.Event()
         self._deadline = math.inf
         self._left = trio.Event()
@@ -66,7 +85,7 @@ class Server:
         """The time, on both clocks."""
         return Moment(trio.current_time(), self._clock())
 
-    def links(self, api_key: str | None = None) -> list[_Link]:
+    def links(self, api_key: str | None = None) -> list[Link]:
         """The clients whose handshake is done.
 
         Args:
@@ -90,10 +109,33 @@ class Server:
             listeners: Where clients come in.
             task_status: Told once clients are accepted.
         """
+        self._sockets = [listener.socket for listener in listeners]
         async with trio.open_nursery() as nursery:
-            await nursery.start(trio.serve_listeners, self._accept, listeners)
             nursery.start_soon(self._keep_time)
+            nursery.start_soon(self._listen)
+            await self._alive.wait()
             task_status.started()
+
+    @property
+    def is_killed(self) -> bool:
+        """Whether nobody listens, since `kill`."""
+        return not self._alive.is_set()
+
+    def kill(self) -> None:
+        """Stop listening and reset every socket, at once. Time goes on."""
+        self._alive, self._revived = trio.Event(), trio.Event()
+        # First, so that the tasks are cancelled and don't find their sockets closed.
+        self._life.cancel()
+        for stream in self._streams:
+            reset(stream)
+        self._sockets = [_successor(listening) for listening in self._sockets]
+
+    async def revive(self) -> None:
+        """Listen again where it did before."""
+        for bound in self._sockets:
+            bound.listen(_BACKLOG)
+        self._revived.set()
+        await self._alive.wait()
 
     async def say_goodbye(self) -> None:
         """Close every connection politely, with code 1001, within `close_timeout`.
@@ -112,12 +154,11 @@ class Server:
         Args:
             outgoing: The texts.
         """
-        for message in outgoing:
-            self._links[message.connection].post(message.text)
+        self._deliver(self.disturbances.altered(outgoing, trio.current_time()))
         if self._next_deadline() < self._deadline:
             self._sooner.set()
 
-    def register(self, link: _Link) -> Connection:
+    def register(self, link: Link) -> Connection:
         """Begin a connection.
 
         Args:
@@ -138,21 +179,68 @@ class Server:
         self._left.set()
         self._left = trio.Event()
 
+    async def _listen(self) -> None:
+        """Accept clients, whenever the server isn't killed."""
+        try:
+            while True:
+                listeners = [trio.SocketListener(listening) for listening in self._sockets]
+                async with trio.open_nursery() as nursery:
+                    self._life = nursery.cancel_scope
+                    await nursery.start(trio.serve_listeners, self._accept, listeners)
+                    self._alive.set()
+                await self._revived.wait()
+        finally:
+            for listening in self._sockets:
+                listening.close()
+
     async def _accept(self, stream: trio.SocketStream) -> None:
-        await _Link(self, stream).run()
+        self._streams.add(stream)
+        try:
+            await Link(self, stream).run(self.disturbances.greeting())
+        finally:
+            self._streams.remove(stream)
+            # It may have been accepted just before the server was killed.
+            if self._life.cancel_called:
+                reset(stream)
+
+    def _deliver(self, messages: Iterable[Outgoing]) -> None:
+        for message in messages:
+            # What was delayed may come when the client is gone.
+            link = self._links.get(message.connection)
+            if link is not None:
+                link.post(message.text)
 
     def _next_deadline(self) -> float:
         deadline = self.broker.next_deadline()
-        return math.inf if deadline is None else deadline
+        late = self.disturbances.next_deadline()
+        return late if deadline is None else min(late, deadline)
 
     async def _keep_time(self) -> None:
-        """Take orders through their lives."""
+        """Take orders through their lives, and let go what was delayed."""
         while True:
             self._sooner = trio.Event()
             self._deadline = self._next_deadline()
             with trio.move_on_at(self._deadline):
                 await self._sooner.wait()
             self.dispatch(self.broker.advance(self.now()))
+            self._deliver(self.disturbances.due(trio.current_time()))
+
+
+def _successor(listening: trio.socket.SocketType) -> trio.socket.SocketType:
+    """Close a listening socket, and bind another to its address, which doesn't listen.
+
+    As long as it doesn't, clients are refused, but the system gives the port to nobody else.
+    """
+    address = listening.getsockname()
+    bound = socket.socket(listening.family, socket.SOCK_STREAM)
+    listening.close()
+    # There it would let others have the port as well.
+    if os.name != "nt":  # pragma: no branch
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if bound.family == socket.AF_INET6:
+        bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    bound.bind(address)
+    return trio.socket.from_stdlib_socket(bound)
 
 
 @attrs.frozen
@@ -163,39 +251,62 @@ class _Close:
     reason: str
 
 
-class _Link:
+@attrs.frozen
+class Raw:
+    """Bytes that go straight to the socket, between the frames of the WebSocket.
+
+    Attributes:
+        data: The bytes.
+        ends: Whether the socket's sending side is closed after them.
+        resets: Whether the connection is reset after them.
+    """
+
+    data: bytes
+    ends: bool = False
+    resets: bool = False
+
+
+class Link:
     """One client's socket, from its acceptance to its end."""
 
     def __init__(self, server: Server, stream: trio.SocketStream) -> None:
         self._server = server
         self._rules = server.rules
-        self._hearing = _Hearing(stream)
-        self._stream = trio.StapledStream(stream, self._hearing)
-        self._outbox, self._to_send = trio.open_memory_channel[str | _Close](
+        self.stream = FaultyStream(stream, server.disturbances)
+        self._outbox, self._to_send = trio.open_memory_channel[str | Raw | _Close](
             self._rules.outbox_size
         )
         self._scope = trio.CancelScope()
         self._websocket: trio_websocket.WebSocketConnection
 
-    async def run(self) -> None:
+    async def run(self, greeting: bytes | str | None = None) -> None:
         """Serve the client until either side ends it. No error comes out, whatever it does.
 
         Trio closes the socket after it, forcefully, however it ends.
+
+        Args:
+            greeting: What the client gets instead of a handshake: an HTTP response, ``"reset"``
+                or ``"silence"``.
         """
         try:
             with self._scope:
-                await self._handshake_and_talk()
+                if greeting == "reset":
+                    self.reset()
+                elif greeting == "silence":
+                    await self._stay_silent()
+                else:
+                    await self._handshake_and_talk(greeting)
                 await self._linger()
         except* _CLIENTS_FAULTS as errors:
             logger.debug("a client went wrong: %r", errors.exceptions)
         except* Exception:
             logger.exception("serving a client failed: this is a mistake in the sandbox")
 
-    def post(self, item: str | _Close) -> None:
+    def post(self, item: str | Raw | _Close) -> None:
         """Send a text to the client, soon; one that comes after the end is lost.
 
         Args:
-            item: The text, or the close that ends the connection.
+            item: The text, bytes for the socket, or the close that ends the connection.
         """
         try:
             self._outbox.send_nowait(item)
@@ -209,6 +320,12 @@ class _Link:
         """Close the socket at once, without a word."""
         self._scope.cancel()
 
+    def reset(self) -> None:
+        """Reset the connection at once."""
+        # First, so that the tasks are cancelled and don't find the socket closed.
+        self.drop()
+        self.stream.reset()
+
     def hang_up(self, code: int, reason: str) -> None:
         """Close the WebSocket once all texts before are sent.
 
@@ -219,24 +336,37 @@ class _Link:
         logger.info("a connection is closed with code %d: %s", code, reason)
         self.post(_Close(code, reason))
 
-    async def _handshake_and_talk(self) -> None:
+    async def _stay_silent(self) -> None:
+        while await self.stream.receive_some(_READ_SIZE):
+            pass
+
+    async def _handshake_and_talk(self, refusal: bytes | str | None) -> None:
         async with trio.open_nursery() as nursery:
-            with trio.move_on_after(self._rules.handshake_timeout) as handshake:
+            with trio.move_on_after(
+                self._unless_slowed(self._rules.handshake_timeout)
+            ) as handshake:
                 request = await trio_websocket.wrap_server_stream(
                     nursery,
-                    self._stream,
+                    self.stream,
                     # It counts characters, so the limit, in bytes, is kept in `_read` as well.
                     max_message_size=self._rules.max_message_size,
                     receive_buffer_size=_READ_SIZE,
                 )
-                self._websocket = await request.accept()
-            if not handshake.cancelled_caught:
-                connection = self._server.register(self)
-                try:
-                    await self._talk(connection)
-                finally:
-                    self._server.forget(connection)
+                if isinstance(refusal, bytes):
+                    await self.stream.send_all(refusal)
+                else:
+                    self._websocket = await request.accept()
+            if refusal is None and not handshake.cancelled_caught:
+                await self._be_connected()
             nursery.cancel_scope.cancel()
+
+    async def _be_connected(self) -> None:
+        connection = self._server.register(self)
+        self.stream.connection = connection
+        try:
+            await self._talk(connection)
+        finally:
+            self._server.forget(connection)
 
     async def _talk(self, connection: Connection) -> None:
         async with trio.open_nursery() as nursery:
@@ -257,25 +387,42 @@ class _Link:
 
     def _arrived(self, connection: Connection, message: str | bytes) -> None:
         server = self._server
-        server.dispatch(server.broker.receive(connection, message, server.now()))
+        answer = server.disturbances.intercept(connection, message)
+        if answer is None:
+            answer = server.broker.receive(connection, message, server.now())
+        else:
+            server.broker.note(connection, message, trio.current_time())
+        server.dispatch(answer)
 
     async def _write(self) -> None:
         """Send what is posted, until a close or until the reader has found the end."""
         async for item in self._to_send:
+            # Here, so that what a fault holds back isn't late.
+            await self.stream.wait_writable()
             if isinstance(item, _Close):
-                with trio.move_on_after(self._rules.close_timeout):
+                with trio.move_on_after(self._unless_slowed(self._rules.close_timeout)):
                     await self._websocket.aclose(item.code, item.reason)
                 return
-            with trio.move_on_after(self._rules.write_timeout) as writing:
-                await self._websocket.send_message(item)
+            with trio.move_on_after(self._unless_slowed(self._rules.write_timeout)) as writing:
+                if isinstance(item, str):
+                    await self._websocket.send_message(item)
+                else:
+                    await self.stream.send_all(item.data)
             if writing.cancelled_caught:
                 logger.info("a client that doesn't read is dropped")
                 self.drop()
+            elif isinstance(item, Raw) and item.resets:
+                self.reset()
+            elif isinstance(item, Raw) and item.ends:
+                return
+
+    def _unless_slowed(self, timeout: float) -> float:
+        return math.inf if self.stream.is_slowed else timeout
 
     async def _watch(self, connection: Connection) -> None:
         while True:
             now = trio.current_time()
-            idle_at = self._hearing.heard_at + self._rules.idle_timeout
+            idle_at = self.stream.heard_at + self._rules.idle_timeout
             late_at = connection.opened_at + self._rules.auth_timeout
             if connection.api_key is not None:
                 late_at = math.inf
@@ -290,26 +437,6 @@ class _Link:
         # may never see why it was closed: so what it still sends is read and thrown away.
         gone = contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError)
         with trio.move_on_after(self._rules.close_timeout), gone:
-            await self._stream.send_eof()
-            while await self._stream.receive_some(_READ_SIZE):
+            await self.stream.send_eof()
+            while await self.stream.receive_some(_READ_SIZE):
                 pass
-
-
-class _Hearing(trio.abc.ReceiveStream):
-    """The receiving side of a client's stream; it knows when something came, pings included.
-
-    Attributes:
-        heard_at: When it last did, on Trio's clock.
-    """
-
-    def __init__(self, stream: trio.SocketStream) -> None:
-        self._stream = stream
-        self.heard_at = trio.current_time()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        data = await self._stream.receive_some(max_bytes)
-        self.heard_at = trio.current_time()
-        return data
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()

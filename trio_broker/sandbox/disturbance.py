@@ -1,0 +1,407 @@
+"""What makes the sandbox's server misbehave: the rules that are in force, and how they act.
+
+The server asks at each of its seams: `Disturbances.greeting` for a stream that it accepted,
+`intercept` for a message that came, `altered` for the texts that go out. `FaultyStream` is the
+stream under the WebSocket and asks for itself. Nothing here knows the names that tests have for
+faults: those are in `faults`.
+
+Rules act in the order in which they were made. They are few and short-lived, so they are looked
+through each time.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Final, Literal, Self, TypeAlias, TypeVar
+
+import attrs
+import msgspec
+import trio
+
+from trio_broker.sandbox.broker import Connection, Outgoing
+from trio_broker.sandbox.messages import Envelope, parse, print_message
+from trio_broker.sandbox.refusals import Refusal
+
+# To close a socket that has it resets the connection.
+_NO_LINGER: Final = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
+
+_Rule = TypeVar("_Rule")
+
+# A text, and how many seconds later it goes out.
+Later: TypeAlias = tuple[float, str]
+
+
+@attrs.define(eq=False)
+class Fault:
+    """A fault that lasts until it is lifted; as a context manager, until the block is left.
+
+    Attributes:
+        times: How often it strikes before it ends by itself; None if it doesn't.
+        uses: How often it has struck. Faults that can't be counted stay at 0.
+        is_lifted: Whether it is over.
+    """
+
+    _forget: Callable[[Fault], object] = attrs.field(repr=False)
+    times: int | None = attrs.field(default=None)
+    uses: int = 0
+    is_lifted: bool = False
+
+    @times.validator
+    def _at_least_once(self, _: object, times: int | None) -> None:
+        if times is not None and times < 1:
+            raise ValueError(f"times must be at least 1, or None, not {times!r}")
+
+    def lift(self) -> None:
+        """End it. Lifting it again does nothing."""
+        self.is_lifted = True
+        self._forget(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.lift()
+
+
+@attrs.frozen
+class Selector:
+    """Which messages a rule is for.
+
+    Attributes:
+        op: Only requests and replies with this operation.
+        channel: Only those with this channel; without `op`, only pushes to it. A ``*`` at its
+            end stands for anything.
+        api_key: Only on connections that are authenticated with it, or about to be.
+    """
+
+    op: str | None = None
+    channel: str | None = None
+    api_key: str | None = None
+
+    def selects(self, op: str | None, channel: str | None, api_key: str | None) -> bool:
+        """Whether a message is among them.
+
+        Args:
+            op: Its operation; None for a push.
+            channel: Its channel.
+            api_key: Whose connection it is.
+        """
+        if self.api_key not in {None, api_key}:
+            return False
+        if self.channel is not None and (channel is None or not self._names(channel)):
+            return False
+        return op == self.op or (self.op is None and self.channel is None)
+
+    def _names(self, channel: str) -> bool:
+        pattern = self.channel or ""
+        if pattern.endswith("*"):
+            return channel.startswith(pattern[:-1])
+        return channel == pattern
+
+
+@attrs.frozen
+class Greeting:
+    """What a new client gets instead of a handshake.
+
+    Attributes:
+        how: The bytes of an HTTP response, or what else happens to the socket.
+    """
+
+    how: bytes | Literal["reset", "silence"]
+
+
+@attrs.frozen
+class Interception:
+    """Requests never reach the broker.
+
+    Attributes:
+        selector: Which.
+        error: What they are refused with; None if they aren't answered at all.
+    """
+
+    selector: Selector
+    error: str | None = None
+
+
+@attrs.frozen
+class Alteration:
+    """What goes out is changed.
+
+    Attributes:
+        selector: Which texts.
+        alter: What becomes of one: from how late it is and the text to what goes out in its place.
+    """
+
+    selector: Selector
+    alter: Callable[[float, str], list[Later]]
+
+
+@attrs.frozen
+class Stall:
+    """Nothing moves on some streams.
+
+    Attributes:
+        streams: Which.
+        reading: Whether nothing is read from them.
+        writing: Whether nothing is written to them.
+    """
+
+    streams: frozenset[FaultyStream]
+    reading: bool = False
+    writing: bool = False
+
+
+@attrs.frozen
+class Drip:
+    """What goes out goes in single bytes.
+
+    Attributes:
+        delay: Between two bytes, in seconds of Trio's clock.
+        api_key: Only on connections that are authenticated with it.
+    """
+
+    delay: float
+    api_key: str | None
+
+
+class _Head(msgspec.Struct):
+    """What a text to a client is recognized by."""
+
+    op: str | None = None
+    ch: str | None = None
+
+
+class Disturbances:
+    """The rules in force, and the texts that they hold back."""
+
+    def __init__(self) -> None:
+        self._rules: dict[Fault, object] = {}
+        self._lifted = trio.Event()
+        self._late: list[tuple[float, int, Outgoing]] = []
+        self._numbers = itertools.count()
+
+    def last(self, rule: object, times: int | None = None) -> Fault:
+        """Put a rule in force.
+
+        Args:
+            rule: A `Greeting`, `Interception`, `Alteration`, `Stall` or `Drip`.
+            times: How often it strikes; None until it is lifted.
+
+        Raises:
+            ValueError: `times` is less than 1.
+        """
+        fault = Fault(self._forget, times)
+        self._rules[fault] = rule
+        return fault
+
+    def clear(self) -> None:
+        """Lift every fault."""
+        for fault in list(self._rules):
+            fault.lift()
+
+    def greeting(self) -> bytes | str | None:
+        """What a client that has just connected gets; None for a handshake."""
+        for fault, rule in self._of(Greeting):
+            self._use(fault)
+            return rule.how
+        return None
+
+    def intercept(self, connection: Connection, message: str | bytes) -> list[Outgoing] | None:
+        """What is answered to a message that mustn't reach the broker; None if it may.
+
+        Args:
+            connection: Where it came from.
+            message: The message: str for a text message, bytes for a binary one.
+        """
+        rules = list(self._of(Interception))
+        # Nearly always; then the message needn't be read.
+        if not rules:
+            return None
+        try:
+            envelope = parse(message)
+        except Refusal:
+            envelope = Envelope()
+        api_key = connection.api_key or envelope.key
+        for fault, rule in rules:
+            if rule.selector.selects(envelope.op, envelope.ch, api_key):
+                self._use(fault)
+                if rule.error is None:
+                    return []
+                text = print_message(op=envelope.op, ch=envelope.ch, error=rule.error)
+                return [Outgoing(connection, text)]
+        return None
+
+    def altered(self, outgoing: Iterable[Outgoing], at: float) -> list[Outgoing]:
+        """What goes out now; what goes out later is kept until it is `due`.
+
+        Args:
+            outgoing: What the broker says.
+            at: The time on Trio's clock.
+        """
+        now: list[Outgoing] = []
+        for message in outgoing:
+            for late, text in self._alter(message):
+                changed = Outgoing(message.connection, text)
+                if late:
+                    heapq.heappush(self._late, (at + late, next(self._numbers), changed))
+                else:
+                    now.append(changed)
+        return now
+
+    def due(self, at: float) -> list[Outgoing]:
+        """What was kept back long enough.
+
+        Args:
+            at: The time on Trio's clock.
+        """
+        due: list[Outgoing] = []
+        while self.next_deadline() <= at:
+            due.append(heapq.heappop(self._late)[2])
+        return due
+
+    def next_deadline(self) -> float:
+        """When something is `due` next, on Trio's clock; infinity if nothing is kept."""
+        return self._late[0][0] if self._late else math.inf
+
+    def drip(self, api_key: str | None) -> float | None:
+        """How long to wait after every byte, in seconds; None if they needn't go singly.
+
+        Args:
+            api_key: Whose connection it is.
+        """
+        delays = [rule.delay for _, rule in self._of(Drip) if rule.api_key in {None, api_key}]
+        return max(delays, default=None)
+
+    def stalls(self, stream: FaultyStream, *, writing: bool) -> bool:
+        """Whether a stream is held.
+
+        Args:
+            stream: The stream.
+            writing: Asks for writing to it; False for reading.
+        """
+        return any(
+            stream in rule.streams and (rule.writing if writing else rule.reading)
+            for _, rule in self._of(Stall)
+        )
+
+    async def wait_lifted(self) -> None:
+        """Wait until some fault is lifted."""
+        await self._lifted.wait()
+
+    def _of(self, kind: type[_Rule]) -> Iterator[tuple[Fault, _Rule]]:
+        for fault, rule in list(self._rules.items()):
+            if isinstance(rule, kind):
+                yield fault, rule
+
+    def _alter(self, message: Outgoing) -> list[Later]:
+        rules = list(self._of(Alteration))
+        # Nearly always; then the text needn't be read.
+        if not rules:
+            return [(0.0, message.text)]
+        head = msgspec.json.decode(message.text, type=_Head)
+        texts = [(0.0, message.text)]
+        for fault, rule in rules:
+            # A fault isn't used up by what another has swallowed.
+            if texts and rule.selector.selects(head.op, head.ch, message.connection.api_key):
+                self._use(fault)
+                texts = [late for text in texts for late in rule.alter(*text)]
+        return texts
+
+    def _use(self, fault: Fault) -> None:
+        fault.uses += 1
+        if fault.uses == fault.times:
+            fault.lift()
+
+    def _forget(self, fault: Fault) -> None:
+        self._rules.pop(fault, None)
+        self._lifted.set()
+        self._lifted = trio.Event()
+
+
+class FaultyStream(trio.StapledStream[trio.SocketStream, trio.SocketStream]):
+    """A client's stream, as far as faults let it through.
+
+    What is sent goes out whole before anything else does. That makes it safe to put bytes
+    between the frames of the WebSocket.
+
+    Attributes:
+        connection: Whose stream it is; None before the handshake is done.
+        heard_at: When something came last, pings included, on Trio's clock.
+    """
+
+    def __init__(self, stream: trio.SocketStream, disturbances: Disturbances) -> None:
+        super().__init__(stream, stream)
+        self.connection: Connection | None = None
+        self.heard_at: float = trio.current_time()
+        self._disturbances = disturbances
+        self._sending = trio.Lock()
+
+    @property
+    def is_slowed(self) -> bool:
+        """Whether a fault makes writing take longer than a client is to blame for."""
+        return self._drip() is not None
+
+    async def wait_writable(self) -> None:
+        """Wait while a fault forbids to write."""
+        while self._disturbances.stalls(self, writing=True):
+            await self._disturbances.wait_lifted()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send bytes, once no fault forbids to write.
+
+        Args:
+            data: The bytes.
+        """
+        async with self._sending:
+            while data:
+                await self.wait_writable()
+                delay = self._drip()
+                size = len(data) if delay is None else 1
+                await self.send_stream.send_all(data[:size])
+                data = data[size:]
+                if delay is not None:
+                    await trio.sleep(delay)
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Receive some bytes, once no fault forbids to read.
+
+        Args:
+            max_bytes: How many at most; None for what suits Trio.
+        """
+        data = await self.receive_stream.receive_some(max_bytes)
+        # Only now: it was waiting for the socket, most likely, when the fault began.
+        while self._disturbances.stalls(self, writing=False):
+            await self._disturbances.wait_lifted()
+        self.heard_at = trio.current_time()
+        return data
+
+    def reset(self) -> None:
+        """Reset the connection, at once."""
+        reset(self.send_stream)
+
+    def _drip(self) -> float | None:
+        connection = self.connection
+        return self._disturbances.drip(None if connection is None else connection.api_key)
+
+
+def reset(stream: trio.SocketStream) -> None:
+    """Reset a connection, at once; one that is closed already is left as it is.
+
+    Args:
+        stream: Its stream. Tasks that wait for it get a `trio.ClosedResourceError`.
+    """
+    if stream.socket.fileno() != -1:
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        stream.socket.close()

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from trio_broker.sandbox.accounts import Account as Account
 from trio_broker.sandbox.broker import Connection as Connection, Received as Received
+from trio_broker.sandbox.disturbance import Fault as Fault
 from trio_broker.sandbox.embedded import Sandbox as Sandbox, open_sandbox as open_sandbox
-from trio_broker.sandbox.faults import Fault as Fault, Faults as Faults
+from trio_broker.sandbox.faults import Faults as Faults
 from trio_broker.sandbox.orders import Order as Order, Outcome as Outcome, Terms as Terms
 from trio_broker.sandbox.rules import Rules as Rules, Settings as Settings

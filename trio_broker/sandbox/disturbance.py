@@ -330,7 +330,7 @@ class Disturbances:
         self._lifted = trio.Event()
 
 
-class FaultyStream(trio.StapledStream[trio.SocketStream, trio.SocketStream]):
+class FaultyStream(trio.abc.HalfCloseableStream):
     """A client's stream, as far as faults let it through.
 
     What is sent goes out whole before anything else does. That makes it safe to put bytes
@@ -342,9 +342,9 @@ class FaultyStream(trio.StapledStream[trio.SocketStream, trio.SocketStream]):
     """
 
     def __init__(self, stream: trio.SocketStream, disturbances: Disturbances) -> None:
-        super().__init__(stream, stream)
         self.connection: Connection | None = None
         self.heard_at: float = trio.current_time()
+        self._stream = stream
         self._disturbances = disturbances
         self._sending = trio.Lock()
 
@@ -369,7 +369,7 @@ class FaultyStream(trio.StapledStream[trio.SocketStream, trio.SocketStream]):
                 await self.wait_writable()
                 delay = self._drip()
                 size = len(data) if delay is None else 1
-                await self.send_stream.send_all(data[:size])
+                await self._stream.send_all(data[:size])
                 data = data[size:]
                 if delay is not None:
                     await trio.sleep(delay)
@@ -380,16 +380,28 @@ class FaultyStream(trio.StapledStream[trio.SocketStream, trio.SocketStream]):
         Args:
             max_bytes: How many at most; None for what suits Trio.
         """
-        data = await self.receive_stream.receive_some(max_bytes)
+        data = await self._stream.receive_some(max_bytes)
         # Only now: it was waiting for the socket, most likely, when the fault began.
         while self._disturbances.stalls(self, writing=False):
             await self._disturbances.wait_lifted()
         self.heard_at = trio.current_time()
         return data
 
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until the socket, whatever faults there are, takes bytes."""
+        await self._stream.wait_send_all_might_not_block()
+
+    async def send_eof(self) -> None:
+        """Send the end of the stream."""
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        """Close the socket."""
+        await self._stream.aclose()
+
     def reset(self) -> None:
         """Reset the connection, at once."""
-        reset(self.send_stream)
+        reset(self._stream)
 
     def _drip(self) -> float | None:
         connection = self.connection

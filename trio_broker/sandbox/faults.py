@@ -104,8 +104,8 @@ class Faults:
         Raises:
             ValueError: The status or a header can't be in an HTTP response.
         """
-        how = "reset" if status is None else _response(status, headers)
-        return self._disturbances.last(Greeting(how), times)
+        greeting = Greeting("reset" if status is None else _response(status, headers))
+        return self._disturbances.last(greeting, times)
 
     def stall_handshakes(self, *, times: int | None = None) -> Fault:
         """Accept new connections and say nothing, with no end.

@@ -19,7 +19,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Final, Literal, Self, TypeAlias, TypeVar
+from typing import Any, Final, Literal, Self, TypeAlias, TypeVar
 
 import attrs
 import msgspec
@@ -38,6 +38,11 @@ _Rule = TypeVar("_Rule")
 Later: TypeAlias = tuple[float, str]
 
 
+def _at_least_once(_: object, _attribute: attrs.Attribute[Any], times: int | None) -> None:
+    if times is not None and times < 1:
+        raise ValueError(f"times must be at least 1, or None, not {times!r}")
+
+
 @attrs.define(eq=False)
 class Fault:
     """A fault that lasts until it is lifted; as a context manager, until the block is left.
@@ -49,14 +54,9 @@ class Fault:
     """
 
     _forget: Callable[[Fault], object] = attrs.field(repr=False)
-    times: int | None = attrs.field(default=None)
+    times: int | None = attrs.field(default=None, validator=_at_least_once)
     uses: int = 0
     is_lifted: bool = False
-
-    @times.validator
-    def _at_least_once(self, _: object, times: int | None) -> None:
-        if times is not None and times < 1:
-            raise ValueError(f"times must be at least 1, or None, not {times!r}")
 
     def lift(self) -> None:
         """End it. Lifting it again does nothing."""
@@ -353,6 +353,16 @@ class FaultyStream(trio.abc.HalfCloseableStream):
         """Whether a fault makes writing take longer than a client is to blame for."""
         return self._drip() is not None
 
+    @property
+    def is_unread(self) -> bool:
+        """Whether a fault forbids to read."""
+        return self._disturbances.stalls(self, writing=False)
+
+    async def wait_readable(self) -> None:
+        """Wait while a fault forbids to read."""
+        while self.is_unread:
+            await self._disturbances.wait_lifted()
+
     async def wait_writable(self) -> None:
         """Wait while a fault forbids to write."""
         while self._disturbances.stalls(self, writing=True):
@@ -382,8 +392,7 @@ class FaultyStream(trio.abc.HalfCloseableStream):
         """
         data = await self._stream.receive_some(max_bytes)
         # Only now: it was waiting for the socket, most likely, when the fault began.
-        while self._disturbances.stalls(self, writing=False):
-            await self._disturbances.wait_lifted()
+        await self.wait_readable()
         self.heard_at = trio.current_time()
         return data
 

@@ -69,7 +69,7 @@ class Server:
     def __init__(self, broker: Broker, rules: Rules, clock: Callable[[], float]) -> None:
         self.broker = broker
         self.rules = rules
-        self.disturbances = Disturbances()
+        self.disturbances: Disturbances = Disturbances()
         self._clock = clock
         self._links: dict[Connection, Link] = {}
         self._streams: set[trio.SocketStream] = set()
@@ -267,12 +267,16 @@ class Raw:
 
 
 class Link:
-    """One client's socket, from its acceptance to its end."""
+    """One client's socket, from its acceptance to its end.
+
+    Attributes:
+        stream: What the WebSocket writes to and reads from.
+    """
 
     def __init__(self, server: Server, stream: trio.SocketStream) -> None:
         self._server = server
         self._rules = server.rules
-        self.stream = FaultyStream(stream, server.disturbances)
+        self.stream: FaultyStream = FaultyStream(stream, server.disturbances)
         self._outbox, self._to_send = trio.open_memory_channel[str | Raw | _Close](
             self._rules.outbox_size
         )
@@ -420,10 +424,14 @@ class Link:
         return math.inf if self.stream.is_slowed else timeout
 
     async def _watch(self, connection: Connection) -> None:
+        since = connection.opened_at
         while True:
+            if self.stream.is_unread:
+                await self.stream.wait_readable()
+                since = trio.current_time()
             now = trio.current_time()
-            idle_at = self.stream.heard_at + self._rules.idle_timeout
-            late_at = connection.opened_at + self._rules.auth_timeout
+            idle_at = max(since, self.stream.heard_at) + self._rules.idle_timeout
+            late_at = since + self._rules.auth_timeout
             if connection.api_key is not None:
                 late_at = math.inf
             if late_at <= now:

@@ -57,7 +57,7 @@ async def dialled(sandbox: Sandbox, receive_buffer: int | None = None) -> trio.S
     parts = urlsplit(sandbox.url)
     assert parts.hostname
     assert parts.port
-    plain = trio.socket.socket()
+    plain = trio.socket.socket(socket.AF_INET6 if ":" in parts.hostname else socket.AF_INET)
     if receive_buffer is not None:
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     try:

@@ -234,9 +234,8 @@ def _successor(listening: trio.socket.SocketType) -> trio.socket.SocketType:
     address = listening.getsockname()
     bound = socket.socket(listening.family, socket.SOCK_STREAM)
     listening.close()
-    # There it would let others have the port as well.
-    if os.name != "nt":  # pragma: no branch
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # On Windows it would let others have the port as well.
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, os.name != "nt")
     if bound.family == socket.AF_INET6:
         bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     bound.bind(address)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
 import click
 import trio
@@ -23,21 +24,26 @@ from trio_broker.sandbox import open_sandbox
 @click.option(
     "--seed",
     type=int,
-    default=0,
-    show_default=True,
+    default=None,
+    show_default="0, or the one of --state",
     help="What prices, and how orders go, depend on.",
 )
-def command(*, host: str, port: int, seed: int) -> None:
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    help="A file for balances and orders; started with it again, the sandbox goes on from there.",
+)
+def command(*, host: str, port: int, seed: int | None, state: Path | None) -> None:
     """Serve a broker of play money until Ctrl-C.
 
     Its URL and the keys of its first account are printed as lines that a shell, or a .env file,
     takes as they are. There is no TLS: whoever reaches the address can read along.
     """
-    run(lambda: _serve(host, port, seed))
+    run(lambda: _serve(host, port, seed, state))
 
 
-async def _serve(host: str, port: int, seed: int) -> int:
-    async with open_sandbox(seed=seed, host=host, port=port) as sandbox:
+async def _serve(host: str, port: int, seed: int | None, state: Path | None) -> int:
+    async with open_sandbox(seed=seed, host=host, port=port, state=state) as sandbox:
         # Signals are received rather than raised, so that clients get a polite goodbye. Outside of
         # this block they are raised again: a second Ctrl-C ends the goodbye.
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:

@@ -16,9 +16,11 @@ from trio_broker.sandbox.accounts import DOCUMENTED_ACCOUNTS, Account
 from trio_broker.sandbox.broker import Broker, Connection
 from trio_broker.sandbox.exchange import Exchange
 from trio_broker.sandbox.faults import Faults
+from trio_broker.sandbox.moment import Moment
 from trio_broker.sandbox.orders import Order, Outcome
 from trio_broker.sandbox.rules import Rules, Settings
 from trio_broker.sandbox.server import Server
+from trio_broker.sandbox.state import StatePath, open_exchange
 
 if TYPE_CHECKING:
     from trio_broker import BrokerWSClient
@@ -173,11 +175,12 @@ class Sandbox:
 @asynccontextmanager
 async def open_sandbox(
     *,
-    seed: int = 0,
+    seed: int | None = None,
     host: str = "127.0.0.1",
     port: int = 0,
     clock: Callable[[], float] = time.time,
     accounts: Iterable[Account] = (),
+    state: StatePath | None = None,
     **settings: Unpack[Settings],
 ) -> AsyncIterator[Sandbox]:
     """Run a broker for as long as the block lasts.
@@ -191,23 +194,46 @@ async def open_sandbox(
 
     Args:
         seed: What prices, and how orders go, depend on. The same seed and the same swaps at the
-            same times give the same prices and the same orders.
+            same times give the same prices and the same orders. None for the one of `state`,
+            or 0 if there is none.
         host: The address to listen on. There is no TLS: anybody who reaches it can read along.
         port: The TCP port, 0 for any that is free.
         clock: The wall clock, in seconds since the epoch.
         accounts: Accounts besides the two that the broker's documentation names.
+        state: A file for what it holds: balances, orders and what is still to come of them, and
+            where prices began. A sandbox that is started with it again goes on from there,
+            however the one before has ended; what was due since then happens at once. None for a
+            sandbox that is forgotten. `accounts` that the file knows have the balances that it
+            tells of, and keys of others stay with it.
         settings: Limits, timings and the like: the attributes of `Rules`.
 
     Raises:
-        ConfigurationError: A setting, or an account, can't be.
-        OSError: It can't listen there.
+        ConfigurationError: A setting, or an account, can't be; or the file of `state` isn't one,
+            is damaged, has another seed, or is in use by another sandbox.
+        OSError: It can't listen there, or can't read or write the file. Once it can't write a
+            change, the block is cancelled, and this is raised from its end.
     """
     rules = Rules(**settings)
     everybody = (*DOCUMENTED_ACCOUNTS, *accounts)
     opening = {account.api_key: account.balances for account in everybody}
     if len(opening) != len(everybody):
         raise ConfigurationError("two accounts of the sandbox have the same API key")
-    exchange = Exchange(seed, trio.current_time(), opening, rules)
+    scope = trio.CancelScope()
+    moment = Moment(trio.current_time(), clock())
+    with open_exchange(state, seed, opening, rules, moment, stop=scope.cancel) as exchange, scope:
+        async with _serving(exchange, everybody, rules, clock, (host, port)) as sandbox:
+            yield sandbox
+
+
+@asynccontextmanager
+async def _serving(
+    exchange: Exchange,
+    everybody: tuple[Account, ...],
+    rules: Rules,
+    clock: Callable[[], float],
+    address: tuple[str, int],
+) -> AsyncIterator[Sandbox]:
+    host, port = address
     server = Server(Broker(everybody, exchange, rules), rules, clock)
     listeners = await trio.open_tcp_listeners(port, host=host)
     bound_port = listeners[0].socket.getsockname()[1]

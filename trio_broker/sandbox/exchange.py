@@ -2,6 +2,9 @@
 
 It knows nothing of messages or connections. Time comes in as a `Moment`; randomness comes from
 the seed and the number of an order alone, so the same swaps at the same times go the same way.
+
+Within, times are seconds since the exchange was opened; Trio's clock, which begins anywhere, is
+met at the border alone. So what an exchange holds means the same to another process.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import heapq
 import logging
 import random
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from hashlib import sha256
 from typing import Final
@@ -57,15 +60,21 @@ class Exchange:
 
     Args:
         seed: What prices and lives depend on.
-        opened_at: When it was opened, on Trio's clock: prices begin there.
+        opened_at: When it was opened, on Trio's clock: prices begin there. One that is taken up
+            again was opened before that clock began, perhaps.
         opening: What each account begins with, by API key and asset.
         rules: The sandbox's settings.
 
     Attributes:
+        seed: What prices and lives depend on.
+        opened_at: When it was opened, on Trio's clock.
         market: Where prices come from.
         ledger: Who holds how much.
         orders: All orders by id, in the order in which they were taken.
         forced: How the next orders go, each for one order, before the rules' `outcomes`.
+        on_change: Called with every order that is new or has moved, once the ledger has followed
+            and before anybody hears of it. What it raises comes out of `swap` or `advance`, and
+            the exchange is of no more use.
     """
 
     def __init__(
@@ -75,15 +84,27 @@ class Exchange:
         opening: Mapping[str, Mapping[str, Decimal]],
         rules: Rules,
     ) -> None:
+        self.seed: int = seed
+        self.opened_at: float = opened_at
         self.market: Market = Market(seed, rules.fee_bps)
         self.ledger: Ledger = Ledger(opening)
         self.orders: dict[str, Order] = {}
         self.forced: deque[Outcome] = deque()
-        self._seed = seed
-        self._opened_at = opened_at
+        self.on_change: Callable[[Order, Moment], None] | None = None
         self._rules = rules
         self._by_client_order_id: dict[tuple[str, str], str] = {}
         self._due: list[tuple[float, str]] = []
+
+    def resume(self, orders: Iterable[Order]) -> None:
+        """Take up orders of an exchange with the same seed, each where it was.
+
+        The ledger is left alone: what they have locked must be locked in it already.
+
+        Args:
+            orders: The orders, in the order in which they were taken.
+        """
+        for order in orders:
+            self._remember(order)
 
     def quote(self, terms: Terms, at: float) -> Quote:
         """What a swap would bring at one time.
@@ -95,7 +116,7 @@ class Exchange:
         Raises:
             Refusal: An asset or a source can't be used, or the amount is too little.
         """
-        quote = self._quote(terms, terms.amount_in, at)
+        quote = self._quote(terms, terms.amount_in, at - self.opened_at)
         if not quote.expected_out:
             raise Refusal(INVALID_AMOUNT)  # So little that nothing is left of it.
         return quote
@@ -135,11 +156,9 @@ class Exchange:
             client_order_id=client_order_id,
             rate=quote.rate,
             updated_at=moment.ms,
-            steps=self._plan(terms, moment.at),
+            steps=self._plan(terms, moment.at - self.opened_at),
         )
-        if client_order_id is not None:
-            self._by_client_order_id[api_key, client_order_id] = order.order_id
-        self._store(order)
+        self._store(order, moment)
         return order, Change(order, (terms.asset_in,))
 
     def find(self, api_key: str, order_id: str) -> Order:
@@ -159,7 +178,7 @@ class Exchange:
 
     def next_deadline(self) -> float | None:
         """When the next step of any order is due, on Trio's clock; None if there is none."""
-        return self._due[0][0] if self._due else None
+        return self.opened_at + self._due[0][0] if self._due else None
 
     def advance(self, moment: Moment) -> list[Change]:
         """Take every step that is due.
@@ -171,7 +190,8 @@ class Exchange:
             What has changed, in the order in which it did.
         """
         changes = []
-        while self._due and self._due[0][0] <= moment.at:
+        # The very sum that `next_deadline` told: rounded otherwise, it could be due for ever.
+        while (deadline := self.next_deadline()) is not None and deadline <= moment.at:
             _, order_id = heapq.heappop(self._due)
             changes.append(self._step(self.orders[order_id], moment))
         return changes
@@ -181,14 +201,21 @@ class Exchange:
             amount_in,
             terms.asset_in,
             terms.asset_out,
-            at=at - self._opened_at,
+            at=at,
             sources=terms.sources,
         )
 
-    def _store(self, order: Order) -> None:
+    def _remember(self, order: Order) -> None:
         self.orders[order.order_id] = order
+        if order.client_order_id is not None:
+            self._by_client_order_id[order.api_key, order.client_order_id] = order.order_id
         if order.steps:
             heapq.heappush(self._due, (order.steps[0].at, order.order_id))
+
+    def _store(self, order: Order, moment: Moment) -> None:
+        self._remember(order)
+        if self.on_change is not None:
+            self.on_change(order, moment)
         logger.info(
             "%s is %s: %s of %s %s sold for %s %s%s",
             order.order_id,
@@ -203,7 +230,7 @@ class Exchange:
 
     def _plan(self, terms: Terms, now: float) -> tuple[Step, ...]:
         # A generator for each order: what others do changes nothing about how this one goes.
-        chance = random.Random(f"{self._seed}/{len(self.orders)}")  # noqa: S311 - it is a game
+        chance = random.Random(f"{self.seed}/{len(self.orders)}")  # noqa: S311 - it is a game
         outcomes = self._rules.outcomes
         (outcome,) = chance.choices(list(outcomes), list(outcomes.values()))
         return plan_life(
@@ -228,7 +255,7 @@ class Exchange:
         if changed.status.is_final and changed.unfilled:
             self.ledger.release(order.api_key, terms.asset_in, changed.unfilled)
             assets = (terms.asset_in,)
-        self._store(changed)
+        self._store(changed, moment)
         return Change(changed, assets)
 
     def _trade(self, order: Order, step: Step, moment: Moment) -> Order:
@@ -254,5 +281,5 @@ class Exchange:
             moment.ms,
             sold=step.amount_in,
             bought=quote.expected_out,
-            tx_hash="0x" + sha256(f"{self._seed}/{order.order_id}".encode()).hexdigest(),
+            tx_hash="0x" + sha256(f"{self.seed}/{order.order_id}".encode()).hexdigest(),
         )

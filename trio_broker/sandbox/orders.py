@@ -6,7 +6,7 @@
        └────────────┴────────┴──────────────────────────► FAILED or CANCELLED
 
 A life is planned when its order is taken: a list of steps, each with its time. So an order is
-plain data that could be written down and taken up again, and what happens next depends on
+plain data that can be written down and taken up again, and what happens next depends on
 nothing but time. An order is never changed: each step makes a new one of it.
 """
 
@@ -76,7 +76,7 @@ class Step:
     """A step of an order's life.
 
     Attributes:
-        at: When, on Trio's clock.
+        at: When, in seconds since the exchange was opened.
         status: The status that it leads to.
         amount_in: How much is traded with it.
     """
@@ -177,7 +177,7 @@ def plan_life(
         outcome: How it goes.
         amount_in: The amount that is sold.
         decimals: How many decimals the amounts of the asset sold have.
-        now: The time on Trio's clock.
+        now: The time, in seconds since the exchange was opened.
         pending_delay: The shortest and the longest time until it is PROCESSING, in seconds.
         processing_delay: The shortest and the longest time from then to its end, in seconds.
         chance: Where delays and parts are drawn from.

@@ -1,0 +1,324 @@
+"""What of a sandbox outlives its process: a file that the next one takes up.
+
+The file has a line of JSON for everything that it tells. The first is a snapshot: the seed, every
+holding and every order, with the steps that are still to come. Each one after it is a change: an
+order as it is since then, and what of the ledger that moved. A change is appended before the reply
+or the push that tells of it can leave, so nobody was ever told of what isn't in the file. It costs
+the same however many orders there are; the next sandbox makes one snapshot of it all.
+
+The laws of this file:
+
+- Killed at any moment, a process leaves a file that can be taken up: a snapshot replaces the file
+  as a whole, and a change that was cut off within its line was told to nobody, and is dropped.
+- A file that can't be taken up is left as it is.
+- Once a change couldn't be written, the sandbox ends: it would have to forget what it has done.
+
+Appended lines aren't forced to the disk. They are the system's once they are written, whatever
+becomes of the process; a machine that loses its power may lose the last of them.
+
+Times are seconds since the sandbox was first opened. Each line has the wall clock's time as well,
+so that the time in which no sandbox ran counts too. What was due in it is done when the file is
+taken up, each step at its own time's price. Connections, subscriptions, nonces and outcomes that
+a test has asked for end with the process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from decimal import Decimal
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Annotated, Final, TypeAlias
+
+import msgspec
+
+from trio_broker.exceptions import ConfigurationError
+from trio_broker.sandbox.exchange import Exchange
+from trio_broker.sandbox.ledger import Holding
+from trio_broker.sandbox.moment import Moment
+from trio_broker.sandbox.money import CONTEXT, ZERO
+from trio_broker.sandbox.orders import Order
+from trio_broker.sandbox.rules import Rules
+
+logger: Final = logging.getLogger("trio_broker.sandbox")
+
+StatePath: TypeAlias = str | os.PathLike[str]
+
+FORMAT: Final = "trio-broker sandbox"
+VERSION: Final = 1
+
+
+class _Mark(msgspec.Struct):
+    """What every version's first line tells."""
+
+    format: str
+    version: int
+
+
+class _Snapshot(msgspec.Struct):
+    """The first line. The seed is text, since JSON's integers end somewhere."""
+
+    format: str
+    version: int
+    seed: Annotated[str, msgspec.Meta(pattern=r"^-?[0-9]+$")]
+    at: float
+    wall: float
+    accounts: dict[str, dict[str, Holding]]
+    book: dict[str, Decimal]
+    fees: dict[str, Decimal]
+    orders: dict[str, Order]
+
+    def follow(self, change: _Change) -> None:
+        """Become what a change has made of it."""
+        order = change.order
+        self.at, self.wall = change.at, change.wall
+        self.orders[order.order_id] = order
+        self.accounts[order.api_key] |= change.holdings
+        self.book |= change.book
+        self.fees |= change.fees
+
+    def check(self) -> None:
+        """Refuse what no sandbox has written: lines may be missing, or changed by hand.
+
+        Raises:
+            ValueError: It doesn't add up.
+        """
+        locked: dict[tuple[str, str], Decimal] = {}
+        for number, (order_id, order) in enumerate(self.orders.items(), 1):
+            if not order_id == order.order_id == f"ord_{number:08d}":
+                raise ValueError(f"order {number} is {order_id}")
+            if order.status.is_final == bool(order.steps):
+                raise ValueError(f"{order_id} is {order.status}, with {len(order.steps)} steps")
+            if order.steps:
+                place = order.api_key, order.terms.asset_in
+                locked[place] = CONTEXT.add(locked.get(place, ZERO), order.unfilled)
+        for account, holdings in self.accounts.items():
+            for asset, holding in holdings.items():
+                if holding.locked != locked.pop((account, asset), ZERO):
+                    raise ValueError(f"the orders don't lock what is locked of {asset}")
+        if locked:
+            raise ValueError("an order locks what no account holds")
+
+
+class _Change(msgspec.Struct):
+    """Every other line: amounts as they are since then, of the two assets that were swapped."""
+
+    at: float
+    wall: float
+    order: Order
+    holdings: dict[str, Holding]
+    book: dict[str, Decimal]
+    fees: dict[str, Decimal]
+
+
+_encoder: Final = msgspec.json.Encoder()
+_snapshots: Final = msgspec.json.Decoder(_Snapshot)
+_changes: Final = msgspec.json.Decoder(_Change)
+
+
+@contextmanager
+def open_exchange(
+    path: StatePath | None,
+    seed: int | None,
+    opening: Mapping[str, Mapping[str, Decimal]],
+    rules: Rules,
+    moment: Moment,
+    *,
+    stop: Callable[[], object],
+) -> Iterator[Exchange]:
+    """An exchange for as long as the block lasts: a new one, or one that a file tells of.
+
+    Args:
+        path: The file; it is made if it isn't there, or is empty. None for an exchange that ends
+            with its process.
+        seed: What prices and lives depend on; None for the file's, or 0 if there is none.
+        opening: What each account begins with that the file doesn't know, by API key and asset.
+        rules: The sandbox's settings.
+        moment: The time.
+        stop: Called when a change couldn't be written. It must end the block, with nothing more
+            told to anybody.
+
+    Raises:
+        ConfigurationError: The file can't be taken up, has another seed, or is in use.
+        OSError: It can't be read or written; from the end of the block if a change couldn't be.
+    """
+    if path is None:
+        yield Exchange(seed or 0, moment.at, opening, rules)
+        return
+    file = Path(path).resolve()  # So that replacing it doesn't replace a link to it.
+    if file.exists() and not file.is_file():
+        raise ConfigurationError(f"{file} isn't a file")
+    with _held(file):
+        saved = _read(file)
+        if saved is None:
+            exchange = Exchange(seed or 0, moment.at, opening, rules)
+        elif seed not in {None, int(saved.seed)}:
+            raise ConfigurationError(f"{file} is of a sandbox with seed {saved.seed}, not {seed}")
+        else:
+            exchange = _taken_up(saved, opening, rules, moment)
+        _replace(file, _snapshot(exchange, moment))
+        with _Journal(file, exchange, stop):
+            exchange.advance(moment)
+            yield exchange
+
+
+class _Journal:
+    """Appends each change of an exchange to its file."""
+
+    def __init__(self, path: Path, exchange: Exchange, stop: Callable[[], object]) -> None:
+        self._path = path
+        self._exchange = exchange
+        self._stop = stop
+        self._failure: OSError | None = None
+        # Unbuffered: what was written is the system's, and nothing is written later.
+        self._file = path.open("ab", buffering=0)
+
+    def __enter__(self) -> None:
+        self._exchange.on_change = self._record
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        failure = self._failure
+        if failure is None:
+            return
+        # Out of a task it comes in a group. Errors of the block's own go before it.
+        grouped = isinstance(error, BaseExceptionGroup) and error.subgroup(
+            lambda each: each is failure
+        )
+        if error is None or grouped:
+            raise failure
+
+    def _record(self, order: Order, moment: Moment) -> None:
+        ledger = self._exchange.ledger
+        assets = order.terms.asset_in, order.terms.asset_out
+        change = _Change(
+            at=moment.at - self._exchange.opened_at,
+            wall=moment.wall,
+            order=order,
+            holdings={asset: ledger.holding(order.api_key, asset) for asset in assets},
+            book={asset: ledger.book[asset] for asset in assets if asset in ledger.book},
+            fees={asset: ledger.fees[asset] for asset in assets if asset in ledger.fees},
+        )
+        try:
+            self._append(_encoder.encode(change) + b"\n")
+        except OSError as error:
+            error.filename = str(self._path)
+            self._failure = error
+            logger.error("a change couldn't be written, so the sandbox ends: %s", error)  # noqa: TRY400 - it is raised
+            self._stop()
+            raise
+
+    def _append(self, line: bytes) -> None:
+        while line:  # A disk that gets full takes a part of it first.
+            line = line[self._file.write(line) :]
+
+
+def _snapshot(exchange: Exchange, moment: Moment) -> _Snapshot:
+    return _Snapshot(
+        format=FORMAT,
+        version=VERSION,
+        seed=str(exchange.seed),
+        at=moment.at - exchange.opened_at,
+        wall=moment.wall,
+        accounts=exchange.ledger.accounts,
+        book=exchange.ledger.book,
+        fees=exchange.ledger.fees,
+        orders=exchange.orders,
+    )
+
+
+def _taken_up(
+    saved: _Snapshot,
+    opening: Mapping[str, Mapping[str, Decimal]],
+    rules: Rules,
+    moment: Moment,
+) -> Exchange:
+    # A wall clock that was set back must not take time back.
+    age = saved.at + max(0.0, moment.wall - saved.wall)
+    exchange = Exchange(int(saved.seed), moment.at - age, opening, rules)
+    exchange.ledger.accounts |= saved.accounts
+    exchange.ledger.book |= saved.book
+    exchange.ledger.fees |= saved.fees
+    exchange.resume(saved.orders.values())
+    logger.info("took up %d orders after %.1f s", len(saved.orders), moment.wall - saved.wall)
+    return exchange
+
+
+def _read(path: Path) -> _Snapshot | None:
+    """What a file tells; None if it isn't there, or is empty.
+
+    Raises:
+        ConfigurationError: It isn't a sandbox's, is of another version, or is damaged.
+    """
+    content = path.read_bytes() if path.exists() else b""
+    if not content:
+        return None
+    first, *changes = content.split(b"\n")
+    try:
+        mark = msgspec.json.decode(first, type=_Mark)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        mark = _Mark("", 0)
+    if mark.format != FORMAT or not changes:
+        raise ConfigurationError(f"{path} isn't the state of a sandbox")
+    if mark.version != VERSION:
+        raise ConfigurationError(
+            f"{path} is of version {mark.version}; this sandbox takes up version {VERSION}"
+        )
+    number = 1
+    try:
+        saved = _snapshots.decode(first)
+        # What follows the last line's end is nothing, or a line that was cut off.
+        for number, line in enumerate(changes[:-1], 2):  # noqa: B007 - an error tells it
+            saved.follow(_changes.decode(line))
+        saved.check()
+    except (ValueError, LookupError, ArithmeticError, RecursionError) as error:
+        raise ConfigurationError(f"{path} is damaged at line {number}: {error}") from error
+    return saved
+
+
+def _replace(path: Path, snapshot: _Snapshot) -> None:
+    """Write a snapshot in place of a file, so that there is always the one or the other."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(_encoder.encode(snapshot) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, name)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink()
+        raise
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Keep other sandboxes off a file, where the system has locks; it frees those of the dead.
+
+    The lock is a file of its own, which stays: the state's is replaced, and its lock with it.
+    """
+    with path.with_name(f"{path.name}.lock").open("ab") as file:
+        try:
+            _lock(file)
+        except BlockingIOError:
+            raise ConfigurationError(f"{path} is in use by another sandbox") from None
+        yield
+
+
+def _lock(file: IO[bytes]) -> None:
+    try:
+        import fcntl  # noqa: PLC0415 - not every system has it
+    except ImportError:
+        return
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -200,12 +200,13 @@ class _Journal:
 
     def _record(self, order: Order, moment: Moment) -> None:
         ledger = self._exchange.ledger
+        held = ledger.accounts[order.api_key]
         assets = order.terms.asset_in, order.terms.asset_out
         change = _Change(
             at=moment.at - self._exchange.opened_at,
             wall=moment.wall,
             order=order,
-            holdings={asset: ledger.holding(order.api_key, asset) for asset in assets},
+            holdings={asset: held[asset] for asset in assets if asset in held},
             book={asset: ledger.book[asset] for asset in assets if asset in ledger.book},
             fees={asset: ledger.fees[asset] for asset in assets if asset in ledger.fees},
         )

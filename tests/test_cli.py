@@ -10,8 +10,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import tomllib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
@@ -310,10 +311,12 @@ def test_check_stops_what_does_not_add_up(after: dict[str, Balance], order: Orde
 
 
 @asynccontextmanager
-async def serving(*args: str) -> AsyncIterator[tuple[trio.Process, dict[str, str]]]:
+async def serving(
+    *args: str, command: tuple[str, ...] = COMMAND
+) -> AsyncIterator[tuple[trio.Process, dict[str, str]]]:
     """A sandbox in a process of its own, and the variables that it printed."""
     process = await trio.lowlevel.open_process(
-        [*COMMAND, "sandbox", *args], env=environment(), stdout=subprocess.PIPE
+        [*command, "sandbox", *args], env=environment(), stdout=subprocess.PIPE
     )
     assert process.stdout is not None
     try:
@@ -349,10 +352,14 @@ async def test_sandbox_serves_until_it_is_told_to_end(number: int, expected: int
             assert await process.wait() == expected
 
 
-async def test_sandbox_listens_where_it_is_told_to() -> None:
+def free_port() -> str:
     with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    async with serving("--host", "127.0.0.1", "--port", str(port)) as (_, variables):
+        return str(probe.getsockname()[1])
+
+
+async def test_sandbox_listens_where_it_is_told_to() -> None:
+    port = free_port()
+    async with serving("--host", "127.0.0.1", "--port", port) as (_, variables):
         assert variables["BROKER_WS_URL"] == f"ws://127.0.0.1:{port}/ws/v1/stream"
         async with BrokerWSClient.from_env(variables) as client:
             assert client.is_connected()
@@ -379,3 +386,127 @@ def test_sandbox_on_a_port_that_is_taken_says_so(capsys: pytest.CaptureFixture[s
     assert ended.out == ""
     assert ended.err.count("\n") == 1
     assert "in use" in ended.err
+
+
+# --- sandbox --state ------------------------------------------------------------------------
+
+
+def altered(options: str) -> tuple[str, ...]:
+    """The command, with options of `open_sandbox` that the command line doesn't have."""
+    code = (
+        "import functools, time\n"
+        "from trio_broker.cli import main, sandbox\n"
+        f"sandbox.open_sandbox = functools.partial(sandbox.open_sandbox, {options})\n"
+        "main()"
+    )
+    return (sys.executable, "-c", code)
+
+
+async def kill(process: trio.Process) -> None:
+    process.send_signal(signal.SIGKILL)
+    with trio.fail_after(PATIENCE):
+        assert await process.wait() == -signal.SIGKILL
+
+
+async def reached(client: BrokerWSClient, order_id: str, enough: Callable[[Order], bool]) -> Order:
+    """An order once it has got far enough."""
+    with trio.fail_after(PATIENCE):
+        async with await client.subscribe_order(order_id) as updates:
+            while True:
+                order = (await updates.receive()).data
+                if enough(order):
+                    return order
+
+
+def totals(balances: Iterable[Balance]) -> dict[str, Decimal]:
+    return {balance.asset: balance.total for balance in balances}
+
+
+async def test_sandbox_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+    file, hours = tmp_path / "state", 2 * 3600.0
+    args = ("--port", free_port(), "--state", str(file))
+    slow = altered("processing_delay=(3600, 3600), outcomes={'filled': 1}")
+    later = altered(f"clock=lambda: time.time() + {hours}")
+
+    async with serving(*args, "--seed", "5") as (process, variables):
+        url = variables["BROKER_WS_URL"]
+        async with BrokerWSClient.from_env(variables) as client:
+            receipt = await client.do_swap("1", "ETH", "USDT", client_order_id="first")
+            first = await reached(client, receipt.order_id, lambda order: order.is_final)
+            balances = await client.get_balances()
+            await kill(process)
+
+    async with serving(*args, command=slow) as (process, variables):
+        assert variables["BROKER_WS_URL"] == url
+        async with BrokerWSClient.from_env(variables) as client:
+            assert await client.get_balances() == balances
+            again = await client.get_order_status("first")
+            assert (again.status, again.filled_out) == (first.status, first.filled_out)
+            second = await client.do_swap("2", "ETH", "USDT", client_order_id="second")
+            await reached(
+                client, second.order_id, lambda order: order.status is OrderStatus.PROCESSING
+            )
+            await kill(process)
+
+    async with (
+        serving(*args, "--seed", "5", command=later) as (_, variables),
+        BrokerWSClient.from_env(variables, clock=lambda: time.time() + hours) as client,
+    ):
+        assert variables["BROKER_WS_URL"] == url
+        again = await client.get_order_status("first")
+        assert (again.status, again.filled_out) == (first.status, first.filled_out)
+        ended = await client.get_order_status("second")
+        assert (ended.order_id, ended.status) == (second.order_id, OrderStatus.FILLED)
+        held = {balance.asset: balance for balance in await client.get_balances()}
+        before = totals(balances)
+        bought = before["USDT"] + (ended.filled_out or 0)
+        after = {**before, "ETH": before["ETH"] - 2, "USDT": bought}
+        assert totals(held.values()) == after
+        assert not any(balance.locked for balance in held.values())
+
+
+async def test_sandbox_in_use_refuses_another(tmp_path: Path) -> None:
+    file = tmp_path / "state"
+    async with serving("--state", str(file)):
+        ended = await trio.to_thread.run_sync(run, *COMMAND, "sandbox", "--state", str(file))
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert ended.stderr == f"Error: {file} is in use by another sandbox\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("my diary\n", "{file} isn't the state of a sandbox"),
+        (None, "{file} is of a sandbox with seed 7, not 8"),
+    ],
+    ids=["not ours", "another seed"],
+)
+def test_sandbox_names_a_state_that_can_t_be_taken_up(
+    tmp_path: Path, content: str | None, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "state"
+
+    async def make() -> None:
+        async with open_sandbox(seed=7, state=file):
+            pass
+
+    if content is None:
+        trio.run(make)
+    else:
+        file.write_text(content)
+    before = file.read_bytes()
+    assert status("sandbox", "--state", str(file), "--seed", "8") == 1
+    ended = capsys.readouterr()
+    assert ended.out == ""
+    assert ended.err == f"Error: {line.format(file=file)}\n"
+    assert file.read_bytes() == before
+
+
+def test_sandbox_without_the_folder_of_its_state_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status("sandbox", "--state", str(tmp_path / "nowhere" / "state")) == 1
+    ended = capsys.readouterr()
+    assert ended.err.count("\n") == 1
+    assert "nowhere" in ended.err

@@ -27,7 +27,14 @@ from trio_broker.exceptions import (
     SubscriptionBrokenError,
     SubscriptionLimitError,
 )
-from trio_broker.models import ConnectionEvent, Message, OrderStatus, SnapshotUnavailable
+from trio_broker.models import (
+    ChannelRefused,
+    ConnectionEvent,
+    Gap,
+    Message,
+    OrderStatus,
+    SnapshotUnavailable,
+)
 from trio_broker.session import Session
 from trio_broker.subscription import Feed, Overflow, Subscription
 
@@ -150,6 +157,14 @@ class Desk:
         self.now += seconds
         self.session.tick(self.now)
         self.channels.tick(self.now)
+
+    def lose(self) -> None:
+        self.channels.lost(dt.datetime.fromtimestamp(self.now, dt.UTC))
+        self.session.lose(LOST)
+
+    def connect(self) -> int:
+        self.session.authenticated = True
+        return self.channels.restore()
 
     def is_clean(self) -> bool:
         session, channels = self.session, self.channels
@@ -785,3 +800,178 @@ def test_at_the_end_nothing_more_is_asked_for() -> None:
     with_snapshot.handle.close()
     assert desk.events == []
     assert desk.is_clean()
+
+
+# --- Outages ---------------------------------------------------------------------------------
+
+
+def test_after_an_outage_every_channel_is_asked_for_again_and_its_stream_is_marked() -> None:
+    desk = Desk()
+    order, balances = desk.held("orders:o1"), desk.held("balances")
+    desk.lose()
+    assert desk.sent() == []
+    lost_at = dt.datetime.fromtimestamp(desk.now, dt.UTC)
+    desk.now += 5
+    assert desk.connect() == 2
+    assert desk.sent() == [("subscribe", "orders:o1"), ("subscribe", "balances")]
+    desk.reply("subscribe", "balances")
+    assert desk.restored == []
+    assert desk.sent() == [("balances", "")]
+    desk.reply("subscribe", "orders:o1")
+    assert desk.restored == [("balances", "orders:o1")]
+    assert desk.sent() == [ASKS_FOR_ORDER]
+    desk.push_order("PROCESSING", 2)
+    desk.say(op="order_status", data={"orderId": "o1", "status": "FILLED", "updatedAt": 3})
+    assert desk.sent() == [ASKS_FOR_ORDER]  # a push overtook it
+    desk.say(op="order_status", data={"orderId": "o1", "status": "FILLED", "updatedAt": 3})
+    desk.reply_balances("7")
+    first, second = order.taken()
+    assert first.origin == "push"
+    assert first.gap == Gap(frozenset({"reconnected"}), dropped=0, since=lost_at)
+    assert (second.origin, second.gap, second.data.status) == ("snapshot", None, "FILLED")
+    (whole,) = balances.taken()
+    assert whole.origin == "snapshot"
+    assert whole.gap is not None
+
+
+def test_several_outages_before_a_message_are_one_gap_from_the_first_on() -> None:
+    desk = Desk()
+    subscriber = desk.held("orders:o1")
+    began = dt.datetime.fromtimestamp(desk.now, dt.UTC)
+    for _ in range(3):
+        desk.lose()
+        desk.now += 5
+        desk.connect()
+        desk.sent()
+    desk.reply("subscribe", "orders:o1")
+    desk.push_order("FILLED", 2)
+    (message,) = subscriber.taken()
+    assert message.gap is not None
+    assert message.gap.since == began
+
+
+def test_who_waits_for_an_acknowledgement_waits_for_the_next_connection() -> None:
+    desk = Desk()
+    subscriber = desk.join("balances", snapshot=True)
+    assert desk.sent() == [("subscribe", "balances")]
+    desk.lose()
+    late = desk.join("orders:o1")
+    assert desk.sent() == []
+    assert desk.connect() == 0  # neither of them had anything to be restored
+    assert desk.sent() == [("subscribe", "balances"), ("subscribe", "orders:o1")]
+    desk.reply("subscribe", "balances")
+    desk.reply("subscribe", "orders:o1")
+    assert subscriber.answers == late.answers == [None]
+    assert desk.sent() == [("balances", "")]
+    desk.reply_balances("7")
+    assert [message.gap for message in subscriber.taken()] == [None]
+    assert desk.restored == []
+
+
+def test_who_leaves_during_an_outage_is_not_asked_for_again() -> None:
+    desk = Desk()
+    subscriber, other = desk.held("balances"), desk.held("orders:o1")
+    desk.lose()
+    subscriber.handle.close()
+    assert desk.channels.wanted == 1
+    assert desk.connect() == 1
+    assert desk.sent() == [("subscribe", "orders:o1")]
+    other.handle.close()
+    desk.reply("subscribe", "orders:o1")
+    desk.answer("unsubscribe", "orders:o1")
+    assert desk.restored == [("orders:o1",)]
+    assert desk.is_clean()
+
+
+def test_left_before_its_request_is_sent_a_channel_is_not_restored() -> None:
+    desk = Desk()
+    subscriber = desk.held("balances")
+    desk.lose()
+    desk.connect()
+    subscriber.handle.close()
+    assert desk.sent() == []
+    assert desk.restored == [()]
+    assert desk.is_clean()
+
+
+@pytest.mark.parametrize("was_sent", [True, False])
+def test_what_was_being_given_up_when_the_connection_went_is_given_up(*, was_sent: bool) -> None:
+    desk = Desk()
+    subscriber = desk.held("balances")
+    left: list[bool] = []
+    desk.channels.drop("balances", lambda: left.append(True))
+    if was_sent:
+        assert desk.sent() == [("unsubscribe", "balances")]
+    desk.lose()
+    assert left == [True]
+    assert subscriber.is_at_its_end()
+    assert desk.connect() == 0
+    assert desk.sent() == []
+    assert desk.is_clean()
+
+
+def test_a_channel_that_is_refused_after_an_outage_ends_alone() -> None:
+    desk = Desk()
+    refused, other = desk.held("orders:o1"), desk.held("balances")
+    desk.lose()
+    newcomer = desk.join("orders:o1")
+    desk.connect()
+    desk.sent()
+    desk.reply("subscribe", "orders:o1", "Invalid channel format")
+    desk.reply("subscribe", "balances")
+    with pytest.raises(InvalidChannelError):
+        refused.handle.receive_nowait()
+    assert isinstance(newcomer.answers[0], InvalidChannelError)
+    assert desk.restored == [("balances",)]
+    (event,) = desk.events
+    assert isinstance(event, ChannelRefused)
+    assert event.channel == "orders:o1"
+    desk.push_balance("7")
+    assert len(other.taken()) == 1
+    assert desk.channels.subscriptions == desk.channels.wanted == 1
+
+
+def test_a_channel_that_is_not_acknowledged_after_an_outage_is_asked_for_again() -> None:
+    desk = Desk()
+    subscriber = desk.held("balances")
+    desk.lose()
+    desk.connect()
+    assert desk.sent() == [("subscribe", "balances")]
+    desk.pass_time(TIMEOUT + 1)
+    assert desk.sent() == []  # its place is kept for the reply that may come
+    assert not desk.restored
+    desk.reply("subscribe", "balances")
+    desk.answer("subscribe", "balances")
+    assert desk.restored == [("balances",)]
+    assert desk.sent() == [("balances", "")]
+    desk.reply_balances("7")
+    assert len(subscriber.taken()) == 1
+
+
+def test_a_snapshot_of_the_old_connection_is_nothing_to_the_new_one() -> None:
+    desk = Desk()
+    subscriber = desk.held("balances", snapshot=True)
+    assert desk.sent() == [("balances", "")]
+    desk.lose()
+    assert desk.events == []
+    desk.connect()
+    desk.answer("subscribe", "balances")
+    assert desk.sent() == [("balances", "")]
+    desk.reply_balances("7")
+    assert len(subscriber.taken()) == 1
+
+
+def test_an_older_state_after_an_outage_is_not_delivered_and_the_gap_stays() -> None:
+    desk = Desk()
+    subscriber = desk.held("orders:o1")
+    desk.push_order("PROCESSING", 5)
+    subscriber.taken()
+    desk.lose()
+    desk.connect()
+    desk.answer("subscribe", "orders:o1")
+    desk.sent()
+    desk.say(op="order_status", data={"orderId": "o1", "status": "PENDING", "updatedAt": 1})
+    assert subscriber.taken() == []
+    desk.push_order("FILLED", 6)
+    (message,) = subscriber.taken()
+    assert message.gap is not None

@@ -29,6 +29,7 @@ from trio_broker import (
     ConnectionLostError,
     Order,
     OrderStatus,
+    ReconnectPolicy,
     ServerError,
 )
 from trio_broker.cli import demo, main, shared
@@ -341,7 +342,8 @@ async def serving(
 async def test_sandbox_serves_until_it_is_told_to_end(number: int, expected: int) -> None:
     async with serving("--seed", "5") as (process, variables):
         assert list(variables) == ["BROKER_WS_URL", "BROKER_API_KEY", "BROKER_SECRET_KEY"]
-        async with BrokerWSClient.from_env(variables) as client:
+        never = ReconnectPolicy(max_attempts=0)
+        async with BrokerWSClient.from_env(variables, reconnect=never) as client:
             receipt = await client.do_swap("1", "ETH", "USDT")
             assert receipt.order_id
             process.send_signal(number)

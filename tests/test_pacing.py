@@ -29,3 +29,13 @@ def test_no_window_ever_holds_more_than_the_limit(limit: int, waits: list[float]
         left.append(now)
     for index, moment in enumerate(left):
         assert index - bisect_left(left, moment - WINDOW + 1e-9) < limit
+
+
+def test_what_left_together_counts_one_by_one() -> None:
+    pacer = Pacer(5)
+    assert pacer.room(1.0) == 5
+    pacer.note(1.0, 3)
+    assert pacer.room(1.5) == 2
+    pacer.note(1.5, 2)
+    assert pacer.ready_at(1.6) == 1.0 + WINDOW
+    assert pacer.room(1.0 + WINDOW) == 3

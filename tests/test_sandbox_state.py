@@ -28,7 +28,7 @@ from trio_broker.sandbox.moment import Moment
 from trio_broker.sandbox.orders import Order, Terms
 from trio_broker.sandbox.refusals import Refusal
 from trio_broker.sandbox.rules import Rules
-from trio_broker.sandbox.server import _Link
+from trio_broker.sandbox.server import Link
 
 WALL = 1_732_526_400.0
 OPENING = {
@@ -588,9 +588,9 @@ async def test_what_a_client_is_told_is_in_the_file_already(
     path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    post = _Link.post
+    post = Link.post
 
-    def check(self: _Link, item: Any) -> None:
+    def check(self: Link, item: Any) -> None:
         if isinstance(item, str):
             message = json.loads(item)
             saved = state._read(path)
@@ -614,7 +614,7 @@ async def test_what_a_client_is_told_is_in_the_file_already(
                 told.append("swap")
         post(self, item)
 
-    monkeypatch.setattr(_Link, "post", check)
+    monkeypatch.setattr(Link, "post", check)
     async with open_sandbox(state=path) as sandbox, talking(sandbox) as talker:
         sandbox.next_outcome("filled")
         await talker.subscribe("balances")

@@ -206,3 +206,28 @@ def test_the_process_environment_is_read_when_it_is_asked_for(
 def test_what_the_environment_lacks_is_named(environ: dict[str, str], missing: str) -> None:
     with pytest.raises(ConfigurationError, match=missing):
         from_environment(environ)
+
+
+@pytest.mark.parametrize("value", [-1, 2.0, True, "5"])
+def test_attempts_are_a_number_of_tries_or_none(value: Any) -> None:
+    with pytest.raises(ConfigurationError, match="max_attempts"):
+        ReconnectPolicy(max_attempts=value)
+    assert ReconnectPolicy(max_attempts=None).max_attempts is None
+
+
+@pytest.mark.parametrize("name", ["initial_delay", "max_delay"])
+@pytest.mark.parametrize("value", [0, -1.0, float("inf"), float("nan"), "1", True])
+def test_a_delay_is_a_finite_number_of_seconds(name: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=name):
+        ReconnectPolicy(**{name: value})
+
+
+def test_whether_the_first_is_retried_is_yes_or_no() -> None:
+    wrong: Any = 1
+    with pytest.raises(ConfigurationError, match="retry_first"):
+        ReconnectPolicy(retry_first=wrong)
+
+
+def test_a_policy_is_a_policy() -> None:
+    with pytest.raises(TypeError):
+        made(reconnect=5)

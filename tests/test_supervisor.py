@@ -27,6 +27,10 @@ from trio_broker import (
     GaveUp,
     InvalidSignatureError,
     NotConnectedError,
+    NotSentError,
+    ReconnectFailedError,
+    ReconnectPolicy,
+    Restored,
     SubscriptionBrokenError,
 )
 from trio_broker.sandbox import open_sandbox
@@ -498,3 +502,217 @@ def test_a_secret_in_a_url_is_not_shown() -> None:
     with pytest.raises(ConfigurationError) as caught:
         BrokerWSClient("key", "secret", "wss://user:hush@broker.example/ws")
     assert "hush" not in str(caught.value)
+
+
+# --- Connection after connection -------------------------------------------------------------
+
+
+async def test_a_lost_connection_is_replaced_and_the_stream_goes_on(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_sandbox() as sandbox, sandbox.client() as client:
+        events = client.events()
+        async with await client.subscribe_balances() as updates:
+            first = await updates.receive()
+            began = trio.current_time()
+            sandbox.drop_connections()
+            message = await updates.receive()
+            assert 0.5 <= trio.current_time() - began <= 1.0
+            assert message.gap is not None
+            assert message.gap.reasons == {"reconnected"}
+            assert (message.origin, message.data) == ("snapshot", first.data)
+            lost, connected, restored = [await events.receive() for _ in range(3)]
+            assert isinstance(lost, Disconnected)
+            assert isinstance(lost.error, ConnectionLostError)
+            assert lost.retry_in is not None
+            assert isinstance(connected, Connected)
+            assert isinstance(restored, Restored)
+            assert restored.channels == ("balances",)
+            assert lost.at <= connected.at <= restored.at
+        assert len(sandbox.connections) == 2
+
+
+async def test_the_states_of_an_outage() -> None:
+    policy = ReconnectPolicy(initial_delay=0.001)
+    async with open_scripted() as broker, broker.client(reconnect=policy) as client:
+        first = await broker.line()
+        async with trio.open_nursery() as nursery:
+            subscribing = start(nursery, client.subscribe_balances)
+            await first.acknowledge()
+            updates = await subscribing.result()
+        first.hang_up()
+        states = [client.state]
+        with trio.fail_after(PATIENCE):
+            await wait_until_lost(client)
+            states.append(client.state)
+            assert client.latency is None
+            await client.wait_connected()
+        second = await broker.line()
+        states.append(client.state)
+        assert client.is_connected()
+        await second.acknowledge()
+        await second.receive("balances")
+        states.append(client.state)
+        assert states == [
+            ConnectionState.CONNECTED,
+            ConnectionState.WAITING,
+            ConnectionState.RESTORING,
+            ConnectionState.CONNECTED,
+        ]
+        updates.close()
+
+
+async def test_tries_are_spent_and_the_last_cause_is_told(autojump_clock: MockClock) -> None:
+    async with open_sandbox() as sandbox, sandbox.client() as client:
+        events = client.events()
+        subscription = await client.subscribe_balances(snapshot=False)
+        began = trio.current_time()
+        sandbox.faults.kill()
+        with pytest.raises(ReconnectFailedError, match="after 5 tries") as caught:
+            await client.wait_closed()
+        assert caught.value.attempts == 5
+        assert isinstance(caught.value.__cause__, ConnectFailedError)
+        assert 15.5 <= trio.current_time() - began <= 31
+        with pytest.raises(SubscriptionBrokenError) as broken:
+            await subscription.receive()
+        assert isinstance(broken.value.__cause__, ReconnectFailedError)
+        told = [event async for event in events]
+        assert [type(event) for event in told] == [Disconnected] * 6 + [GaveUp]
+        await sandbox.faults.revive()
+
+
+async def test_the_documented_attributes_work_while_running(autojump_clock: MockClock) -> None:
+    async with open_sandbox() as sandbox, sandbox.client() as client:
+        assert (client.max_reconnect_attempts, client.reconnect_delay) == (5, 1.0)
+        client.reconnect_delay = 4.0
+        began = trio.current_time()
+        sandbox.faults.reset()
+        await wait_until_lost(client)
+        await client.wait_connected()
+        assert 2 <= trio.current_time() - began <= 4
+        client.max_reconnect_attempts = 0
+        sandbox.faults.reset()
+        with pytest.raises(ConnectionLostError):
+            await client.wait_closed()
+        with pytest.raises(ConfigurationError, match="max_attempts"):
+            client.max_reconnect_attempts = -1
+        with pytest.raises(ConfigurationError, match="initial_delay"):
+            client.reconnect_delay = 0
+
+
+async def wait_until_lost(client: BrokerWSClient) -> None:
+    while client.is_connected():
+        await trio.lowlevel.checkpoint()
+
+
+async def test_reads_wait_for_the_next_connection_and_swaps_do_not(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_sandbox() as sandbox, sandbox.client() as client:
+        sandbox.drop_connections()
+        await wait_until_lost(client)
+        with pytest.raises(NotConnectedError):
+            await client.do_swap("1", "ETH", "USDT")
+        assert await client.get_balances()
+        assert len(sandbox.connections) == 2
+        assert sandbox.orders() == ()
+        sandbox.faults.kill()
+        await wait_until_lost(client)
+        began = trio.current_time()
+        with pytest.raises(NotSentError):
+            await client.get_balances()
+        assert trio.current_time() - began == pytest.approx(10)
+        await sandbox.faults.revive()
+
+
+async def test_the_first_connection_is_retried_where_that_is_wanted(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_sandbox() as sandbox:
+        sandbox.faults.refuse_connections(503, times=2)
+        policy = ReconnectPolicy(retry_first=True)
+        async with sandbox.client(reconnect=policy) as client:
+            assert client.is_connected()
+            assert await client.get_balances()
+
+
+async def test_closed_while_it_waits_to_retry_it_closes_at_once(autojump_clock: MockClock) -> None:
+    async with open_sandbox() as sandbox, sandbox.client(request_timeout=60) as client:
+        subscription = await client.subscribe_balances(snapshot=False)
+        sandbox.faults.kill()
+        await wait_until_lost(client)
+        began = trio.current_time()
+        await client.aclose()
+        assert trio.current_time() == began
+        assert [message async for message in subscription] == []
+        await client.wait_closed()
+        await sandbox.faults.revive()
+
+
+async def test_closed_at_the_very_moment_of_the_next_try_it_stays_closed(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    async with open_sandbox() as sandbox, sandbox.client() as client:
+        real_sleep = trio.sleep
+
+        async def sleep(seconds: float) -> None:
+            await real_sleep(seconds)
+            if client.state is ConnectionState.WAITING:
+                client._supervisor.request_close()
+
+        sandbox.drop_connections()
+        monkeypatch.setattr(trio, "sleep", sleep)
+        await client.wait_closed()
+        assert client.state is ConnectionState.CLOSED
+        assert len(sandbox.connections) == 1
+
+
+async def test_a_peer_that_goes_while_a_ping_is_sent_is_lost_once(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_scripted() as broker, broker.client() as client:
+        line = await broker.line()
+        transport = client._supervisor._connection._transport  # type: ignore[union-attr]  # it is open
+
+        async def ping() -> None:
+            await trio.lowlevel.checkpoint()
+            raise ConnectionLostError("gone while it was pinged")
+
+        transport.ping = ping  # type: ignore[method-assign]  # what a transport may do
+        with pytest.raises(ConnectionLostError, match="gone while it was pinged"):
+            await client.wait_closed()
+        assert not line.pings
+
+
+async def test_in_a_forked_child_every_call_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_scripted() as broker, broker.client() as client:
+        with monkeypatch.context() as forked:
+            forked.setattr("os.getpid", lambda: -1)
+            for call in (
+                client.get_balances,
+                client.aclose,
+                client.wait_closed,
+                lambda: client.do_swap("1", "ETH", "USDT"),
+                lambda: client.subscribe("balances"),
+                lambda: client.unsubscribe("balances"),
+            ):
+                with pytest.raises(NotConnectedError, match="forked"):
+                    await call()
+        assert client.is_connected()
+
+
+async def test_the_log_tells_the_same_story(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("DEBUG", logger="trio_broker"):
+        async with open_sandbox() as sandbox, sandbox.client() as client:
+            await client.subscribe_balances(snapshot=False)
+            sandbox.faults.refuse_channel("balances")
+            sandbox.drop_connections()
+            await wait_until_lost(client)
+            await client.wait_connected()
+            await trio.sleep(1)
+    for part in ("next try in", "waiting -> connecting", "restoring -> connected"):
+        assert part in caplog.text
+    assert "ChannelRefused 'balances': the broker refused subscribe" in caplog.text
+    assert "Restored: none" in caplog.text

@@ -443,7 +443,7 @@ class Channels:
             if request.was_sent and not refused and not (unanswered and channel.members):
                 channel.standing = _Standing.HELD
             if not unanswered:
-                self._arrived(channel, restored=not refused)
+                self._arrived(channel, restored=channel.standing is _Standing.HELD)
         self._settle(channel)
         self._settle_waiting()
 

@@ -438,7 +438,7 @@ async def test_leaving_a_silent_sandbox_takes_no_longer_than_a_close(
 
 
 async def test_everything_drips_the_handshake_too(autojump_clock: MockClock) -> None:
-    async with open_sandbox() as sandbox, await dialled(sandbox) as stream:
+    async with open_sandbox(auth_timeout=1000) as sandbox, await dialled(sandbox) as stream:
         start = trio.current_time()
         with sandbox.faults.drip(1):
             await stream.send_all(UPGRADE)
@@ -446,7 +446,7 @@ async def test_everything_drips_the_handshake_too(autojump_clock: MockClock) -> 
             response = b"H" + await head(stream)
             assert response.startswith(b"HTTP/1.1 101 ")
             assert trio.current_time() - start == pytest.approx(len(response) - 1)
-            await trio.sleep(1)
+            await trio.sleep(1.5)
             assert sandbox.push("0123456789") == 1
             data = [await stream.receive_some() for _ in range(12)]
             assert b"".join(data) == b"\x81\x0a0123456789"

@@ -477,6 +477,7 @@ async def test_connections_are_reset_at_once() -> None:
             assert sandbox.faults.reset("test_key_2") == 1
             assert await closed(other) == 1006
             assert sandbox.faults.reset() == 1
+            assert sandbox.faults.reset() == 0
             assert await is_reset(stream)
         await stream.aclose()
 
@@ -603,6 +604,7 @@ async def test_a_killed_server_is_gone_at_once_and_comes_back(host: str) -> None
                 assert len(sandbox.connections) == number
                 sandbox.faults.kill()
                 assert sandbox.faults.is_killed
+                assert sandbox.push("{}") == 0
                 with pytest.raises(ConnectionRefusedError):
                     socket.create_connection(address)
                 with trio.fail_after(5):

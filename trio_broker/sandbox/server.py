@@ -86,7 +86,7 @@ class Server:
         return Moment(trio.current_time(), self._clock())
 
     def links(self, api_key: str | None = None) -> list[Link]:
-        """The clients whose handshake is done.
+        """The clients whose handshake is done, and who aren't dropped.
 
         Args:
             api_key: Only those that are authenticated with this key.
@@ -94,7 +94,7 @@ class Server:
         return [
             link
             for connection, link in self._links.items()
-            if api_key in {None, connection.api_key}
+            if api_key in {None, connection.api_key} and not link.is_dropped
         ]
 
     async def serve(
@@ -126,6 +126,8 @@ class Server:
         self._alive, self._revived = trio.Event(), trio.Event()
         # First, so that the tasks are cancelled and don't find their sockets closed.
         self._life.cancel()
+        for link in self.links():
+            link.drop()
         for stream in self._streams:
             reset(stream)
         self._sockets = [_successor(listening) for listening in self._sockets]
@@ -318,6 +320,11 @@ class Link:
             self.drop()
         except trio.ClosedResourceError:
             pass
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether the socket is closed, or as good as."""
+        return self._scope.cancel_called
 
     def drop(self) -> None:
         """Close the socket at once, without a word."""

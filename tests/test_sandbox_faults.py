@@ -280,7 +280,9 @@ async def test_a_fault_can_be_for_one_account(autojump_clock: MockClock) -> None
 async def test_a_delayed_reply_comes_later_and_holds_up_nothing(
     autojump_clock: MockClock,
 ) -> None:
-    async with open_sandbox() as sandbox, talking(sandbox) as talker:
+    hour = (3600.0, 3600.0)  # An order that is due later holds up nothing either.
+    async with open_sandbox(pending_delay=hour) as sandbox, talking(sandbox) as talker:
+        await talker.ask("swap", swap_body())
         start = trio.current_time()
         sandbox.faults.delay(5, op="subscribe", times=2)
         for channel in ("orders:1", "orders:2", "orders:3"):
@@ -611,6 +613,18 @@ async def test_a_killed_server_is_gone_at_once_and_comes_back(host: str) -> None
                     assert await is_reset(stream)
             await sandbox.faults.revive()
             assert not sandbox.faults.is_killed
+
+
+async def test_a_server_comes_back_beside_another_at_the_port_of_the_other_family() -> None:
+    async with open_sandbox(host="::") as sandbox:
+        port = urlsplit(sandbox.url).port
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", port))
+            other.listen()
+            sandbox.faults.kill()
+            await sandbox.faults.revive()
+            async with talking(sandbox) as talker:
+                assert "data" in await talker.ask("balances")
 
 
 async def test_orders_live_on_while_the_server_is_killed(autojump_clock: MockClock) -> None:

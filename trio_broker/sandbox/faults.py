@@ -65,7 +65,8 @@ class Faults:
     - `channel`: with `op`, only where the channel is this one. Without `op`, only pushes to this
       channel. A ``*`` at its end stands for anything: ``"orders:*"``, or ``"*"`` for every push.
       With neither of the two, it is about everything that the broker says.
-    - `times`: after so many strikes the fault ends by itself; None for never.
+    - `times`: after so many strikes the fault ends by itself; None for never. ValueError if it is
+      less than 1.
 
     Where something is said to raise LookupError, the sandbox doesn't have the account
     (IndexError for a position). All times are seconds of Trio's clock.

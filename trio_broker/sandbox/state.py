@@ -40,9 +40,10 @@ import msgspec
 from trio_broker.exceptions import ConfigurationError
 from trio_broker.sandbox.exchange import Exchange
 from trio_broker.sandbox.ledger import Holding
+from trio_broker.sandbox.market import ASSETS
 from trio_broker.sandbox.moment import Moment
 from trio_broker.sandbox.money import CONTEXT, ZERO
-from trio_broker.sandbox.orders import Order
+from trio_broker.sandbox.orders import NEXT, Order
 from trio_broker.sandbox.rules import Rules
 
 logger: Final = logging.getLogger("trio_broker.sandbox")
@@ -65,7 +66,7 @@ class _Snapshot(msgspec.Struct):
 
     format: str
     version: int
-    seed: Annotated[str, msgspec.Meta(pattern=r"^-?[0-9]+$")]
+    seed: Annotated[str, msgspec.Meta(pattern=r"^-?[0-9]+$", max_length=4300)]
     at: float
     wall: float
     accounts: dict[str, dict[str, Holding]]
@@ -92,8 +93,7 @@ class _Snapshot(msgspec.Struct):
         for number, (order_id, order) in enumerate(self.orders.items(), 1):
             if not order_id == order.order_id == f"ord_{number:08d}":
                 raise ValueError(f"order {number} is {order_id}")
-            if order.status.is_final == bool(order.steps):
-                raise ValueError(f"{order_id} is {order.status}, with {len(order.steps)} steps")
+            _check_life(order)
             if order.steps:
                 place = order.api_key, order.terms.asset_in
                 locked[place] = CONTEXT.add(locked.get(place, ZERO), order.unfilled)
@@ -114,6 +114,25 @@ class _Change(msgspec.Struct):
     holdings: dict[str, Holding]
     book: dict[str, Decimal]
     fees: dict[str, Decimal]
+
+
+def _check_life(order: Order) -> None:
+    """Refuse an order whose steps can't be taken.
+
+    Raises:
+        ValueError: They can't.
+    """
+    status, left = order.status, order.unfilled
+    for step in order.steps:
+        if step.status not in NEXT[status]:
+            raise ValueError(f"{order.order_id} can't go from {status} to {step.status}")
+        status, left = step.status, CONTEXT.subtract(left, step.amount_in)
+    if not status.is_final:
+        raise ValueError(f"{order.order_id} ends as {status}")
+    if left < 0 or not order.rate > 0:
+        raise ValueError(f"{order.order_id} can't trade what it is to trade")
+    if not {order.terms.asset_in, order.terms.asset_out} <= ASSETS.keys():
+        raise ValueError(f"{order.order_id} has an asset that the sandbox hasn't")
 
 
 _encoder: Final = msgspec.json.Encoder()

@@ -31,6 +31,7 @@ from trio_broker.sandbox import open_sandbox
 @click.option(
     "--state",
     type=click.Path(path_type=Path),
+    metavar="FILE",
     help="A file for balances and orders; started with it again, the sandbox goes on from there.",
 )
 def command(*, host: str, port: int, seed: int | None, state: Path | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import pty
@@ -16,6 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import attrs
 import click
@@ -27,10 +29,13 @@ from trio_broker import (
     Balance,
     BrokerWSClient,
     ConnectionLostError,
+    Disconnected,
+    Message,
     Order,
     OrderStatus,
     ReconnectPolicy,
     ServerError,
+    Subscription,
 )
 from trio_broker.cli import demo, main, shared
 from trio_broker.sandbox import Outcome, Sandbox, open_sandbox
@@ -202,6 +207,11 @@ def test_demo_tells_the_whole_story_in_plain_text(capsys: pytest.CaptureFixture[
         "2 ETH would bring ",
         "ord_00000001",
         "is FILLED",
+        "The line is cut: ",
+        "The next try is in 0.",
+        "Connected again.",
+        "Subscribed again to balances.",
+        "something may be missing, and here is the account as a snapshot.",
         "The account holds now\n",
         "998   -2\n",
         "Said goodbye.",
@@ -223,16 +233,37 @@ def test_demo_fills_its_order_with_every_seed(
         "event": "end",
         "ok": True,
         "sold": "2",
-        "bought": events[-4]["filled_out"],
+        "bought": [event for event in events if event["event"] == "order"][-1]["filled_out"],
     }
     told = list(dict.fromkeys(event["event"] for event in events))
     assert told == [
-        "sandbox", "connected", "balances", "estimate", "swap", "order", "closed", "end",
+        "sandbox", "connected", "balances", "estimate", "swap", "order",
+        "lost", "restored", "gap", "closed", "end",
     ]  # fmt: skip
     before, after = (event["balances"] for event in events if event["event"] == "balances")
     gained = Decimal(after["USDT"]) - Decimal(before["USDT"])
     assert gained == Decimal(events[-1]["bought"]) > 0
     assert [event["status"] for event in events if event["event"] == "order"][-1] == "FILLED"
+
+
+def test_demo_tells_of_a_line_that_does_not_come_back() -> None:
+    told: list[str] = []
+    gone = Disconnected(at=dt.datetime.now(dt.UTC), error=ConnectionError("gone"), retry_in=None)
+    demo._tell_on_the_way(gone, lambda _, text, **__: told.append(text))
+    assert told == ["The line is cut: gone."]
+
+
+def test_demo_fails_when_the_stream_does_not_own_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    receive = Subscription.receive
+
+    async def silent(self: Subscription[Any]) -> Message[Any]:
+        return attrs.evolve(await receive(self), gap=None)
+
+    monkeypatch.setattr(Subscription, "receive", silent)
+    assert status("demo") == 1
+    assert "the stream should have said" in capsys.readouterr().err
 
 
 def test_demo_is_coloured_on_a_terminal() -> None:

@@ -14,16 +14,35 @@ from typing import Final, Protocol
 import click
 import trio
 
-from trio_broker import Balance, BrokerWSClient, Order, OrderStatus, SwapReceipt
+from trio_broker import (
+    Balance,
+    BrokerWSClient,
+    ConnectionEvent,
+    Disconnected,
+    Order,
+    OrderStatus,
+    ReconnectPolicy,
+    Restored,
+    SwapReceipt,
+)
 from trio_broker.cli.shared import run
-from trio_broker.sandbox import Outcome, open_sandbox
+from trio_broker.sandbox import Outcome, Sandbox, open_sandbox
 
 _AMOUNT: Final = Decimal(2)
 _SOLD: Final = "ETH"
 _BOUGHT: Final = "USDT"
 
 _TIME_LIMIT: Final = 9.0  # seconds; it takes one
-_STYLES: Final = {"sandbox": "dim", "swap": "bold", "order": "cyan", "end": "bold green"}
+# Quicker than the default, so that nobody has to wait for the story to go on.
+_POLICY: Final = ReconnectPolicy(initial_delay=0.5)
+_STYLES: Final = {
+    "lost": "bold red",
+    "restored": "green",
+    "sandbox": "dim",
+    "swap": "bold",
+    "order": "cyan",
+    "end": "bold green",
+}
 
 
 class Teller(Protocol):
@@ -45,7 +64,7 @@ class Teller(Protocol):
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 def command(*, seed: int, as_json: bool) -> None:
-    """Connect, look at the balances, swap, follow the order, and check the balances again.
+    """Connect, swap, follow the order, lose the connection and get it back, check the balances.
 
     All of it over a real WebSocket, against a broker of play money that runs inside this process.
     Ends with status 0 only if everything that it tells has really happened.
@@ -73,11 +92,12 @@ async def _story(seed: int, tell: Teller) -> None:
             url=sandbox.url,
             seed=seed,
         )
-        async with sandbox.client() as client:
+        async with sandbox.client(reconnect=_POLICY) as client:
             tell("connected", "Connected and authenticated.", state=client.state.value)
             before = await _balances(client, tell)
             receipt = await _swap(client, tell)
             order = await _follow(client, receipt.order_id, tell)
+            await _outage(sandbox, client, tell)
             after = await _balances(client, tell, before)
         tell("closed", "Said goodbye.", state=client.state.value)
     _check(before, after, order)
@@ -148,6 +168,42 @@ async def _follow(client: BrokerWSClient, order_id: str, tell: Teller) -> Order:
             )
             if order.is_final:
                 return order
+
+
+async def _outage(sandbox: Sandbox, client: BrokerWSClient, tell: Teller) -> None:
+    """Cut the line under a stream that is open, and tell how both come back.
+
+    Raises:
+        click.ClickException: The stream doesn't say what it missed.
+    """
+    with client.events() as events:
+        async with await client.subscribe_balances() as updates:
+            await updates.receive()
+            sandbox.faults.reset()
+            while not isinstance(event := await events.receive(), Restored):
+                _tell_on_the_way(event, tell)
+            names = ", ".join(event.channels)
+            tell("restored", f"Subscribed again to {names}.", channels=event.channels)
+            message = await updates.receive()
+    if message.gap is None:
+        raise click.ClickException("the stream should have said that something may be missing")
+    tell(
+        "gap",
+        f"The stream says so: since {message.gap.since:%H:%M:%S} something may be missing, "
+        f"and here is the account as a {message.origin}.",
+        since=message.gap.since,
+        origin=message.origin,
+    )
+
+
+def _tell_on_the_way(event: ConnectionEvent, tell: Teller) -> None:
+    if isinstance(event, Disconnected):
+        text = f"The line is cut: {event.error}."
+        if event.retry_in is not None:
+            text += f" The next try is in {event.retry_in:.2f} s."
+        tell("lost", text, retry_in=event.retry_in)
+    else:
+        tell("connected", "Connected again.", at=event.at)
 
 
 def _check(before: Mapping[str, Balance], after: Mapping[str, Balance], order: Order) -> None:

@@ -248,9 +248,13 @@ def test_demo_fills_its_order_with_every_seed(
 
 def test_demo_tells_of_a_line_that_does_not_come_back() -> None:
     told: list[str] = []
+
+    def tell(event: str, text: str, **_: object) -> None:
+        told.append(f"{event}: {text}")
+
     gone = Disconnected(at=dt.datetime.now(dt.UTC), error=ConnectionError("gone"), retry_in=None)
-    demo._tell_on_the_way(gone, lambda _, text, **__: told.append(text))
-    assert told == ["The line is cut: gone."]
+    demo._tell_on_the_way(gone, tell)
+    assert told == ["lost: The line is cut: gone."]
 
 
 def test_demo_fails_when_the_stream_does_not_own_up(

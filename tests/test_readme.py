@@ -56,6 +56,7 @@ async def test_python_block_runs(
         monkeypatch.setenv("BROKER_SECRET_KEY", sandbox.secret_key)
 
         async def cut_the_line() -> None:
+            await trio.lowlevel.checkpoint()
             sandbox.drop_connections()
 
         sandbox.next_outcome("filled")

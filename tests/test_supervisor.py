@@ -601,8 +601,9 @@ async def test_the_documented_attributes_work_while_running(autojump_clock: Mock
 
 
 async def wait_until_lost(client: BrokerWSClient) -> None:
+    events = client.events()
     while client.is_connected():
-        await trio.lowlevel.checkpoint()
+        await events.receive()
 
 
 async def test_reads_wait_for_the_next_connection_and_swaps_do_not(

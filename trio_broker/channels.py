@@ -444,6 +444,8 @@ class Channels:
                 channel.standing = _Standing.HELD
             if not unanswered:
                 self._arrived(channel, restored=channel.standing is _Standing.HELD)
+        elif not request.was_sent:
+            channel.standing = _Standing.HELD  # It waited for its turn for too long: once more.
         self._settle(channel)
         self._settle_waiting()
 

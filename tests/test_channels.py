@@ -317,6 +317,21 @@ def test_never_acknowledged_the_broker_may_hold_it_and_the_connection_is_replace
     assert desk.is_clean()
 
 
+@pytest.mark.parametrize("limit", [1, 100])
+def test_what_was_never_acknowledged_is_asked_for_again_and_not_taken_for_held(limit: int) -> None:
+    desk = Desk(limit)
+    desk.join("orders:o1")
+    assert desk.sent() == [("subscribe", "orders:o1")]
+    desk.pass_time(TIMEOUT + 1)
+    newcomer = desk.join("orders:o1")
+    desk.pass_time(TIMEOUT + 1)  # the goodbye had no turn
+    assert newcomer.answers == []
+    desk.reply("subscribe", "orders:o1", "Invalid channel format")  # to the first, at last
+    assert newcomer.answers == []
+    desk.answer("subscribe", "orders:o1")
+    assert newcomer.answers == [None]
+
+
 def test_what_is_overdue_says_whether_it_was_sent() -> None:
     desk = Desk(limit=1)
     first = desk.join("orders:o1")
@@ -883,6 +898,21 @@ def test_who_waits_for_an_acknowledgement_waits_for_the_next_connection() -> Non
     desk.reply_balances("7")
     assert [message.gap for message in subscriber.taken()] == [None]
     assert desk.restored == []
+
+
+def test_what_came_before_the_acknowledgement_can_have_a_gap_after_it() -> None:
+    desk = Desk()
+    subscriber = desk.join("orders:o1")
+    assert desk.sent() == [("subscribe", "orders:o1")]
+    desk.push_order("PENDING", 1)
+    desk.lose()
+    desk.connect()
+    desk.answer("subscribe", "orders:o1")
+    assert desk.sent() == [ASKS_FOR_ORDER]
+    desk.say(op="order_status", data={"orderId": "o1", "status": "FILLED", "updatedAt": 2})
+    first, second = subscriber.taken()
+    assert first.gap is None
+    assert second.gap is not None
 
 
 def test_who_leaves_during_an_outage_is_not_asked_for_again() -> None:

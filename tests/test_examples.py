@@ -49,7 +49,7 @@ async def test_quickstart_trades_where_the_environment_says() -> None:
         ended = await run(QUICKSTART, **variables(sandbox))
         (order,) = sandbox.orders()
     assert (ended.returncode, ended.stderr) == (0, b"")
-    assert f"sold 0.01 ETH for {order.filled_out:f} USDT" in ended.stdout.decode()
+    assert f"sold 0.01 ETH for {order.filled_out.normalize():f} USDT" in ended.stdout.decode()
 
 
 async def test_quickstart_says_that_its_order_failed() -> None:

@@ -60,8 +60,20 @@ _FIRST_RETRY: Final = 0.05
 
 
 class _Standing(enum.Enum):
+    """Whether the broker holds a channel, as far as that is known."""
+
     ABSENT = enum.auto()
     HELD = enum.auto()
+    # It was asked for, and no answer came: to be had it must be asked for again, and to be rid of
+    # it must be given up.
+    DOUBTFUL = enum.auto()
+
+
+def _standing_after(request: Request) -> _Standing:
+    """What a ``subscribe`` or ``unsubscribe`` that was sent, and has ended, leaves behind."""
+    if request.op == "unsubscribe" or isinstance(request.error, ServerError):
+        return _Standing.ABSENT  # Refusing to give up means that there was nothing to give up.
+    return _Standing.HELD if request.error is None else _Standing.DOUBTFUL
 
 
 @attrs.define(eq=False)
@@ -75,6 +87,7 @@ class Member:
         wants_snapshot: Whether the channel's state is to be asked for.
         newest: The newest state of an order that was delivered to it.
         gap: What it has missed and wasn't told of yet.
+        has_begun: Whether there can be a gap: it was acknowledged, or something was delivered.
     """
 
     feed: Feed[Any]
@@ -83,6 +96,7 @@ class Member:
     is_ready: bool = False
     newest: Order | None = None
     gap: Gap | None = None
+    has_begun: bool = False
 
     def offer(self, message: Message[Any]) -> None:
         """Deliver a message, unless a newer state was delivered before."""
@@ -93,6 +107,7 @@ class Member:
             self.newest = state
         if self.gap is not None:
             message, self.gap = attrs.evolve(message, gap=self.gap), None
+        self.has_begun = True
         self.feed.put(message)
 
     def miss(self, gap: Gap) -> None:
@@ -343,7 +358,7 @@ class Channels:
         for channel in tuple(self._channels.values()):
             channel.forget()
             for member in channel.members:
-                if member.is_ready:
+                if member.has_begun:
                     member.miss(gap)
             self._tell_left(channel)
             self._settle(channel)
@@ -400,21 +415,22 @@ class Channels:
         if channel.members and channel.is_held:
             self._welcome(channel)
         elif channel.members:
-            if self._is_online and self._held() < self._max:
+            if self._is_online and self._held_besides(channel) < self._max:
                 self._request(channel, "subscribe")
-        elif channel.is_held:
+        elif channel.standing is not _Standing.ABSENT:
             self._request(channel, "unsubscribe")
         else:
             del self._channels[channel.name]
             self._tell_left(channel)
             self._arrived(channel, restored=False)
 
-    def _held(self) -> int:
-        """How many channels the broker holds or may hold."""
+    def _held_besides(self, channel: _Channel) -> int:
+        """How many other channels the broker holds or may hold."""
         return sum(
             1
-            for channel in self._channels.values()
-            if channel.standing is _Standing.HELD or channel.request is not None
+            for other in self._channels.values()
+            if other is not channel
+            and (other.standing is not _Standing.ABSENT or other.request is not None)
         )
 
     def _request(self, channel: _Channel, op: str) -> None:
@@ -431,21 +447,14 @@ class Channels:
 
     def _answered(self, channel: _Channel, request: Request) -> None:
         channel.request = None
-        # Refusing to give up means that there was nothing to give up.
-        channel.standing = _Standing.ABSENT
+        if request.was_sent:
+            channel.standing = _standing_after(request)
         if request.op == "subscribe":
             refused = isinstance(request.error, ServerError)
             if request.error is not None:
                 self._reject(channel, request.error, refused=refused)
-            unanswered = request.error is not None and not refused
-            # Without an answer it may be held: asked for again where streams had it before, and
-            # given up otherwise.
-            if request.was_sent and not refused and not (unanswered and channel.members):
-                channel.standing = _Standing.HELD
-            if not unanswered:
-                self._arrived(channel, restored=channel.standing is _Standing.HELD)
-        elif not request.was_sent:
-            channel.standing = _Standing.HELD  # It waited for its turn for too long: once more.
+            if request.error is None or refused:
+                self._arrived(channel, restored=channel.is_held)
         self._settle(channel)
         self._settle_waiting()
 
@@ -475,13 +484,13 @@ class Channels:
     def _settle_waiting(self) -> None:
         """At the limit, a new channel waits until an old one is gone."""
         for channel in tuple(self._channels.values()):
-            if channel.request is None and channel.standing is _Standing.ABSENT:
+            if channel.request is None and not channel.is_held:
                 self._settle(channel)
 
     def _welcome(self, channel: _Channel) -> None:
         for member in channel.members:
             if not member.is_ready:
-                member.is_ready = True
+                member.is_ready = member.has_begun = True
                 member.on_ready(None)
                 if member.wants_snapshot:
                     channel.next_snapshot = -math.inf  # A newcomer's first state doesn't wait.

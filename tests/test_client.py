@@ -48,6 +48,7 @@ from trio_broker import (
     NotConnectedError,
     NotSentError,
     OrderStatus,
+    ReconnectPolicy,
     RequestTimeoutError,
     ServerError,
     SnapshotUnavailable,
@@ -591,6 +592,46 @@ async def test_cancelled_at_any_checkpoint_the_client_itself_leaves_nothing_behi
             await trio.sleep(30)  # the sandbox takes its time with those who leave at once
             assert count_tasks() == tasks
         assert step > 6
+
+
+async def test_cancelled_at_any_checkpoint_of_an_outage_nothing_is_left_behind(
+    autojump_clock: MockClock,
+) -> None:
+    policy = ReconnectPolicy(retry_first=True)
+
+    async def an_outage(sandbox: Sandbox) -> None:
+        sandbox.faults.refuse_connections(times=1)
+        async with sandbox.client(reconnect=policy) as client:
+            async with await client.subscribe("balances") as updates:
+                await updates.receive()
+                sandbox.drop_connections()
+                events = client.events()
+                await events.receive()
+                await client.get_balances()
+                async with await client.subscribe("orders:o1"):
+                    await client.wait_connected()
+                    await updates.receive()
+                await client.unsubscribe("balances")
+            await client.aclose()
+
+    async with open_sandbox() as sandbox:
+        await wait_all_tasks_blocked()
+        tasks, step, cancelled = count_tasks(), 0, True
+        while cancelled:
+            step += 1
+            sandbox.faults.clear()
+            with trio.CancelScope() as scope:
+                instrument = CancelAfterSteps(scope, step)
+                trio.lowlevel.add_instrument(instrument)
+                try:
+                    await an_outage(sandbox)
+                finally:
+                    trio.lowlevel.remove_instrument(instrument)
+            cancelled = scope.cancelled_caught
+            await trio.sleep(30)  # the sandbox takes its time with those who leave at once
+            assert count_tasks() == tasks
+            assert all(one.closed_at is not None for one in sandbox.connections)
+        assert step > 12
 
 
 # --- Swaps -----------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ def backoff(*, connected: bool = True, **policy: Any) -> Backoff:
         (AuthenticationError("auth", "Connection limit exceeded"), Verdict.RETRY),
         (AuthenticationError("auth", "RATE_LIMIT_EXCEEDED"), Verdict.RETRY),
         (AuthenticationError("auth", "Go away"), Verdict.ONCE_MORE),
+        (AuthenticationError("auth", "Not for unlimited accounts"), Verdict.ONCE_MORE),
         (ClockSkewError("auth", "Request timestamp outside allowed window"), Verdict.ONCE_MORE),
         (NonceReusedError("auth", "Nonce has already been used"), Verdict.ONCE_MORE),
         (AuthenticationTimeoutError("10 s"), Verdict.ONCE_MORE),
@@ -78,6 +79,15 @@ def test_a_suspicious_end_is_tried_once_more_on_a_client_that_was_connected() ->
     assert tries.may_retry(error)
     tries.lost(9.9)
     assert not tries.may_retry(error)
+
+
+def test_only_two_in_a_row_are_too_many() -> None:
+    tries = backoff(max_attempts=None)
+    for _ in range(3):
+        assert tries.may_retry(ConnectionLostError("policy", 1008))
+        assert tries.may_retry(ConnectFailedError("refused"))
+    assert tries.may_retry(AuthenticationTimeoutError("10 s"))
+    assert not tries.may_retry(ConnectionLostError("policy", 1008))
 
 
 def test_after_a_stable_while_all_is_forgotten() -> None:

@@ -299,22 +299,34 @@ def test_acknowledged_too_late_it_is_given_up_at_the_broker() -> None:
     assert desk.is_clean()
 
 
-def test_never_acknowledged_the_broker_may_hold_it_and_the_connection_is_replaced() -> None:
+def test_never_acknowledged_it_is_given_up_in_the_end_but_costs_no_connection() -> None:
     desk = Desk()
     broken: list[ConnectionLostError] = []
     desk.session.listener.broken = broken.append
     desk.join("orders:o1")
     desk.sent()
-    for _ in range(3):
+    for _ in range(10):
         desk.pass_time(TIMEOUT)
-        assert broken == []
         assert desk.sent() == []  # a goodbye now might be answered by the late acknowledgement
-    desk.pass_time(TIMEOUT)
-    assert broken
+    assert broken == []
+    desk.reply("subscribe", "orders:o1")
+    desk.answer("unsubscribe", "orders:o1")
+    assert desk.is_clean()
+
+
+def test_never_acknowledged_after_an_outage_it_costs_the_connection_in_the_end() -> None:
+    desk = Desk()
+    desk.held("orders:o1")
+    broken: list[ConnectionLostError] = []
+    desk.session.listener.broken = broken.append
     desk.lose()
     desk.connect()
-    assert desk.sent() == []
-    assert desk.is_clean()
+    desk.sent()
+    desk.pass_time(TIMEOUT + 1)
+    desk.pass_time(GRACE - 2)
+    assert broken == []
+    desk.pass_time(2)
+    assert broken
 
 
 @pytest.mark.parametrize("limit", [1, 100])

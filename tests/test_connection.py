@@ -135,8 +135,8 @@ async def test_a_peer_that_talks_lives_though_it_answers_no_ping(
             await trio.sleep(8)
         assert client.is_connected()
         assert client.latency is None
-        assert line.pings == 1
-        assert count_tasks() == tasks + 1
+        assert line.pings == 3  # it is asked no more, or the pings would pile up
+        assert count_tasks() == tasks + 3
         with pytest.raises(ConnectionLostError, match="after a ping"):
             await client.wait_closed()
 

@@ -164,10 +164,17 @@ async def next_loss(events: Events) -> Disconnected:
     return event
 
 
-async def loss_and_return(events: Events) -> Disconnected:
+async def loss_and_connection(events: Events) -> Disconnected:
     """The loss that events tell of next, after which the first try must succeed."""
     lost = await next_loss(events)
     assert isinstance(await events.receive(), Connected)
+    return lost
+
+
+async def loss_and_return(events: Events) -> Disconnected:
+    """The same, and all channels must be restored."""
+    lost = await loss_and_connection(events)
+    assert isinstance(await events.receive(), Restored)
     return lost
 
 
@@ -776,7 +783,7 @@ async def test_40_hundred_subscriptions_are_restored_within_the_limit(
         for channel in channels:
             await client.subscribe(channel, snapshot=False)
         sandbox.drop_connections()
-        await loss_and_return(events)
+        await loss_and_connection(events)
         restored = await events.receive()
         assert isinstance(restored, Restored)
         assert set(restored.channels) == set(channels)
@@ -795,7 +802,7 @@ async def test_41_restored_channel_that_is_refused_ends_alone(autojump_clock: Mo
         alive = await client.subscribe_balances(snapshot=False)
         sandbox.faults.refuse_channel("orders:o1")
         sandbox.drop_connections()
-        await loss_and_return(events)
+        await loss_and_connection(events)
         told = await events.receive()
         assert isinstance(told, ChannelRefused)
         assert told.channel == "orders:o1"

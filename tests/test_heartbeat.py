@@ -64,3 +64,27 @@ async def test_time_for_which_the_loop_was_blocked_does_not_count_as_silence(
             mock_clock.jump(1)
             await wait_all_tasks_blocked(0.001)
         assert not client.is_connected()
+
+
+async def test_a_peer_that_goes_after_it_spoke_is_found_as_soon_as_one_that_never_did(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_scripted(pongs=False) as broker, broker.client() as client:
+        line = await broker.line()
+        await trio.sleep(31)  # just after a ping
+        await line.send({"ch": "nobody"})
+        spoke = trio.current_time()
+        with pytest.raises(ConnectionLostError, match="after a ping"):
+            await client.wait_closed()
+        assert trio.current_time() - spoke <= 40
+        assert line.pings == 2
+
+
+async def test_two_clocks_that_are_read_apart_are_no_sleep(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    readings = iter([0.0, 0.0, -5.0])
+    monkeypatch.setattr(heartbeat, "time_asleep", lambda: next(readings, 0.0))
+    async with scripted_client() as (client, _):
+        await trio.sleep(10)
+        assert client.is_connected()

@@ -231,3 +231,9 @@ def test_whether_the_first_is_retried_is_yes_or_no() -> None:
 def test_a_policy_is_a_policy() -> None:
     with pytest.raises(TypeError):
         made(reconnect=5)
+
+
+@pytest.mark.parametrize("name", ["request_timeout", "connect_timeout"])
+def test_a_number_that_no_float_holds_is_no_number_of_seconds(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{name} is too large"):
+        made(**{name: 10**400})

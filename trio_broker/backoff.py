@@ -62,12 +62,17 @@ def verdict(error: BrokerError) -> Verdict:
             return _verdict_of_status(status)
         case ConnectionLostError(code=code):
             return Verdict.ONCE_MORE if code in _SUSPICIOUS_CODES else Verdict.RETRY
-        case AuthenticationError(message=message) if "limit" in message.casefold():
+        case AuthenticationError(message=message) if _is_about_a_limit(message):
             # Too many connections, or messages: the broker may count some that are dead by now.
             return Verdict.RETRY
         case ServerError() | AuthenticationTimeoutError() | ProtocolError():
             return Verdict.ONCE_MORE
     return Verdict.FINAL
+
+
+def _is_about_a_limit(message: str) -> bool:
+    text = message.casefold()
+    return "limit exceeded" in text or "rate_limit" in text
 
 
 def _verdict_of_status(status: int | None) -> Verdict:
@@ -95,15 +100,21 @@ class Backoff:
         self._was_connected = False
         self._is_suspect = False
 
-    def connected(self) -> None:
-        """A connection is there and authenticated."""
+    def connected(self) -> bool:
+        """A connection is there and authenticated.
+
+        Returns:
+            Whether it is the first one.
+        """
+        is_first = not self._was_connected
         self._was_connected = True
+        return is_first
 
     def lost(self, lived: float) -> None:
         """That connection is gone.
 
         Args:
-            lived: For how many seconds it was there.
+            lived: For how many seconds it was healthy.
         """
         if lived >= self.policy.stable_after:
             self.attempts = 0
@@ -127,6 +138,8 @@ class Backoff:
         if said is Verdict.ONCE_MORE:
             said = Verdict.FINAL if self._is_suspect or not self._was_connected else Verdict.RETRY
             self._is_suspect = True
+        elif said is Verdict.RETRY:
+            self._is_suspect = False
         return said is Verdict.RETRY and (self._was_connected or self.policy.retry_first)
 
     def next_delay(self, retry_after: float | None = None) -> float:

@@ -91,6 +91,11 @@ class Connection:
         """The last heartbeat's round trip in seconds."""
         return self._heartbeat.latency
 
+    @property
+    def slept(self) -> float:
+        """Seconds that the machine has slept, and that nobody has taken notice of before."""
+        return self._heartbeat.slept
+
     def wake_writer(self) -> None:
         """Something may be ready to leave."""
         self._bell.ring()

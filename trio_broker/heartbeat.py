@@ -31,6 +31,8 @@ from trio_broker.transports import Transport
 _SLICE: Final = 1.0
 _LOOK_INTERVAL: Final = 1.0
 _SHORTEST_SLEEP: Final = 1.0
+# A peer that talks but answers no ping has been asked often enough then, and would collect them.
+_MOST_PINGS: Final = 3
 
 _BOOT_CLOCK: Final[int | None] = getattr(time, "CLOCK_BOOTTIME", None)
 
@@ -71,6 +73,13 @@ class Heartbeat:
         self._timeout = timeout
         self._lose = lose
         self.latency: float | None = None
+        self._awake_since = time_asleep()
+        self._pings = 0
+
+    @property
+    def slept(self) -> float:
+        """Seconds that the machine has slept since the last look, or that ended the connection."""
+        return max(0.0, time_asleep() - self._awake_since)
 
     @enable_ki_protection
     async def run(self) -> None:
@@ -81,22 +90,20 @@ class Heartbeat:
 
     @enable_ki_protection
     async def _watch_for_sleep(self) -> None:
-        before = time_asleep()
-        while True:
+        while (slept := self.slept) < _SHORTEST_SLEEP:
+            self._awake_since += slept
             await trio.sleep(_LOOK_INTERVAL)
-            slept = time_asleep() - before
-            if slept >= _SHORTEST_SLEEP:
-                self._lose(ConnectionLostError(f"this machine slept for {slept:.0f} s"))
-            before += slept
+        self._lose(ConnectionLostError(f"this machine slept for {slept:.0f} s"))
 
     async def _beat(self, nursery: trio.Nursery) -> None:
-        answered: trio.Event | None = None
+        pinged = trio.current_time()
         while True:
-            await trio.sleep(self._interval)
+            # From ping to ping, or a peer that spoke after one would have longer to be found dead.
+            await trio.sleep_until(pinged + self._interval)
             pinged = trio.current_time()
-            # One at a time: a peer that talks but doesn't answer pings would collect them.
-            if answered is None or answered.is_set():
-                answered = trio.Event()
+            answered = trio.Event()
+            if self._pings < _MOST_PINGS:
+                self._pings += 1
                 # In a task of its own: cancelling a ping may leave half a frame behind.
                 nursery.start_soon(self._ping, answered)
             await self._wait(answered)
@@ -125,4 +132,5 @@ class Heartbeat:
             self._lose(error)
         else:
             self.latency = trio.current_time() - began
+            self._pings -= 1
             answered.set()

@@ -326,7 +326,9 @@ class Session:
         if holder.grace_ends > now:
             return
         lane = self._lanes[holder.lane]
-        if any(request.stage is Stage.WAITING for _, _, request in lane.waiting):
+        # A goodbye isn't worth a connection: the next one holds nothing that isn't wanted.
+        wanted = (request for _, _, request in lane.waiting if request.op != "unsubscribe")
+        if any(request.stage is Stage.WAITING for request in wanted):
             self.listener.broken(
                 ConnectionLostError(
                     f"a reply to {holder.op!r} that nobody waits for any more has not come: the "

@@ -6,6 +6,7 @@ import ipaddress
 import math
 import os
 import ssl
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -167,8 +168,10 @@ def _seconds(_: object, attribute: attrs.Attribute[float], value: object) -> Non
         raise ConfigurationError(
             f"{attribute.name} must be a number of seconds, not {type(value).__name__}"
         )
-    if math.isnan(value) or value <= 0:
+    if not value > 0:
         raise ConfigurationError(f"{attribute.name} must be more than 0 seconds, not {value!r}")
+    if isinstance(value, int) and value > sys.maxsize:
+        raise ConfigurationError(f"{attribute.name} is too large; use math.inf for no limit")
 
 
 def _finite_seconds(_: object, attribute: attrs.Attribute[float], value: object) -> None:

@@ -100,8 +100,11 @@ class Supervisor:
         self.backoff: Backoff = Backoff(settings.reconnect, random.Random())  # noqa: S311
         self.state: ConnectionState = ConnectionState.IDLE
         self._connection: Connection | None = None
-        self._authenticated_at: float | None = None
+        self._last_latency: float | None = None
+        self._is_authenticated = False
+        self._healthy_since = math.inf
         self._last_heard = -math.inf
+        self._slept = 0.0
         self._process: int | None = None
         self._failure: BrokerError | None = None
         self._scope = trio.CancelScope()
@@ -120,7 +123,8 @@ class Supervisor:
     @property
     def latency(self) -> float | None:
         """The last heartbeat's round trip in seconds."""
-        return self._connection.latency if self._connection is not None else None
+        latency = self._connection.latency if self._connection is not None else None
+        return latency if latency is not None else self._last_latency
 
     def wall_time(self) -> dt.datetime:
         """The time of day, by the client's clock."""
@@ -135,13 +139,26 @@ class Supervisor:
         try:
             with self._scope:
                 failure = await self._live()
-        except Exception as error:
-            # A fault of this library: it mustn't end the user's nursery, nor be lost.
-            self._logger.exception("the connection ended with an internal error")
-            failure = BrokerError(f"internal error: {error!r}")
-            failure.__cause__ = error
+        except BaseExceptionGroup as group:
+            # A fault of this library, made into a group by its nurseries, and perhaps met by a
+            # cancellation on its way: that alone goes on.
+            faults, rest = group.split(Exception)
+            if faults is not None:
+                failure = self._internal_failure(faults)
+            if rest is not None:
+                raise rest from None
         finally:
             self._finish(failure)
+
+    def _internal_failure(self, faults: ExceptionGroup[Exception]) -> BrokerError:
+        """For a fault of this library: it mustn't end the user's nursery, nor be lost."""
+        self._logger.error("the connection ended with an internal error", exc_info=faults)
+        error: BaseException = faults
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        failure = BrokerError(f"internal error: {error!r}")
+        failure.__cause__ = error
+        return failure
 
     async def wait_connected(self) -> None:
         """Return once connected; raise once that can't happen any more.
@@ -270,12 +287,13 @@ class Supervisor:
 
     def _note_loss(self, error: BrokerError) -> None:
         """Tell whom it concerns: who waits for a reply, and every stream."""
-        now = trio.current_time()
-        if self._authenticated_at is not None:
-            self.backoff.lost(now - self._authenticated_at)
-            self._authenticated_at = None
-            silent = dt.timedelta(seconds=now - self._last_heard)
-            self.channels.lost(self.wall_time() - silent)
+        if self._is_authenticated:
+            # Healthy is what has restored its channels, and as long as it was heard.
+            self.backoff.lost(self._last_heard - self._healthy_since)
+            self._is_authenticated, self._healthy_since = False, math.inf
+            # Trio's clock stands still while the machine sleeps.
+            silent = trio.current_time() - self._last_heard + self._slept
+            self.channels.lost(self.wall_time() - dt.timedelta(seconds=silent))
         if self._connected.is_set():  # or whoever waits for it would wait for ever
             self._connected = trio.Event()
         self._session.lose(error)
@@ -315,19 +333,29 @@ class Supervisor:
                 raise
             finally:
                 self._last_heard = transport.last_heard
+                self._slept = self._connection.slept
+                self._last_latency = self.latency
 
     def _authenticated(self) -> None:
         if self.state is ConnectionState.AUTHENTICATING:
-            self._authenticated_at = trio.current_time()
-            self.backoff.connected()
+            self._is_authenticated = True
+            is_first = self.backoff.connected()
+            self._become(ConnectionState.RESTORING)
             to_restore = self.channels.restore()
-            self._become(ConnectionState.RESTORING if to_restore else ConnectionState.CONNECTED)
             self._tell(Connected(at=self.wall_time()))
             self._connected.set()
+            if is_first:
+                self._become_healthy()
+            elif not to_restore:
+                self._restored(())
 
     def _restored(self, channels: tuple[str, ...]) -> None:
-        self._become(ConnectionState.CONNECTED)
+        self._become_healthy()
         self._tell(Restored(at=self.wall_time(), channels=channels))
+
+    def _become_healthy(self) -> None:
+        self._healthy_since = trio.current_time()
+        self._become(ConnectionState.CONNECTED)
 
     @enable_ki_protection
     async def _keep_time(self) -> None:
@@ -397,10 +425,13 @@ class Supervisor:
         self.state = state
 
     def _tell(self, event: ConnectionEvent) -> None:
-        self._logger.log(_LEVELS.get(type(event), logging.INFO), "%s", _described(event))
+        text = _described(event).replace(self._settings.api_key, "<api key>")
+        self._logger.log(_LEVELS.get(type(event), logging.INFO), "%s", text)
         self.events.put(event)
 
     def _tell_odd(self, reason: str, text: str) -> None:
+        if self.state.is_over:
+            return  # Whom it was for has been told of the end already.
         self._tell(OddMessage(at=self.wall_time(), reason=reason, raw=text[:_SHOWN] or None))
 
     def _show(self, message: str | bytes) -> None:
@@ -416,7 +447,7 @@ def _unsent(failure: BrokerError) -> NotConnectedError:
 
 
 def _described(event: ConnectionEvent) -> str:
-    """An event for the log, without the broker's text: what it holds isn't ours to spread."""
+    """An event for the log, in one line whatever the broker's text in it is."""
     text = type(event).__name__
     channel = getattr(event, "channel", None)
     if channel is not None:
@@ -428,4 +459,4 @@ def _described(event: ConnectionEvent) -> str:
         text += f": {reason}"
     if isinstance(event, Disconnected) and event.retry_in is not None:
         text += f"; next try in {event.retry_in:.2f} s"
-    return text
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)

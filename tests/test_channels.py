@@ -245,7 +245,9 @@ def test_come_back_while_it_is_given_up_it_is_subscribed_anew() -> None:
     assert again.answers == []
     desk.answer("subscribe", "orders:o1")
     assert again.answers == [None]
-    assert again.states() == [("push", "PENDING")]
+    assert again.states() == []  # what was pushed before belongs to the subscription that is gone
+    desk.push_order("FILLED")
+    assert again.states() == [("push", "FILLED")]
 
 
 def test_leaving_twice_counts_once() -> None:
@@ -925,6 +927,19 @@ def test_what_came_before_the_acknowledgement_can_have_a_gap_after_it() -> None:
     first, second = subscriber.taken()
     assert first.gap is None
     assert second.gap is not None
+
+
+def test_a_push_from_before_a_goodbye_is_nothing_to_who_came_after_it() -> None:
+    desk = Desk()
+    desk.held("balances").handle.close()
+    assert desk.sent() == [("unsubscribe", "balances")]
+    newcomer = desk.join("balances")
+    desk.push_balance("1")  # what follows it before the new subscription is never pushed
+    desk.reply("unsubscribe", "balances")
+    desk.answer("subscribe", "balances")
+    assert newcomer.taken() == []
+    desk.push_balance("3")
+    assert len(newcomer.taken()) == 1
 
 
 def test_who_leaves_during_an_outage_is_not_asked_for_again() -> None:

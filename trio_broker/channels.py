@@ -137,6 +137,11 @@ class _Channel:
         """Whether the broker holds it, and isn't asked to change that."""
         return self.standing is _Standing.HELD and self.request is None
 
+    @property
+    def is_being_given_up(self) -> bool:
+        """Whether what still comes is from before a hole: who is a member now came after it."""
+        return self.request is not None and self.request.op == "unsubscribe"
+
     def decode(self, message: Inbound) -> Any:
         if self.name == BALANCES:
             return wire.decode_balances_push(message)
@@ -317,7 +322,7 @@ class Channels:
         elif message.error:
             for member in tuple(channel.members):
                 member.feed.put_error(message.error, self._wall_time())
-        elif channel.members:
+        elif channel.members and not channel.is_being_given_up:
             if channel.snapshot is not None and channel.snapshot.was_sent:
                 channel.overtaken = True
             data = channel.decode(message)

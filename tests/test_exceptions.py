@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import copy
+import datetime as dt
 import pickle
+from decimal import Decimal
 
 import pytest
 import trio
@@ -18,18 +20,23 @@ from trio_broker.exceptions import (
     ConfigurationError,
     ConnectFailedError,
     ConnectionLostError,
+    DuplicateClientOrderIdError,
     InvalidApiKeyError,
     InvalidChannelError,
     InvalidSignatureError,
+    JournalError,
     MessageTooLargeError,
     NonceReusedError,
     NotAuthenticatedError,
     NotConnectedError,
     NotSentError,
+    OrderUnfinishedError,
     ProtocolError,
+    QuoteExpiredError,
     ReconnectFailedError,
     RequestTimeoutError,
     ServerError,
+    SlippageError,
     SlowConsumerError,
     SubscriptionBrokenError,
     SubscriptionLimitError,
@@ -46,6 +53,11 @@ EXAMPLES: tuple[BrokerError, ...] = (
     NotSentError("what"),
     NotConnectedError("what"),
     ClientClosedError("what"),
+    JournalError("what"),
+    SlippageError(Decimal("1.50"), Decimal(2)),
+    QuoteExpiredError(dt.datetime(2026, 1, 2, tzinfo=dt.UTC)),
+    DuplicateClientOrderIdError("c1", "confirmed"),
+    OrderUnfinishedError("o1", "c1"),
     CertificateError("what"),
     ReconnectFailedError(5, "what"),
     ConnectFailedError("what"),
@@ -114,6 +126,15 @@ def test_messages_say_what_happened_and_what_to_do() -> None:
     assert "swap c1 is unknown (the line was cut)" in str(
         SwapOutcomeUnknownError("c1", "the line was cut")
     )
+    early = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
+    assert "brings 1.50, less than min_out=2: nothing was sent" in str(
+        SlippageError(Decimal("1.50"), Decimal(2))
+    )
+    assert "ended at 2026-01-02T00:00:00+00:00: nothing was sent" in str(QuoteExpiredError(early))
+    assert "order id c1 (its outcome: confirmed); nothing was sent" in str(
+        DuplicateClientOrderIdError("c1", "confirmed")
+    )
+    assert "taken as order o1 (client order id c1)" in str(OrderUnfinishedError("o1", "c1"))
     assert str(ServerError(None, "Nope")) == "the broker refused a message: Nope"
     assert str(ServerError("swap", "Nope")) == "the broker refused swap: Nope"
     assert "clock is off" in str(ClockSkewError("swap", "late"))

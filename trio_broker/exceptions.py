@@ -4,8 +4,12 @@
     ├── ConfigurationError (ValueError)         an option or a key that can't work
     ├── MessageTooLargeError (ValueError)       a message over the limit: nothing was sent
     ├── NotSentError                            nothing was sent: repeating is safe
-    │   └── NotConnectedError                   there is no connection to send it on
-    │       └── ClientClosedError (trio.ClosedResourceError)
+    │   ├── NotConnectedError                   there is no connection to send it on
+    │   │   └── ClientClosedError (trio.ClosedResourceError)
+    │   ├── JournalError                        the journal of swaps can't be read or written
+    │   ├── SlippageError                       an estimate brings less than was asked for
+    │   └── QuoteExpiredError                   an estimate ended before it could be used
+    ├── DuplicateClientOrderIdError             another swap may have left under this id
     ├── ConnectFailedError                      no WebSocket could be opened
     │   └── CertificateError                    its certificate isn't trusted, or another host's
     ├── ConnectionLostError                     a WebSocket that was open is gone
@@ -13,6 +17,7 @@
     ├── AuthenticationTimeoutError              the broker didn't answer `auth`
     ├── RequestTimeoutError                     sent, but not answered in time
     ├── SwapOutcomeUnknownError                 a swap left, and what became of it is not known
+    ├── OrderUnfinishedError                    a swap was taken, and its end can't be waited for
     ├── ServerError                             the broker refused
     │   ├── AuthenticationError
     │   │   ├── InvalidSignatureError
@@ -35,6 +40,8 @@ signature is ever part of one.
 from __future__ import annotations
 
 import copy
+import datetime as dt
+from decimal import Decimal
 from typing import TypeVar
 
 import trio
@@ -80,6 +87,71 @@ class NotConnectedError(NotSentError):
 
 class ClientClosedError(NotConnectedError, trio.ClosedResourceError):
     """The client was closed by its owner; nothing was sent."""
+
+
+class JournalError(NotSentError):
+    """The journal of swaps can't be read or written; nothing was sent."""
+
+
+class SlippageError(NotSentError):
+    """A fresh estimate brings less than `min_out`; nothing was sent.
+
+    Attributes:
+        expected_out: What the estimate brings.
+        min_out: What was asked for at least.
+    """
+
+    def __init__(self, expected_out: Decimal, min_out: Decimal) -> None:
+        super().__init__(expected_out, min_out)
+        self.expected_out = expected_out
+        self.min_out = min_out
+
+    def __str__(self) -> str:
+        return (
+            f"the estimate brings {self.expected_out:f}, less than min_out={self.min_out:f}: "
+            "nothing was sent"
+        )
+
+
+class QuoteExpiredError(NotSentError):
+    """An estimate had ended before a swap could be sent on the strength of it; nothing was sent.
+
+    Attributes:
+        expired_at: When it ended, by the broker's clock.
+    """
+
+    def __init__(self, expired_at: dt.datetime) -> None:
+        super().__init__(expired_at)
+        self.expired_at = expired_at
+
+    def __str__(self) -> str:
+        return (
+            f"the estimate ended at {self.expired_at.isoformat()}: nothing was sent (if it "
+            "always has, this machine's clock is ahead)"
+        )
+
+
+class DuplicateClientOrderIdError(BrokerError):
+    """Another swap under this client order id may have left; this one was refused here.
+
+    Nothing was sent. It is no `NotSentError`, as repeating it under another id would swap a second
+    time if the earlier one was executed.
+
+    Attributes:
+        client_order_id: The id.
+        outcome: What became of the earlier swap, a `SwapOutcome`.
+    """
+
+    def __init__(self, client_order_id: str, outcome: str) -> None:
+        super().__init__(client_order_id, outcome)
+        self.client_order_id = client_order_id
+        self.outcome = outcome
+
+    def __str__(self) -> str:
+        return (
+            f"an earlier swap has the client order id {self.client_order_id} (its outcome: "
+            f"{self.outcome}); nothing was sent"
+        )
 
 
 class ConnectFailedError(BrokerError):
@@ -167,6 +239,29 @@ class SwapOutcomeUnknownError(BrokerError):
         return (
             f"the outcome of swap {self.client_order_id} is unknown ({self.reason}): it may have "
             "been executed; look it up by this id before you swap again"
+        )
+
+
+class OrderUnfinishedError(BrokerError):
+    """A swap was taken, and its order's end can't be waited for any more; the cause says why.
+
+    Don't repeat the swap: track its order, on another client.
+
+    Attributes:
+        order_id: The order's id at the broker.
+        client_order_id: The id that went along with the swap.
+    """
+
+    def __init__(self, order_id: str, client_order_id: str) -> None:
+        super().__init__(order_id, client_order_id)
+        self.order_id = order_id
+        self.client_order_id = client_order_id
+
+    def __str__(self) -> str:
+        return (
+            f"the swap was taken as order {self.order_id} (client order id "
+            f"{self.client_order_id}), and the connection ended before the order did: don't "
+            "repeat the swap, track the order"
         )
 
 

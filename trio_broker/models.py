@@ -110,6 +110,67 @@ class SwapReceipt:
     client_order_id: str
 
 
+class SwapOutcome(enum.StrEnum):
+    """What is known of a swap."""
+
+    UNDER_WAY = "under way"
+    """Nobody knows yet: it is being sent, or its reply is waited for."""
+    NOT_SENT = "not sent"
+    """Nothing of it has left."""
+    CONFIRMED = "confirmed"
+    """The broker has taken it."""
+    REFUSED = "refused"
+    """The broker has refused it, and not executed it."""
+    UNKNOWN = "unknown"
+    """It may have left, and nobody can tell what became of it."""
+    SETTLED = "settled"
+    """Nobody could tell, and it was closed by hand."""
+
+
+@attrs.frozen(kw_only=True)
+class UnresolvedSwap:
+    """A swap that may have left, and of which it isn't known whether the broker has taken it.
+
+    Attributes:
+        client_order_id: The id that went along with it.
+        amount_in: How much was to be sold.
+        asset_in: The asset that was to be sold.
+        asset_out: The asset that was to be bought.
+        at: When it was asked for, by this machine's clock.
+        outcome: `SwapOutcome.UNDER_WAY` while its reply is waited for, `SwapOutcome.UNKNOWN` then.
+        reason: Why its outcome isn't known.
+        may_still_execute: Whether the broker could take it even now. Once its signature has
+            expired it can't: if it wasn't executed by then, it never will be.
+    """
+
+    client_order_id: str
+    amount_in: Decimal
+    asset_in: str
+    asset_out: str
+    at: dt.datetime
+    outcome: SwapOutcome
+    reason: str
+    may_still_execute: bool
+
+
+@attrs.frozen(kw_only=True)
+class SwapFinding:
+    """What asking for an unresolved swap has brought.
+
+    Attributes:
+        swap: The swap.
+        outcome: `SwapOutcome.CONFIRMED` if it was found, `SwapOutcome.REFUSED` if its refusal came
+            after all, otherwise `SwapOutcome.UNKNOWN`.
+        receipt: The broker's receipt, if it is confirmed.
+        reason: Why it isn't.
+    """
+
+    swap: UnresolvedSwap
+    outcome: SwapOutcome
+    receipt: SwapReceipt | None
+    reason: str
+
+
 @attrs.frozen
 class Order:
     """The whole state of an order at one time.
@@ -235,7 +296,7 @@ class ConnectionState(enum.Enum):
 
 @attrs.frozen(kw_only=True)
 class ConnectionEvent:
-    """Something that happened to a client's connection.
+    """Something that happened to a client's connection, or to a swap of its.
 
     Attributes:
         at: When, by this machine's clock.
@@ -331,6 +392,36 @@ class SnapshotUnavailable(ConnectionEvent):
 
     channel: str
     error: Exception
+
+
+@attrs.frozen(kw_only=True)
+class SwapResolved(ConnectionEvent):
+    """What became of a swap has been found out after all.
+
+    Attributes:
+        client_order_id: The id that went along with it.
+        outcome: `SwapOutcome.CONFIRMED` or `SwapOutcome.REFUSED`.
+        receipt: The broker's receipt, if it is confirmed.
+        error: The broker's refusal, if it is refused.
+    """
+
+    client_order_id: str
+    outcome: SwapOutcome
+    receipt: SwapReceipt | None
+    error: Exception | None
+
+
+@attrs.frozen(kw_only=True)
+class SwapUnresolved(ConnectionEvent):
+    """A swap has left, what became of it isn't known, and nobody asks for it any more.
+
+    Attributes:
+        client_order_id: The id that went along with it, to ask for it with.
+        reason: Why its outcome isn't known.
+    """
+
+    client_order_id: str
+    reason: str
 
 
 @attrs.frozen(kw_only=True)

@@ -163,15 +163,26 @@ def _attempts(_: object, attribute: attrs.Attribute[int], value: object) -> None
         )
 
 
-def _seconds(_: object, attribute: attrs.Attribute[float], value: object) -> None:
+def check_seconds(name: str, value: object) -> None:
+    """Refuse what is no time to wait for.
+
+    Args:
+        name: The option, for the error.
+        value: Seconds, more than 0; `math.inf` for no limit.
+
+    Raises:
+        ConfigurationError: It isn't that.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigurationError(
-            f"{attribute.name} must be a number of seconds, not {type(value).__name__}"
-        )
+        raise ConfigurationError(f"{name} must be a number of seconds, not {type(value).__name__}")
     if not value > 0:
-        raise ConfigurationError(f"{attribute.name} must be more than 0 seconds, not {value!r}")
+        raise ConfigurationError(f"{name} must be more than 0 seconds, not {value!r}")
     if isinstance(value, int) and value > sys.maxsize:
-        raise ConfigurationError(f"{attribute.name} is too large; use math.inf for no limit")
+        raise ConfigurationError(f"{name} is too large; use math.inf for no limit")
+
+
+def _seconds(_: object, attribute: attrs.Attribute[float], value: object) -> None:
+    check_seconds(attribute.name, value)
 
 
 def _finite_seconds(_: object, attribute: attrs.Attribute[float], value: object) -> None:

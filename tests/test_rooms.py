@@ -24,6 +24,8 @@ ROWS: Final = (
     ("session",),
     ("pacing",),
     ("swaps", "operations"),
+    ("journalfile",),
+    ("journal",),
     ("transports",),
     ("subscription",),
     ("taps",),
@@ -49,6 +51,7 @@ NO_TRIO: Final = {
     "pacing",
     "backoff",
     "operations",
+    "journalfile",
 }
 
 

@@ -39,6 +39,11 @@ from trio_broker.exceptions import (
     SwapOutcomeUnknownError as SwapOutcomeUnknownError,
     UnknownOperationError as UnknownOperationError,
 )
+from trio_broker.journal import SwapJournal as SwapJournal
+from trio_broker.journalfile import (
+    JournalRow as JournalRow,
+    key_fingerprint as key_fingerprint,
+)
 from trio_broker.models import (
     Balance as Balance,
     ChannelRefused as ChannelRefused,

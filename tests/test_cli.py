@@ -81,6 +81,7 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.findall(r"^  (\w+)  +\w", capsys.readouterr().out, re.MULTILINE) == [
         "demo",
         "sandbox",
+        "swaps",
     ]
 
 

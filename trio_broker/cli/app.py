@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from trio_broker import __version__
-from trio_broker.cli import demo, sandbox
+from trio_broker.cli import demo, sandbox, swaps
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -16,3 +16,4 @@ def app() -> None:
 
 app.add_command(demo.command, "demo")
 app.add_command(sandbox.command, "sandbox")
+app.add_command(swaps.command, "swaps")

@@ -80,6 +80,13 @@ def test_the_other_messages_say_what_they_ask_for() -> None:
     channel.decode(Inbound())
 
 
+def test_a_lookup_by_client_order_id_takes_turns_with_others() -> None:
+    lookup = operations.order_lookup("c1", 5.0)
+    assert (lookup.op, lookup.body, lookup.deadline) == ("order_status", '{"id":"c1"}', 5.0)
+    assert (lookup.lane, lookup.priority) == (("order_status", None), Priority.READ)
+    assert lookup.client_order_id == "c1"
+
+
 class Lots(IntEnum):
     ONE = 1
 

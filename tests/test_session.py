@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pytest
 
-from trio_broker import wire
+from trio_broker import operations, wire
 from trio_broker.exceptions import (
     AuthenticationError,
     BrokerError,
@@ -877,6 +877,106 @@ def test_a_swap_is_not_alone_with_a_read_that_waits_to_be_asked_again() -> None:
     assert isinstance(swap.error, AuthenticationError)
     assert not swap.alone
     assert line.write() == [first]
+
+
+def test_a_late_reply_reaches_whoever_asked_for_late_ones() -> None:
+    line = Line()
+    late: list[Request] = []
+    swap = line.swap(patience=10)
+    swap.on_late = late.append
+    line.write()
+    line.pass_time(10)
+    assert line.ended == [swap]
+    line.answer("swap", "PENDING", orderId="o1")
+    assert late == [swap]
+    assert line.ended == [swap]
+    assert swap.error is None
+    assert swap.result.order_id == "o1"
+    assert (swap.named, swap.alone) == (True, True)
+    assert line.is_clean()
+
+
+def test_an_error_in_words_that_came_before_is_marked() -> None:
+    line = Line()
+    read = line.ask("balances")
+    line.say(op="balances", error="Invalid signature")
+    assert not read.echoed
+    first = line.swap()
+    line.write()
+    line.say(op="swap", error="Invalid signature")
+    assert first.echoed
+    second = line.swap("c2")
+    line.write()
+    line.say(op="swap", error="No")
+    assert not second.echoed
+    line.say(error="Nobody waits for this")
+    third = line.swap("c3")
+    line.write()
+    line.say(op="swap", error="Nobody waits for this")
+    assert third.echoed
+    line.session.lose(ConnectionLostError("gone"))
+    line.open()
+    line.write()
+    line.say(op="auth", data=AUTHENTICATED)
+    fourth = line.swap("c4")
+    line.write()
+    line.say(op="swap", error="No")
+    assert not fourth.echoed
+
+
+def lookup(line: Line, name: str) -> Request:
+    request = operations.order_lookup(name, line.now + 100)
+    request.on_end = line.ended.append
+    line.session.submit(request, line.now)
+    line.write()
+    return request
+
+
+def test_an_order_that_was_found_by_a_swaps_id_is_that_swaps() -> None:
+    line = Line()
+    line.swap()
+    line.write()
+    line.answer("swap", "PENDING", orderId="o1")
+    other = lookup(line, "c2")
+    line.order("o1")
+    line.answer("order_status", "FILLED", orderId="o1", clientOrderId="c2")
+    assert other not in line.ended
+    assert line.odd == ["it names the order of another swap"] * 2
+    line.order("o2")
+    assert taken(other).order_id == "o2"
+    swap = line.swap("c3")
+    line.write()
+    line.answer("swap", "PENDING", orderId="o2")
+    assert swap not in line.ended
+
+
+def test_a_swaps_own_order_is_found_by_its_id_after_it_was_looked_up_without() -> None:
+    line = Line()
+    swap = line.swap()
+    line.write()
+    line.answer("swap", "PENDING", orderId="o1")
+    assert swap in line.ended
+    line.ask("order_status", order_id="o1")
+    line.order("o1")
+    mine = lookup(line, "c1")
+    line.order("o1")
+    assert taken(mine).order_id == "o1"
+
+
+def test_an_order_without_its_id_is_nobodys_in_particular() -> None:
+    line = Line()
+    request = lookup(line, "c1")
+    line.answer("order_status", "FILLED")
+    assert taken(request).order_id is None
+
+
+def test_connections_are_counted() -> None:
+    line = Line()
+    assert line.session.connections == 1
+    line.session.lose(ConnectionLostError("gone"))
+    assert line.session.connections == 1
+    line.open()
+    assert line.session.connections == 2
 
 
 # --- Connections come and go -----------------------------------------------------------------

@@ -64,6 +64,26 @@ def order_status(order_id: str, deadline: float, priority: Priority = Priority.R
     )
 
 
+def order_lookup(
+    client_order_id: str, deadline: float, priority: Priority = Priority.READ
+) -> Request:
+    """The ``order_status`` operation by an order's client order id.
+
+    Args:
+        client_order_id: The client order id. The broker's reply may not repeat it, so such lookups
+            take turns.
+        deadline: When its reply isn't waited for any more.
+        priority: When it leaves.
+
+    Raises:
+        TypeError: The id isn't a str.
+        ValueError: The id is empty, or has a character that can't be sent.
+    """
+    request = order_status(client_order_id, deadline, priority)
+    request.order_id, request.client_order_id = None, client_order_id
+    return request
+
+
 def estimate(
     amount_in: Amount,
     asset_in: str,
@@ -135,38 +155,17 @@ def check_size(request: Request, limit: int) -> None:
         raise MessageTooLargeError(size, limit)
 
 
-def _trade(
-    amount_in: Amount,
-    asset_in: str,
-    asset_out: str,
-    filter_sources: Iterable[str] | None,
-    account: str | None,
-) -> dict[str, wire.BodyValue]:
-    body: dict[str, wire.BodyValue] = {
-        "amountIn": _amount(amount_in, "amount_in"),
-        "assetIn": wire.check_text(asset_in, "asset_in"),
-        "assetOut": wire.check_text(asset_out, "asset_out"),
-    }
-    if account is not None:
-        body["account"] = wire.check_text(account, "account")
-    if filter_sources is not None:
-        body["filter"] = _sources(filter_sources)
-    return body
+def amount_text(value: Amount, place: str) -> str:
+    """An amount's text: a text as it was given, so that its zeros stay.
 
+    Args:
+        value: The amount.
+        place: What it is, for the error.
 
-def _sources(filter_sources: Iterable[str]) -> list[str]:
-    if isinstance(filter_sources, str):
-        raise TypeError("filter_sources must be a list of names, not one str")
-    sources = list(filter_sources)
-    if not sources:
-        raise ValueError("filter_sources is empty: leave it out for all sources")
-    return [
-        wire.check_text(source, f"filter_sources[{index}]") for index, source in enumerate(sources)
-    ]
-
-
-def _amount(value: Amount, place: str) -> str:
-    """An amount's text: a text as it was given, so that its zeros stay."""
+    Raises:
+        TypeError: It is no str, int or Decimal.
+        ValueError: It isn't a plain decimal above 0, of at most 60 digits on either side.
+    """
     if isinstance(value, bool | float) or not isinstance(value, str | int | Decimal):
         raise TypeError(
             f"{place} must be a str, an int or a Decimal, not {type(value).__name__}: "
@@ -186,6 +185,36 @@ def _amount(value: Amount, place: str) -> str:
     if not value.strip("0."):
         raise ValueError(f"{place} must be more than 0")
     return value
+
+
+def _trade(
+    amount_in: Amount,
+    asset_in: str,
+    asset_out: str,
+    filter_sources: Iterable[str] | None,
+    account: str | None,
+) -> dict[str, wire.BodyValue]:
+    body: dict[str, wire.BodyValue] = {
+        "amountIn": amount_text(amount_in, "amount_in"),
+        "assetIn": wire.check_text(asset_in, "asset_in"),
+        "assetOut": wire.check_text(asset_out, "asset_out"),
+    }
+    if account is not None:
+        body["account"] = wire.check_text(account, "account")
+    if filter_sources is not None:
+        body["filter"] = _sources(filter_sources)
+    return body
+
+
+def _sources(filter_sources: Iterable[str]) -> list[str]:
+    if isinstance(filter_sources, str):
+        raise TypeError("filter_sources must be a list of names, not one str")
+    sources = list(filter_sources)
+    if not sources:
+        raise ValueError("filter_sources is empty: leave it out for all sources")
+    return [
+        wire.check_text(source, f"filter_sources[{index}]") for index, source in enumerate(sources)
+    ]
 
 
 def _basis_points(value: int) -> int:

@@ -55,11 +55,15 @@ class Request:
         order_id: The order id that ``order_status`` asks for.
         client_order_id: The client order id that ``order_status`` asks for, or that a swap has.
         on_end: Called once, when the answer is there or nobody waits for it any more.
+        on_late: Called when the answer comes although it was given up; what it brings replaces
+            the error that the request ended with.
         result: What `decode` made of the reply.
         reply: The text of the reply.
         error: Why there is no result.
         named: Whether the answer named the operation.
         alone: Whether nothing else was in flight when the answer came.
+        echoed: Whether the broker has refused something on this connection in the same words
+            before, so that this refusal may be that one once more.
         was_sent: Whether any byte of it may have left.
     """
 
@@ -72,12 +76,14 @@ class Request:
     order_id: str | None = None
     client_order_id: str | None = None
     on_end: Callable[[Request], None] = ignore
+    on_late: Callable[[Request], None] = ignore
 
     result: Any = attrs.field(init=False, default=None)
     reply: str = attrs.field(init=False, default="")
     error: BrokerError | None = attrs.field(init=False, default=None)
     named: bool = attrs.field(init=False, default=False)
     alone: bool = attrs.field(init=False, default=False)
+    echoed: bool = attrs.field(init=False, default=False)
     was_sent: bool = attrs.field(init=False, default=False)
 
     # The session's notes. `unheard`: nobody waits for an answer any more, or it is there already

@@ -14,7 +14,8 @@ one may, it keeps its lane, so that it can't pass for the next one's.
 
 **What nobody could tell apart** is a reply that the broker sends twice, where it names neither a
 nonce, an order nor a channel: one to ``estimate`` or ``balances``, a refusal, an order's state
-without its id. The second passes for the reply to the next request that it fits.
+without its id. The second passes for the reply to the next request that it fits. A refusal in
+words that came before on the connection is marked as such (`Request.echoed`), for whom it matters.
 
 **A request that was given up keeps its lane** until its reply has come. After `reply_grace` it
 won't be believed any more: whoever wants the lane then makes the session ask for a new connection.
@@ -47,7 +48,7 @@ from trio_broker.exceptions import (
     ServerError,
     server_error,
 )
-from trio_broker.models import SwapReceipt
+from trio_broker.models import Order, SwapReceipt
 from trio_broker.request import Doubt, Lane, Priority, Request, Stage, ignore
 from trio_broker.wire import Inbound
 
@@ -89,6 +90,7 @@ class Session:
     def __init__(self, *, reply_grace: float) -> None:
         self.listener: SessionListener = SessionListener()
         self.authenticated: bool = False
+        self.connections: int = 0
         self.received: int = 0
         self.sent: int = 0
         self.odd: int = 0
@@ -106,6 +108,7 @@ class Session:
         self._malformed = 0
         self._swapped: OrderedDict[str, str | None] = OrderedDict()
         self._looked_up: OrderedDict[str, str | None] = OrderedDict()
+        self._refusals: OrderedDict[str, str | None] = OrderedDict()
 
     @property
     def waiting(self) -> int:
@@ -127,6 +130,7 @@ class Session:
             now: The time.
         """
         self._auth = auth
+        self.connections += 1
         self.submit(auth, now)
 
     def submit(self, request: Request, now: float) -> None:
@@ -371,6 +375,7 @@ class Session:
         self._echoes = False
         self._malformed = 0
         self._looked_up.clear()
+        self._refusals.clear()
         waiting = sorted(
             entry
             for lane in self._lanes.values()
@@ -396,11 +401,14 @@ class Session:
     # --- Replies ---------------------------------------------------------------------------
 
     def _take_reply(self, message: Inbound, text: str, now: float) -> None:
+        echoed = message.error in self._refusals
+        if message.error:
+            _remember(self._refusals, message.error, None)
         candidates = self._candidates(message)
         if len(candidates) > 1:
             self._doubt(candidates, message, text, now)
         elif candidates:
-            self._resolve(candidates[0], message, text, now)
+            self._resolve(candidates[0], message, text, now, echoed=echoed)
         else:
             self.report_odd(f"nobody waits for this reply to {message.op or 'anything'!r}", text)
 
@@ -447,22 +455,25 @@ class Session:
         found = self._lanes.get(lane)
         return found.holder if found is not None else None
 
-    def _resolve(self, request: Request, message: Inbound, text: str, now: float) -> None:
+    def _resolve(
+        self, request: Request, message: Inbound, text: str, now: float, *, echoed: bool
+    ) -> None:
         result, error = _answer(request, message)
-        if isinstance(result, SwapReceipt) and not self._is_own(request, result):
+        if not self._is_own(request, result):
             self.report_odd("it names the order of another swap", text)
             return
         if request.op == "order_status":
             self._remember_lookup(request, message)
-        heard = not request.unheard
-        if heard:
+        tell = request.on_late if request.unheard else request.on_end
+        if not request.unheard or tell is not ignore:
             request.result, request.error, request.reply = result, error, text
             request.named = bool(message.op)
             request.alone = len(self._in_flight) == 1
-            self.authenticated = self.authenticated or (request is self._auth and error is None)
+            request.echoed = echoed
+        if request is self._auth and not request.unheard:
+            self.authenticated = self.authenticated or error is None
         self._account(request, now)
-        if heard:
-            request.on_end(request)
+        tell(request)
         self.listener.changed()
         if isinstance(error, ProtocolError):
             raise error
@@ -473,17 +484,21 @@ class Session:
         if self.authenticated and isinstance(error, NotAuthenticatedError):
             self.listener.broken(ConnectionLostError(f"the broker says {error.message!r}"))
 
-    def _is_own(self, request: Request, receipt: SwapReceipt) -> bool:
-        """Whether a receipt's order was never another swap's."""
-        if self._swapped.get(receipt.order_id, request.client_order_id) != request.client_order_id:
+    def _is_own(self, request: Request, result: Any) -> bool:
+        """Whether a swap's order, or what was found by a swap's id, was never another swap's."""
+        name = request.client_order_id
+        if name is None or not isinstance(result, SwapReceipt | Order) or not result.order_id:
+            return True
+        if self._swapped.get(result.order_id, name) != name:
             return False
-        _remember(self._swapped, receipt.order_id, request.client_order_id)
+        _remember(self._swapped, result.order_id, name)
         return True
 
     def _remember_lookup(self, request: Request, message: Inbound) -> None:
         order_id, client_order_id = wire.order_names(message)
         if order_id:
-            known = client_order_id or request.client_order_id or self._looked_up.get(order_id)
+            known = client_order_id or request.client_order_id or self._swapped.get(order_id)
+            known = known or self._looked_up.get(order_id)
             _remember(self._looked_up, order_id, known)
 
     # --- Doubt -----------------------------------------------------------------------------

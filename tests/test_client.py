@@ -712,9 +712,12 @@ async def test_a_refused_swap_is_refused(autojump_clock: MockClock) -> None:
     ],
 )
 async def test_a_swap_is_refused_only_where_that_is_certain(
-    reply: Body, error: type[Exception]
+    reply: Body, error: type[Exception], autojump_clock: MockClock
 ) -> None:
-    async with scripted_client() as (client, line), trio.open_nursery() as nursery:
+    async with (
+        scripted_client(resolve_timeout=0.1) as (client, line),
+        trio.open_nursery() as nursery,
+    ):
         call = start(nursery, client.do_swap, "1", "ETH", "USDT")
         client_order_id = (await line.receive("swap"))["data"]["clientOrderId"]
         await line.send(reply)
@@ -722,6 +725,8 @@ async def test_a_swap_is_refused_only_where_that_is_certain(
             await call.result()
         if isinstance(caught.value, SwapOutcomeUnknownError):
             assert caught.value.client_order_id == client_order_id
+            lookup = await line.receive("order_status")
+            assert lookup["data"] == {"id": client_order_id}
             assert not isinstance(caught.value, NonceReusedError)
         balances = start(nursery, client.get_balances)
         await line.receive("balances")
@@ -730,13 +735,17 @@ async def test_a_swap_is_refused_only_where_that_is_certain(
 
 
 async def test_a_swap_that_is_not_answered_is_unknown(autojump_clock: MockClock) -> None:
-    async with scripted_client() as (client, line), trio.open_nursery() as nursery:
+    async with (
+        scripted_client(resolve_timeout=0.1) as (client, line),
+        trio.open_nursery() as nursery,
+    ):
         call = start(nursery, client.do_swap, "1", "ETH", "USDT")
         client_order_id = (await line.receive("swap"))["data"]["clientOrderId"]
         with pytest.raises(SwapOutcomeUnknownError) as caught:
             await call.result()
         assert caught.value.client_order_id == client_order_id
         assert isinstance(caught.value.__cause__, RequestTimeoutError)
+        await line.receive("order_status")
         # The next swap doesn't take its reply for its own.
         second = start(nursery, client.do_swap, "1", "ETH", "USDT")
         await wait_all_tasks_blocked()

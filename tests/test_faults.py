@@ -51,8 +51,9 @@ In the names here the numbers come first.
   test_client.py::test_a_read_given_up_after_sending_keeps_its_answer_from_the_next
 - 32: test_32_reply_that_nobody_asked_for_is_told
   test_session.py::test_the_previous_swaps_reply_again_is_discarded_by_its_order_id
-- 33: swaps come with their own outcome
-- 34: swaps come with their own outcome
+- 33: test_33_swap_whose_reply_is_lost_is_found_on_the_next_connection
+  test_33_swap_whose_order_is_not_found_is_unknown
+- 34: test_34_swap_without_a_connection_fails_at_once_and_is_never_sent
 - 35: test_35_nonces_of_two_clients_with_one_key_never_repeat
 - 36: test_36_clock_that_is_a_minute_off_is_told_at_once
   test_36_clock_that_goes_off_later_is_tried_once_more
@@ -65,6 +66,7 @@ In the names here the numbers come first.
   test_client.py::test_cancelled_at_any_checkpoint_the_client_itself_leaves_nothing_behind
   test_transport.py::test_cancelled_at_any_checkpoint_nothing_is_left
 - 43: test_supervisor.py::test_ctrl_c_in_the_block_ends_cleanly
+  test_supervisor.py::test_ctrl_c_during_a_swap_reports_it
   test_supervisor.py::test_a_cancelled_block_closes_within_half_a_second
 - 44: test_connection.py::test_what_came_while_the_process_was_stopped_is_read_before_a_ping_decides
   test_heartbeat.py::test_time_for_which_the_loop_was_blocked_does_not_count_as_silence
@@ -135,6 +137,8 @@ from trio_broker import (
     Restored,
     ServerError,
     SwapOutcomeUnknownError,
+    SwapResolved,
+    SwapUnresolved,
 )
 from trio_broker.sandbox import Sandbox, open_sandbox
 from trio_broker.subscription import BoundedReceiveChannel
@@ -961,6 +965,65 @@ async def test_36_clock_that_goes_off_later_is_tried_once_more(autojump_clock: M
         assert isinstance(refused.error, ClockSkewError)
         assert isinstance(await final_error(client, events), ClockSkewError)
         assert len(sandbox.connections) == 3
+
+
+async def test_33_swap_whose_reply_is_lost_is_found_on_the_next_connection(
+    autojump_clock: MockClock,
+) -> None:
+    async with connected() as (sandbox, client, events), trio.open_nursery() as nursery:
+        sandbox.faults.swallow(op="swap", times=1)
+        call = start(nursery, client.do_swap, "1", "ETH", "USDT")
+        await wait_all_tasks_blocked()
+        sandbox.faults.reset()
+        await loss_and_return(events)
+        receipt = await call.result()
+        (order,) = sandbox.orders()
+        assert (receipt.order_id, receipt.client_order_id) == (
+            order.order_id,
+            order.client_order_id,
+        )
+        sent = [one.op for line in sandbox.connections for one in line.received]
+        assert sent.count("swap") == 1
+        assert client.unresolved_swaps() == ()
+
+
+async def test_33_swap_whose_order_is_not_found_is_unknown(autojump_clock: MockClock) -> None:
+    async with connected() as (sandbox, client, events), trio.open_nursery() as nursery:
+        sandbox.faults.swallow(op="swap", times=1)
+        not_found = '{"op":"order_status","error":"Order not found"}'
+        sandbox.faults.replace(not_found, op="order_status")
+        call = start(nursery, client.do_swap, "1", "ETH", "USDT")
+        await wait_all_tasks_blocked()
+        sandbox.faults.reset()
+        await loss_and_return(events)
+        with pytest.raises(SwapOutcomeUnknownError, match="Order not found") as caught:
+            await call.result()
+        (order,) = sandbox.orders()  # executed all the same
+        assert caught.value.client_order_id == order.client_order_id
+        assert isinstance(await events.receive(), SwapUnresolved)
+        sandbox.faults.clear()
+        assert (await client.resolve_swap(caught.value.client_order_id)).order_id == order.order_id
+        assert isinstance(await events.receive(), SwapResolved)
+        sent = [one.op for line in sandbox.connections for one in line.received]
+        assert sent.count("swap") == 1
+
+
+async def test_34_swap_without_a_connection_fails_at_once_and_is_never_sent(
+    autojump_clock: MockClock,
+) -> None:
+    async with connected() as (sandbox, client, events):
+        sandbox.faults.hang_up()
+        lost = await next_loss(events)
+        assert lost.retry_in is not None
+        began = trio.current_time()
+        with pytest.raises(NotConnectedError, match="nothing was sent"):
+            await client.do_swap("1", "ETH", "USDT")
+        assert trio.current_time() == began
+        await client.wait_connected()
+        await client.get_balances()
+        assert client.unresolved_swaps() == ()
+        assert sandbox.orders() == ()
+        assert not any(one.op == "swap" for line in sandbox.connections for one in line.received)
 
 
 # --- The table -------------------------------------------------------------------------------

@@ -19,7 +19,14 @@ import pytest
 import trio
 
 import trio_broker
-from trio_broker import BrokerError, BrokerWSClient, Limits, ReconnectPolicy, Subscription
+from trio_broker import (
+    BrokerError,
+    BrokerWSClient,
+    Limits,
+    ReconnectPolicy,
+    Subscription,
+    SwapJournal,
+)
 from trio_broker.sandbox import open_sandbox
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +45,7 @@ PATIENCE = 30.0
 def test_every_block_has_its_test() -> None:
     assert {language for language, _ in BLOCKS} == {"python", "sh", "text"}
     assert README.count("```") == 2 * len(BLOCKS)
-    assert (len(SHELL), len(TEXT)) == (5, 3)
+    assert (len(SHELL), len(TEXT)) == (6, 4)
 
 
 # --- Python ---------------------------------------------------------------------------------
@@ -46,8 +53,12 @@ def test_every_block_has_its_test() -> None:
 
 @pytest.mark.parametrize("body", PYTHON, ids=range(1, len(PYTHON) + 1))
 async def test_python_block_runs(
-    body: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    body: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     async with open_sandbox(seed=1) as sandbox, sandbox.client() as client:
         mains: list[Callable[[], Awaitable[None]]] = []
         monkeypatch.setattr(trio, "run", mains.append)
@@ -111,7 +122,7 @@ def test_ci_runs_the_two_commands() -> None:
             f".venv/bin/pip install -e '.[{extra}]'",
             f".venv/bin/{end}",
         ]
-    assert (ROOT / SHELL[4]).stat().st_mode & 0o111
+    assert (ROOT / SHELL[5]).stat().st_mode & 0o111
 
 
 async def test_first_command_tells_the_demo() -> None:
@@ -159,6 +170,22 @@ async def test_two_processes_trade_in_the_words_of_the_readme() -> None:
                 await server.stderr.aclose()
         nursery.cancel_scope.cancel()
     assert server.returncode == 0
+
+
+async def test_journal_is_listed_in_the_words_of_the_readme(tmp_path: Path) -> None:
+    async with open_sandbox() as sandbox:
+        journal = SwapJournal(tmp_path / "swaps.journal")
+        async with sandbox.client(journal=journal) as client:
+            receipt = await client.do_swap("1", "ETH", "USDT", client_order_id="c1")
+    ended = await trio.run_process(
+        ["sh", "-c", as_here(SHELL[4])],
+        cwd=tmp_path,
+        env={**environment(), "COLUMNS": "300"},
+        capture_stdout=True,
+    )
+    row = next(line for line in ended.stdout.decode().splitlines() if "c1" in line)
+    assert receipt.order_id in row
+    assert "confirmed" in row
 
 
 # --- Tables ---------------------------------------------------------------------------------
@@ -255,7 +282,7 @@ def imports() -> set[tuple[str, str]]:
 
 def test_picture_shows_all_rooms_and_their_order() -> None:
     floors = [
-        re.findall(r"^([\w/]+) {2,}\S", part, re.MULTILINE) for part in re.split("─+\n", TEXT[2])
+        re.findall(r"^([\w/]+) {2,}\S", part, re.MULTILINE) for part in re.split("─+\n", TEXT[3])
     ]
     level = {name: number for number, floor in enumerate(floors) for name in floor}
     rooms = {f"{path.name}/" for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
@@ -267,7 +294,7 @@ def test_picture_shows_all_rooms_and_their_order() -> None:
 
 def test_flow_goes_through_rooms_that_exist() -> None:
     outside = {"socket", "your call", "the call that waits for this reply", "your async for"}
-    stops = {stop.split("(")[0].strip() for stop in re.split(r"→|─┬|└|\n", TEXT[1])}
+    stops = {stop.split("(")[0].strip() for stop in re.split(r"→|─┬|└|\n", TEXT[2])}
     inside = stops - outside - {""}
     assert {"transports/", "connection", "session", "subscription", "client"} <= inside
     for name in inside:

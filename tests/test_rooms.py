@@ -30,9 +30,10 @@ ROWS: Final = (
     ("subscription",),
     ("taps",),
     ("backoff", "heartbeat"),
-    ("channels",),
+    ("channels", "blotter"),
     ("connection",),
     ("supervisor",),
+    ("swapping",),
     ("client",),
 )
 ROOM: Final = {name: number for number, row in enumerate(ROWS) for name in row}

@@ -30,6 +30,7 @@ OPTIONS: dict[str, Any] = {
     "write_timeout": 10.0,
     "request_timeout": 10.0,
     "reply_grace": 30.0,
+    "resolve_timeout": 30.0,
     "close_timeout": 5.0,
     "signing_key": "derived",
 }

@@ -6,6 +6,7 @@ import signal
 import time as real_time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -488,6 +489,27 @@ def test_ctrl_c_in_the_block_ends_cleanly(*, child: bool) -> None:
     with pytest.RaisesGroup(KeyboardInterrupt) if child else pytest.raises(KeyboardInterrupt):
         trio.run(main)
     assert clients[0].state is ConnectionState.CLOSED
+
+
+def test_ctrl_c_during_a_swap_reports_it(caplog: pytest.LogCaptureFixture) -> None:
+    clients: list[BrokerWSClient] = []
+
+    async def main() -> None:
+        async with open_scripted() as broker, broker.client() as client:
+            clients.append(client)
+            line = await broker.line()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(
+                    partial(client.do_swap, "1", "ETH", "USDT", client_order_id="c1")
+                )
+                await line.receive("swap")
+                signal.raise_signal(signal.SIGINT)
+                await trio.sleep_forever()
+
+    with pytest.RaisesGroup(KeyboardInterrupt, flatten_subgroups=True):
+        trio.run(main)
+    assert [one.client_order_id for one in clients[0].unresolved_swaps()] == ["c1"]
+    assert "SwapUnresolved 'c1'" in caplog.text
 
 
 async def test_nothing_runs_any_more_after_the_end() -> None:

@@ -7,30 +7,23 @@ import pytest
 from trio_broker.exceptions import (
     BrokerError,
     ConnectionLostError,
-    NotConnectedError,
     NotSentError,
     ProtocolError,
     RequestTimeoutError,
-    SwapOutcomeUnknownError,
     server_error,
 )
-from trio_broker.models import SwapReceipt
 from trio_broker.request import Priority, Request
-from trio_broker.swaps import check_client_order_id, is_refusal, new_client_order_id, outcome
+from trio_broker.swaps import (
+    check_client_order_id,
+    is_refusal,
+    new_client_order_id,
+    says_not_found,
+)
 
 
-def ended(
-    error: BrokerError | None = None,
-    *,
-    sent: bool = True,
-    named: bool = False,
-    alone: bool = False,
-) -> Request:
+def ended(*, named: bool = False, alone: bool = False) -> Request:
     request = Request("swap", Priority.SWAP, client_order_id="c1")
-    request.was_sent, request.named, request.alone = sent, named, alone
-    request.error = error
-    if error is None:
-        request.result = SwapReceipt("o1", None, "c1")
+    request.was_sent, request.named, request.alone = True, named, alone
     return request
 
 
@@ -58,17 +51,6 @@ def test_an_id_of_the_callers_has_up_to_64_characters() -> None:
         check_client_order_id("")
 
 
-def test_a_reply_confirms() -> None:
-    assert outcome(ended()).order_id == "o1"
-
-
-@pytest.mark.parametrize("error", [NotSentError("no turn"), NotConnectedError("no line")])
-def test_what_was_not_sent_may_be_repeated(error: BrokerError) -> None:
-    with pytest.raises(type(error)) as caught:
-        outcome(ended(error, sent=False))
-    assert caught.value is not error
-
-
 NOT_ACCEPTED = [
     "Invalid signature",
     "Invalid API key",
@@ -81,9 +63,7 @@ NONCE = "Nonce has already been used or is expired"
 
 @pytest.mark.parametrize("text", [*NOT_ACCEPTED, "Insufficient balance", "anything"])
 def test_an_error_that_names_the_operation_refuses(text: str) -> None:
-    error = refusal(text)
-    with pytest.raises(type(error), match=text):
-        outcome(ended(error, named=True))
+    assert is_refusal(ended(named=True), refusal(text))
 
 
 @pytest.mark.parametrize("text", NOT_ACCEPTED)
@@ -93,21 +73,28 @@ def test_a_message_that_was_not_accepted_was_not_executed(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "request_",
+    ("request_", "error"),
     [
-        ended(refusal("Insufficient balance"), alone=True),
-        ended(refusal("Invalid signature")),
-        ended(refusal(NONCE), named=True, alone=True),
-        ended(refusal(NONCE), alone=True),
-        ended(ConnectionLostError("gone")),
-        ended(RequestTimeoutError("late")),
-        ended(ProtocolError("odd"), named=True, alone=True),
+        (ended(alone=True), refusal("Insufficient balance")),
+        (ended(), refusal("Invalid signature")),
+        (ended(named=True, alone=True), refusal(NONCE)),
+        (ended(alone=True), refusal(NONCE)),
+        (ended(), ConnectionLostError("gone")),
+        (ended(), RequestTimeoutError("late")),
+        (ended(named=True, alone=True), ProtocolError("odd")),
     ],
-    ids=lambda request: str(request.error),
 )
-def test_everything_else_is_unknown(request_: Request) -> None:
-    with pytest.raises(SwapOutcomeUnknownError) as caught:
-        outcome(request_)
-    assert caught.value.client_order_id == "c1"
-    assert caught.value.reason == str(request_.error)
-    assert caught.value.__cause__ is request_.error
+def test_everything_else_refuses_nothing(request_: Request, error: BrokerError) -> None:
+    assert not is_refusal(request_, error)
+
+
+@pytest.mark.parametrize("text", ["Order not found", "ORDER_NOT_FOUND", "not_found: c1"])
+def test_a_broker_that_does_not_know_an_order_says_so(text: str) -> None:
+    assert says_not_found(server_error("order_status", text))
+
+
+@pytest.mark.parametrize(
+    "error", [None, server_error("order_status", "Rate limit exceeded"), NotSentError("not found")]
+)
+def test_no_other_end_of_a_lookup_says_so(error: BrokerError | None) -> None:
+    assert not says_not_found(error)

@@ -10,6 +10,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
+from decimal import Decimal
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeVar, overload
 
@@ -19,7 +20,8 @@ from trio.lowlevel import enable_ki_protection
 
 from trio_broker import operations, swaps, wire
 from trio_broker.channels import BALANCES, ORDERS, Member
-from trio_broker.exceptions import BrokerError, NotConnectedError, fresh
+from trio_broker.exceptions import BrokerError, fresh
+from trio_broker.journal import SwapJournal
 from trio_broker.models import (
     Balance,
     ClientStatistics,
@@ -27,7 +29,9 @@ from trio_broker.models import (
     ConnectionState,
     Order,
     SwapEstimate,
+    SwapFinding,
     SwapReceipt,
+    UnresolvedSwap,
 )
 from trio_broker.operations import Amount
 from trio_broker.request import Request
@@ -42,6 +46,7 @@ from trio_broker.settings import (
 from trio_broker.signing import SigningKey
 from trio_broker.subscription import BoundedReceiveChannel, Feed, Overflow, Subscription
 from trio_broker.supervisor import Supervisor
+from trio_broker.swapping import Swapping
 
 T = TypeVar("T")
 
@@ -87,10 +92,12 @@ class BrokerWSClient(trio.abc.AsyncResource):
         write_timeout: float = 10.0,
         request_timeout: float = 10.0,
         reply_grace: float = 30.0,
+        resolve_timeout: float = 30.0,
         close_timeout: float = 5.0,
         signing_key: SigningKey = "derived",
         ssl_context: ssl.SSLContext | None = None,
         allow_insecure: bool = False,
+        journal: SwapJournal | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Make a client; nothing is opened yet.
@@ -108,11 +115,14 @@ class BrokerWSClient(trio.abc.AsyncResource):
             write_timeout: Seconds without reading that make the peer dead.
             request_timeout: Seconds from a call to its reply, waiting for a turn included.
             reply_grace: Seconds for which the reply to a given-up request is still waited for.
+            resolve_timeout: Seconds for which the outcome of a swap is asked for, when its reply
+                hasn't come or says nothing.
             close_timeout: Seconds for a polite goodbye.
             signing_key: ``"derived"`` signs as the broker's own clients do, ``"raw"`` with the
                 secret itself, as its documentation shows.
             ssl_context: For ``wss://``, where the default context isn't what you need.
             allow_insecure: Whether ``ws://`` may leave this machine.
+            journal: Where swaps are written down before they leave, so that a crash loses none.
             clock: The wall clock in seconds since the epoch, for timestamps.
 
         Raises:
@@ -131,6 +141,7 @@ class BrokerWSClient(trio.abc.AsyncResource):
             write_timeout=write_timeout,
             request_timeout=request_timeout,
             reply_grace=reply_grace,
+            resolve_timeout=resolve_timeout,
             close_timeout=close_timeout,
             signing_key=signing_key,
             ssl_context=ssl_context,
@@ -140,6 +151,9 @@ class BrokerWSClient(trio.abc.AsyncResource):
         self.logger.parent = _root_logger
         self._session = Session(reply_grace=reply_grace)
         self._supervisor = Supervisor(self._settings, self._session, self.logger)
+        self._swapping = Swapping(
+            self._settings, self._session, self._supervisor, journal, self.logger
+        )
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ, **options: Any) -> Self:
@@ -221,6 +235,7 @@ class BrokerWSClient(trio.abc.AsyncResource):
 
         Raises:
             RuntimeError: The client was used before.
+            JournalError: The journal of swaps can't be read, or another client uses it.
             ConnectFailedError: No WebSocket could be opened.
             ReconnectFailedError: With `ReconnectPolicy.retry_first`: no try has worked.
             AuthenticationError: The broker refused the keys.
@@ -232,6 +247,7 @@ class BrokerWSClient(trio.abc.AsyncResource):
         """
         self._check_unused()
         await trio.lowlevel.checkpoint_if_cancelled()
+        await self._swapping.open()
         nursery.start_soon(self._supervisor.run, name=f"{self!r}")
         self._supervisor.start()
         try:
@@ -576,8 +592,12 @@ class BrokerWSClient(trio.abc.AsyncResource):
     ) -> SwapReceipt:
         """Swap. It is sent at most once, and only over a connection that is there now.
 
+        If no reply comes, the broker is asked for the order by its client order id, on this
+        connection or the next, for up to `resolve_timeout`.
+
         Cancelling doesn't take back what has left: pass a client order id of your own if you may
-        be cancelled, and look the order up by it.
+        be cancelled. The swap is in `unresolved_swaps` then until its outcome is known, which an
+        event tells, `SwapResolved` or `SwapUnresolved`.
 
         Args:
             amount_in: How much is sold: a plain decimal text, an int or a `Decimal`, above 0.
@@ -586,7 +606,8 @@ class BrokerWSClient(trio.abc.AsyncResource):
             slippage_bps: How much less than expected is acceptable, 0 to 10,000 basis points.
             filter_sources: Liquidity sources to keep to: ``binance``, ``bybit``, ``gate``.
             account: A wallet's address, where it matters.
-            client_order_id: A name for this swap, of 1 to 64 characters; made where none is given.
+            client_order_id: A name for this swap that none had before, of 1 to 64 characters; made
+                where none is given.
 
         Returns:
             The broker's receipt: it has taken the swap.
@@ -595,10 +616,34 @@ class BrokerWSClient(trio.abc.AsyncResource):
             TypeError: An argument has the wrong type (a float is no amount). Nothing was sent.
             ValueError: An argument is out of its range. Nothing was sent.
             NotSentError: Nothing was sent: repeating is safe.
+            DuplicateClientOrderIdError: Another swap with this id may have left; nothing was sent
+                for this one. Its `outcome` tells what is known of the other one.
             ServerError: The broker refused: nothing was executed.
             SwapOutcomeUnknownError: It left, and what became of it isn't known: don't repeat it,
-                ask for its client order id.
+                ask for it with `resolve_swap`.
         """
+        request = self._swap_request(
+            amount_in,
+            asset_in,
+            asset_out,
+            slippage_bps=slippage_bps,
+            filter_sources=filter_sources,
+            account=account,
+            client_order_id=client_order_id,
+        )
+        return await self._swapping.swap(request, Decimal(amount_in), (asset_in, asset_out))
+
+    def _swap_request(
+        self,
+        amount_in: Amount,
+        asset_in: str,
+        asset_out: str,
+        *,
+        slippage_bps: int | None,
+        filter_sources: Iterable[str] | None,
+        account: str | None,
+        client_order_id: str | None,
+    ) -> Request:
         if client_order_id is None:
             client_order_id = swaps.new_client_order_id()
         request = operations.swap(
@@ -611,12 +656,75 @@ class BrokerWSClient(trio.abc.AsyncResource):
             client_order_id=client_order_id,
             deadline=self._deadline(),
         )
-        try:
-            await self._run(request, needs_connection=True)
-        finally:
-            if request.was_sent and request.error is None and request.result is None:
-                self.logger.warning("swap %s was given up: outcome unknown", client_order_id)
-        return swaps.outcome(request)
+        operations.check_size(request, self._settings.limits.max_message_size)
+        return request
+
+    def unresolved_swaps(self) -> tuple[UnresolvedSwap, ...]:
+        """The swaps that may have left, and whose outcome isn't known now; oldest first.
+
+        One that is in flight at this moment is among them, and so is, with a journal, what an
+        earlier process has left. It may be called after the client's end as well.
+        """
+        return self._supervisor.blotter.unresolved()
+
+    async def resolve_swap(self, client_order_id: str) -> SwapReceipt:
+        """Ask for a swap's outcome, for up to `resolve_timeout`. Cancelling is safe.
+
+        Args:
+            client_order_id: Its id; any one, be it that this client knows nothing of it.
+
+        Returns:
+            The receipt: the broker has taken it. At once, where that is known already.
+
+        Raises:
+            TypeError: The id isn't a str.
+            ValueError: The id is empty, too long, or has a character that can't be sent.
+            NotConnectedError: There is no connection, nor will there be one.
+            NotSentError: It was under way, and in the end nothing was sent.
+            ServerError: The broker has refused the swap: nothing was executed.
+            SwapOutcomeUnknownError: The broker didn't answer, or doesn't know the order: that is
+                no word on whether it was executed.
+        """
+        swaps.check_client_order_id(client_order_id)
+        return await self._swapping.resolve(client_order_id)
+
+    async def reconcile(self) -> tuple[SwapFinding, ...]:
+        """Ask for every unresolved swap, one after another. Cancelling is safe.
+
+        A swap that the broker doesn't know is asked for until `resolve_timeout` has passed as long
+        as it may still be executed, and once if its signature has expired. It stays unresolved
+        even then, until `settle_swap` closes it.
+
+        Returns:
+            What was found, swap by swap, oldest first.
+
+        Raises:
+            NotConnectedError: There is no connection, nor will there be one.
+        """
+        return await self._swapping.reconcile()
+
+    async def settle_swap(self, client_order_id: str, note: str) -> None:
+        """Close an unresolved swap by hand, once you have found out about it in another way.
+
+        Its id stays used. Cancelling is safe: it is closed, and perhaps not written down yet.
+
+        Args:
+            client_order_id: Its id.
+            note: How you have found out, or why it doesn't matter; the journal keeps it.
+
+        Raises:
+            TypeError: An argument isn't a str.
+            ValueError: No swap with this id is unresolved, it is being asked for now, or the note
+                is empty.
+            JournalError: The swap is closed for this client, but that couldn't be written down:
+                unless that works later, the next client will take it for unresolved again.
+        """
+        swaps.check_client_order_id(client_order_id)
+        if not isinstance(note, str):
+            raise TypeError(f"note must be a str, not {type(note).__name__}")
+        if not note.strip():
+            raise ValueError("note must not be empty: it is all that will be known of this swap")
+        await self._swapping.settle(client_order_id, note)
 
     async def get_order_status(self, order_id: str) -> Order:
         """Ask for an order's state. Cancelling is safe.
@@ -647,12 +755,10 @@ class BrokerWSClient(trio.abc.AsyncResource):
         return request.result
 
     @enable_ki_protection
-    async def _run(self, request: Request, *, needs_connection: bool = False) -> None:
+    async def _run(self, request: Request) -> None:
         operations.check_size(request, self._settings.limits.max_message_size)
         await trio.lowlevel.checkpoint_if_cancelled()
         self._supervisor.check_usable()
-        if needs_connection and not self._session.authenticated:
-            raise NotConnectedError("there is no connection now; nothing was sent")
         ended = trio.Event()
         request.on_end = lambda _: ended.set()
         self._session.submit(request, trio.current_time())

@@ -19,12 +19,14 @@ import logging
 import math
 import os
 import random
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
 from trio.lowlevel import enable_ki_protection
 
 from trio_broker.backoff import Backoff
+from trio_broker.blotter import Blotter
 from trio_broker.channels import Channels
 from trio_broker.connection import Bell, Connection
 from trio_broker.exceptions import (
@@ -46,6 +48,8 @@ from trio_broker.models import (
     GaveUp,
     OddMessage,
     Restored,
+    SwapResolved,
+    SwapUnresolved,
 )
 from trio_broker.pacing import WINDOW
 from trio_broker.session import Session
@@ -55,11 +59,13 @@ from trio_broker.taps import Taps
 from trio_broker.transports.trio_websocket import open_transport
 
 GOODBYE_WHEN_CANCELLED: Final = 0.5
+_LAST_MOMENT: Final = 0.1
 _SHOWN: Final = 1000
 _LEVELS: Final[dict[type[ConnectionEvent], int]] = {
     Disconnected: logging.WARNING,
     ChannelRefused: logging.WARNING,
     GaveUp: logging.ERROR,
+    SwapUnresolved: logging.WARNING,
 }
 
 
@@ -73,8 +79,11 @@ class Supervisor:
 
     Attributes:
         backoff: When the next connection is tried.
+        blotter: The client's swaps.
         channels: The client's channels.
         events: Where events go.
+        farewell: Awaited at the end, when everybody has been told; cut short when the time for an
+            exit is up.
         messages: Where raw messages go.
         state: Where the client stands.
     """
@@ -96,6 +105,15 @@ class Supervisor:
             on_event=self._tell,
             on_restored=self._restored,
         )
+        self.blotter: Blotter = Blotter(
+            session,
+            request_timeout=settings.request_timeout,
+            resolve_timeout=settings.resolve_timeout,
+            time=trio.current_time,
+            wall_time=self.wall_time,
+            on_event=self._tell,
+        )
+        self.farewell: Callable[[], Awaitable[None]] | None = None
         # Only spreads clients over time: nobody gains by guessing it.
         self.backoff: Backoff = Backoff(settings.reconnect, random.Random())  # noqa: S311
         self.state: ConnectionState = ConnectionState.IDLE
@@ -149,6 +167,17 @@ class Supervisor:
                 raise rest from None
         finally:
             self._finish(failure)
+            if self.farewell is not None:
+                with trio.move_on_at(self._exit_by(), shield=True):
+                    await self.farewell()
+            self._over.set()
+
+    def _exit_by(self) -> float:
+        """When the farewell must be over: it shares the exit's time, but for a last moment."""
+        now = trio.current_time()
+        was_cancelled = self._scope.cancel_called or trio.current_effective_deadline() == -math.inf
+        longest = GOODBYE_WHEN_CANCELLED if was_cancelled else self._settings.close_timeout
+        return max(min(self._close_by, now + longest), now + _LAST_MOMENT)
 
     def _internal_failure(self, faults: ExceptionGroup[Exception]) -> BrokerError:
         """For a fault of this library: it mustn't end the user's nursery, nor be lost."""
@@ -230,6 +259,7 @@ class Supervisor:
         self._check_process()
         if self.state is ConnectionState.IDLE:
             self._finish(None)
+            self._over.set()
         elif not self.state.is_over:
             was_open = self.state.is_connected
             self._become(ConnectionState.CLOSING)
@@ -328,7 +358,8 @@ class Supervisor:
                 raise
             except BaseException:
                 # Cancelled; a nursery has made a group of it.
-                with trio.move_on_after(GOODBYE_WHEN_CANCELLED, shield=True):
+                self._close_by = min(self._close_by, trio.current_time() + GOODBYE_WHEN_CANCELLED)
+                with trio.move_on_at(self._close_by, shield=True):
                     await transport.aclose()
                 raise
             finally:
@@ -364,11 +395,12 @@ class Supervisor:
             with trio.move_on_at(self._awake_at):
                 await self._alarm.wait()
             now = trio.current_time()
-            self._session.tick(now)
-            self.channels.tick(now)
+            for part in (self._session, self.channels, self.blotter):
+                part.tick(now)
 
     def _next_deadline(self) -> float:
-        return min(self._session.next_deadline, self.channels.next_deadline)
+        parts = (self._session, self.channels, self.blotter)
+        return min(part.next_deadline for part in parts)
 
     def _look_again(self) -> None:
         if self._connection is not None:
@@ -397,7 +429,6 @@ class Supervisor:
         self.messages.end()
         self._connection = None
         self._connected.set()
-        self._over.set()
 
     def _tell_end(self, failure: BrokerError | None) -> None:
         if failure is None:
@@ -416,6 +447,7 @@ class Supervisor:
             lost, unsent = failure, _unsent(failure)
         # The channels first, as they would ask for something else where a request has failed.
         self.channels.finish(failure, lost, unsent)
+        self.blotter.finish()
         self._session.shut(lost, unsent)
 
     # --- What is told ----------------------------------------------------------------------
@@ -449,9 +481,11 @@ def _unsent(failure: BrokerError) -> NotConnectedError:
 def _described(event: ConnectionEvent) -> str:
     """An event for the log, in one line whatever the broker's text in it is."""
     text = type(event).__name__
-    channel = getattr(event, "channel", None)
-    if channel is not None:
-        text += f" {channel!r}"
+    name = getattr(event, "channel", None) or getattr(event, "client_order_id", None)
+    if name is not None:
+        text += f" {name!r}"
+    if isinstance(event, SwapResolved):
+        text += f": {event.outcome}"
     if isinstance(event, Restored):
         text += f": {', '.join(map(repr, event.channels)) or 'none'}"
     reason = getattr(event, "reason", None) or getattr(event, "error", None)

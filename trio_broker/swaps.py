@@ -1,10 +1,9 @@
-"""A swap's name and its fate: what a caller may be told, and nothing guessed.
+"""A swap's name, and which errors refuse it: nothing is guessed.
 
-A swap is sent at most once. Once any byte of it may have left, it is *confirmed* by a reply,
-*refused* by an error that shows that the broker hasn't executed it, or its outcome is *unknown*.
-An error shows that if it names the operation, or if it came with the swap alone in flight and
-says that the message itself wasn't accepted. "Nonce already used" shows nothing: our nonces are
-unique, so the broker may have executed an earlier delivery of the very same message.
+Once any byte of a swap may have left, an error refuses it only if it shows that the broker hasn't
+executed it. It does if it names the operation, or if it came with the swap alone in flight and says
+that the message itself wasn't accepted. "Nonce already used" shows nothing: our nonces are unique,
+so the broker may have executed an earlier delivery of the very same message.
 """
 
 from __future__ import annotations
@@ -20,15 +19,13 @@ from trio_broker.exceptions import (
     NonceReusedError,
     NotAuthenticatedError,
     ServerError,
-    SwapOutcomeUnknownError,
     UnknownOperationError,
-    fresh,
 )
-from trio_broker.models import SwapReceipt
 from trio_broker.request import Request
 from trio_broker.wire import check_text
 
 MAX_CLIENT_ORDER_ID: Final = 64
+OWN_PREFIX: Final = "tb-"
 _NOT_ACCEPTED: Final = (
     AuthenticationError,
     ClockSkewError,
@@ -45,7 +42,7 @@ def new_client_order_id() -> str:
         made, and the bits come from the operating system, so that no process, fork or restart
         repeats them.
     """
-    return f"tb-{time.time_ns() // 1_000_000:013d}-{secrets.token_hex(10)}"
+    return f"{OWN_PREFIX}{time.time_ns() // 1_000_000:013d}-{secrets.token_hex(10)}"
 
 
 def check_client_order_id(client_order_id: str) -> str:
@@ -67,27 +64,18 @@ def check_client_order_id(client_order_id: str) -> str:
     return client_order_id
 
 
-def outcome(request: Request) -> SwapReceipt:
-    """What became of a swap that has ended.
+def says_not_found(error: BrokerError | None) -> bool:
+    """Whether a lookup was answered, and with this: the broker doesn't know the order.
+
+    That is no word on whether it was executed: only the documented REST side promises to know an
+    order by its client order id.
 
     Args:
-        request: The swap's request.
-
-    Returns:
-        The receipt, if it is confirmed.
-
-    Raises:
-        NotSentError: Nothing was sent.
-        ServerError: It is refused.
-        SwapOutcomeUnknownError: Nobody knows; its cause is what came instead of a reply.
+        error: What the lookup ended with.
     """
-    error = request.error
-    if error is None:
-        receipt: SwapReceipt = request.result
-        return receipt
-    if not request.was_sent or is_refusal(request, error):
-        raise fresh(error)
-    raise SwapOutcomeUnknownError(str(request.client_order_id), str(error)) from error
+    if not isinstance(error, ServerError):
+        return False
+    return "not found" in error.message.casefold().replace("_", " ")
 
 
 def is_refusal(request: Request, error: BrokerError) -> bool:

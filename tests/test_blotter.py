@@ -8,8 +8,8 @@ from typing import Any
 import attrs
 import pytest
 
-from trio_broker import operations
-from trio_broker.blotter import REMEMBERED, SIGNATURE_LIFETIME, Blotter, Entry
+from trio_broker import blotter, operations
+from trio_broker.blotter import SIGNATURE_LIFETIME, Blotter, Entry
 from trio_broker.exceptions import (
     ConnectionLostError,
     DuplicateClientOrderIdError,
@@ -615,12 +615,16 @@ def test_an_id_whose_use_may_have_left_is_refused_with_what_is_known(desk: Desk)
         desk.swap("c2")
 
 
-def test_what_is_remembered_is_bounded_but_what_is_unresolved_is_kept(desk: Desk) -> None:
+def test_what_is_remembered_is_bounded_but_what_is_unresolved_is_kept(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert blotter.REMEMBERED == 10_000
+    monkeypatch.setattr(blotter, "REMEMBERED", 100)
     desk.in_doubt("doubt")
     desk.until(RESOLVE)
     desk.session.lose(LOST)
     desk.connect()
-    for number in range(REMEMBERED + 1):
+    for number in range(101):
         desk.swap(f"c{number}", wait=False)
         desk.pump()
         desk.reply({"op": "swap", "data": {"orderId": f"order{number}"}})

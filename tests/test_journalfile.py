@@ -507,8 +507,18 @@ def test_a_second_writer_is_refused_until_the_first_has_gone(path: Path) -> None
 
 
 def test_without_locks_two_writers_are_safe(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = JournalFile._apply
+
+    def apply(file: JournalFile, entry: Intent | Fact) -> BrokerError | None:
+        if file is one:
+            # Between what it reads and what it writes.
+            with pytest.raises(JournalError, match="locked"):
+                other.write([intent(attempt="a2")])
+        return real(file, entry)
+
     monkeypatch.setitem(sys.modules, "fcntl", None)
-    with opened(path) as one, opened(path) as other:
+    monkeypatch.setattr(JournalFile, "_apply", apply)
+    with opened(path) as one, open_file(path, ACCOUNT, 0.01) as other:
         assert one.write([intent()]) == [None]
         (refusal,) = other.write([intent(attempt="a2")])
         assert isinstance(refusal, DuplicateClientOrderIdError)

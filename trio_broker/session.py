@@ -444,12 +444,22 @@ class Session:
             if named is not None:
                 return [named]
         by_client = self._holder(("order_status", None))
-        if by_client is None:
+        if by_client is None or not (client_order_id or self._is_alone_in_doubt(by_client)):
             return []
         # It names an order that nobody asked for by that name: either what was asked for by
         # client order id, or another lookup's reply once more.
         name = client_order_id or self._looked_up.get(order_id or "", by_client.client_order_id)
         return [by_client] if name == by_client.client_order_id else []
+
+    def _is_alone_in_doubt(self, by_client: Request) -> bool:
+        """Whether an order that nobody asked for by that name can't be what others asked for.
+
+        The broker may take a client order id for an order's id. Its reply then names an order of
+        which only this connection's earlier replies could tell that it is another one's.
+        """
+        names = {request.order_id for request in self._in_flight if request.op == "order_status"}
+        names -= {None, by_client.client_order_id}
+        return all(name in self._swapped or name in self._looked_up for name in names)
 
     def _holder(self, lane: Lane) -> Request | None:
         found = self._lanes.get(lane)

@@ -59,7 +59,7 @@ from trio_broker.models import (
     SwapUnresolved,
     UnresolvedSwap,
 )
-from trio_broker.request import Request, ignore
+from trio_broker.request import Priority, Request, ignore
 from trio_broker.session import Session
 
 # The broker takes timestamps that are up to 30 s off, and this machine's clock may be as much ahead
@@ -410,6 +410,7 @@ class Blotter:
         timeout = self._resolve_timeout if in_doubt else self._request_timeout
         entry.ask_until = self._time() + timeout
         entry.tries = 0
+        entry.asks_by_name = False
         if self._over:
             self._stop_asking(entry)
         elif entry.lookup is None:
@@ -417,8 +418,12 @@ class Blotter:
 
     def _look_up(self, entry: Entry) -> None:
         now = self._time()
-        ask = operations.order_status if entry.asks_by_name else operations.order_lookup
-        request = ask(entry.client_order_id, min(now + self._request_timeout, entry.ask_until))
+        deadline = min(now + self._request_timeout, entry.ask_until)
+        if entry.asks_by_name:
+            # For this connection only: the next one has lost no reply yet.
+            request = operations.order_status(entry.client_order_id, deadline, Priority.BACKGROUND)
+        else:
+            request = operations.order_lookup(entry.client_order_id, deadline)
         request.client_order_id = entry.client_order_id
         request.on_end = lambda request: self._looked_up(entry, request)
         request.on_late = lambda request: self._looked_up_late(entry, request)
@@ -434,6 +439,7 @@ class Blotter:
         # own; the second one needs a reply that names the order by this id.
         was_answered = not isinstance(request.error, NotSentError | RequestTimeoutError)
         entry.asks_by_name ^= not was_answered
+        entry.asks_by_name &= self._session.authenticated
         if was_answered or not entry.answer:
             entry.answer = str(request.error or "the reply names no order")
         not_found = swaps.says_not_found(request.error)

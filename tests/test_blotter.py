@@ -43,6 +43,7 @@ NOT_FOUND = {"op": "order_status", "error": "Order not found"}
 class Desk:
     """A blotter and its session, with a broker that says what the test says."""
 
+    resolve: float = RESOLVE
     now: float = 0.0
     sent: list[Request] = attrs.field(factory=list)
     facts: list[tuple[str, SwapOutcome, str | None, str]] = attrs.field(factory=list)
@@ -55,7 +56,7 @@ class Desk:
         self.blotter = Blotter(
             self.session,
             request_timeout=TIMEOUT,
-            resolve_timeout=RESOLVE,
+            resolve_timeout=self.resolve,
             time=lambda: self.now,
             wall_time=lambda: START + dt.timedelta(seconds=self.now),
             on_event=self.events.append,
@@ -648,6 +649,24 @@ def test_settled_it_is_resolved_and_noted(desk: Desk) -> None:
         desk.blotter.told(entry)
     with pytest.raises(ValueError, match="no unresolved swap has the client order id c1"):
         desk.blotter.settle("c1", "again")
+
+
+@pytest.mark.parametrize("late", [SWAPPED, FOUND])
+def test_a_receipt_that_comes_after_all_corrects_its_owner(late: dict[str, Any]) -> None:
+    desk = Desk(resolve=1.0)
+    entry = timed_out(desk)
+    desk.until(TIMEOUT + 1)
+    desk.blotter.settle("c1", "it never arrived")
+    desk.reply({"op": "swap", "error": "Nope"} if late is FOUND else NOT_FOUND)
+    assert entry.outcome is SwapOutcome.SETTLED
+    desk.reply(late)
+    assert desk.blotter.told(entry).order_id == "o1"
+    assert isinstance(desk.events[-1], SwapResolved)
+    assert desk.facts == [
+        ("c1", SwapOutcome.SETTLED, None, "it never arrived"),
+        ("c1", SwapOutcome.CONFIRMED, "o1", "closed by hand before: it never arrived"),
+    ]
+    assert desk.unresolved() == []
 
 
 def test_what_has_not_left_cannot_be_settled(desk: Desk) -> None:

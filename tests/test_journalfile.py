@@ -175,6 +175,14 @@ def test_a_fact_changes_what_is_unknown_and_of_its_attempt(path: Path) -> None:
     assert told(path) == [("c1", "a1", "confirmed"), ("c2", "a1", "unknown")]
 
 
+def test_what_was_closed_by_hand_is_corrected_by_the_brokers_receipt_alone(path: Path) -> None:
+    write(path, intent("c1"), fact(S.SETTLED, "c1", detail="it never arrived"))
+    write(path, fact(S.REFUSED, "c1"), fact(S.NOT_SENT, "c1"), fact(S.UNKNOWN, "c1"))
+    assert told(path) == [("c1", "a1", "settled")]
+    write(path, fact(S.CONFIRMED, "c1", order_id="o1", detail="closed by hand before"))
+    assert told(path) == [("c1", "a1", "confirmed")]
+
+
 def test_a_fact_is_written_whatever_its_words_are(path: Path) -> None:
     write(path, intent(), fact(S.REFUSED, order_id="\udcff", detail="\0\ud800" + "x" * 5000))
     (row,) = read_file(path, BUSY)

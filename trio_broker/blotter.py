@@ -10,6 +10,7 @@ until its outcome is known:
        confirmed ◄── the order was found, or the reply came late ──────┤
        refused ◄──── the refusal came late ────────────────────────────┤
        settled ◄──── its owner has closed it by hand ──────────────────┘
+          └────────► confirmed, if the reply comes even then
 
 **Found means confirmed; not found means nothing.** The broker may not have taken it up yet, or may
 not find orders by that id. So what isn't found is asked for again until `resolve_timeout` has
@@ -392,11 +393,15 @@ class Blotter:
             self._end(entry, SwapOutcome.REFUSED, error=request.error)
 
     def _replied_late(self, entry: Entry, request: Request) -> None:
-        if entry.outcome is not SwapOutcome.UNKNOWN:
+        if entry.outcome not in {SwapOutcome.UNKNOWN, SwapOutcome.SETTLED}:
             return
         if request.error is None:
             self._end(entry, SwapOutcome.CONFIRMED, receipt=request.result)
-        elif swaps.is_refusal(request, request.error) and not request.echoed:
+        elif (
+            entry.outcome is SwapOutcome.UNKNOWN
+            and swaps.is_refusal(request, request.error)
+            and not request.echoed
+        ):
             self._end(entry, SwapOutcome.REFUSED, error=request.error)
 
     def _doubt(self, entry: Entry, error: BrokerError) -> None:
@@ -456,7 +461,7 @@ class Blotter:
         self._session.listener.changed()
 
     def _looked_up_late(self, entry: Entry, request: Request) -> None:
-        if entry.outcome is SwapOutcome.UNKNOWN:
+        if entry.outcome in {SwapOutcome.UNKNOWN, SwapOutcome.SETTLED}:
             self._found(entry, request)
 
     def _found(self, entry: Entry, request: Request) -> bool:
@@ -499,7 +504,9 @@ class Blotter:
         error: BrokerError | None = None,
         note: str = "",
     ) -> None:
-        was_in_doubt = entry.outcome is SwapOutcome.UNKNOWN or not entry.waiting
+        if entry.outcome is SwapOutcome.SETTLED:
+            note = f"closed by hand before: {entry.cause}"
+        was_in_doubt = entry.outcome is not SwapOutcome.UNDER_WAY or not entry.waiting
         entry.outcome, entry.receipt, entry.error = outcome, receipt, error
         entry.cause, entry.answer = note or str(error or ""), ""
         entry.ask_until, entry.request = -math.inf, None

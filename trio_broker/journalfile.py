@@ -272,13 +272,15 @@ class JournalFile:
             raise OSError("another file has its name now")
 
     def _change(self, fact: Fact) -> None:
+        # Whoever has closed it by hand was wrong if the broker's receipt comes after all.
+        also = SwapOutcome.SETTLED.value if fact.outcome is SwapOutcome.CONFIRMED else _OPEN
         self._connection.execute(
             "UPDATE swaps SET outcome = ?, order_id = coalesce(?, order_id), detail = ?, "
             "updated_at = ? WHERE host = ? AND key_fingerprint = ? AND client_order_id = ? "
-            "AND attempt = ? AND outcome = ?",
+            "AND attempt = ? AND outcome IN (?, ?)",
             (
                 fact.outcome.value, fact.order_id, fact.detail, fact.at.isoformat(),
-                *self._account, fact.client_order_id, fact.attempt, _OPEN,
+                *self._account, fact.client_order_id, fact.attempt, _OPEN, also,
             ),
         )  # fmt: skip
 

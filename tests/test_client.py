@@ -524,7 +524,7 @@ async def test_a_thousand_subscriptions_leave_nothing_behind(autojump_clock: Moc
         assert count_tasks() == tasks
         assert sandbox.connections[-1].channels == {}
         await trio.sleep(60)
-        assert client._supervisor.channels._delayed == []
+        assert client._supervisor.channels._snapshots._delayed == []
         assert client._session._alarms == []
 
 

@@ -23,7 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from trio_broker import operations
 from trio_broker.backoff import Backoff
-from trio_broker.channels import Channels, Member
+from trio_broker.channels import Channels
 from trio_broker.exceptions import (
     BrokerError,
     ClientClosedError,
@@ -31,6 +31,7 @@ from trio_broker.exceptions import (
     ConnectionLostError,
     NotConnectedError,
 )
+from trio_broker.membership import Member
 from trio_broker.models import ConnectionEvent, Order
 from trio_broker.request import Request
 from trio_broker.session import Session

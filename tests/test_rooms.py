@@ -30,6 +30,8 @@ ROWS: Final = (
     ("subscription",),
     ("taps",),
     ("backoff", "heartbeat"),
+    ("membership",),
+    ("snapshots",),
     ("channels", "blotter"),
     ("connection",),
     ("supervisor",),

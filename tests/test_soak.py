@@ -17,7 +17,7 @@ def test_it_tells_whether_every_stream_converged(*, broken: bool) -> None:
     code = "import runpy;"
     if broken:
         # Nobody hears a push or a snapshot of the balances any more.
-        code += "from trio_broker.channels import Member; Member.offer = lambda *_: None;"
+        code += "from trio_broker.membership import Member; Member.offer = lambda *_: None;"
         code += "m = runpy.run_path('benchmarks/soak.py');"
         code += "m['main'].__globals__['PATIENCE'] = 1.0; m['main']()"
     else:

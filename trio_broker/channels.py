@@ -9,26 +9,16 @@ subscribers come and go while the broker answers.
 have pushed until it holds the channel again: the next message of each stream is marked with the
 gap. On the next connection every channel that is wanted by then is asked for at once, and a stream
 that had begun gets its channel's state, however it was subscribed. One that is refused ends alone.
-
-**Snapshots** are asked for when the broker holds the channel, so that nothing falls between the
-state and the first push. If a push comes while one is under way, nobody can tell which of the two
-is newer: it is asked for again. An order's message is its whole state, so of those the older one
-is never delivered after a newer one.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-import enum
-import heapq
-import itertools
 import math
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
-import attrs
-
-from trio_broker import operations, wire
+from trio_broker import operations
 from trio_broker.exceptions import (
     BrokerError,
     NotSentError,
@@ -37,141 +27,13 @@ from trio_broker.exceptions import (
     SubscriptionBrokenError,
     SubscriptionLimitError,
 )
-from trio_broker.models import (
-    ChannelRefused,
-    ConnectionEvent,
-    Gap,
-    Message,
-    Order,
-    Origin,
-    SnapshotUnavailable,
-)
-from trio_broker.request import Priority, Request, ignore
+from trio_broker.membership import BALANCES, Channel, Member, Standing
+from trio_broker.models import ChannelRefused, ConnectionEvent, Gap, Message
+from trio_broker.request import Request
 from trio_broker.session import Session
+from trio_broker.snapshots import Snapshots
 from trio_broker.subscription import Feed
 from trio_broker.wire import Inbound
-
-BALANCES: Final = "balances"
-ORDERS: Final = "orders:"
-
-# A snapshot after an overflow, or after one that failed, comes at most so often.
-SNAPSHOT_INTERVAL: Final = 1.0
-_FIRST_RETRY: Final = 0.05
-
-
-class _Standing(enum.Enum):
-    """Whether the broker holds a channel, as far as that is known."""
-
-    ABSENT = enum.auto()
-    HELD = enum.auto()
-    # It was asked for, and no answer came: to be had it must be asked for again, and to be rid of
-    # it must be given up.
-    DOUBTFUL = enum.auto()
-
-
-def _standing_after(request: Request) -> _Standing:
-    """What a ``subscribe`` or ``unsubscribe`` that was sent, and has ended, leaves behind."""
-    if request.op == "unsubscribe" or isinstance(request.error, ServerError):
-        return _Standing.ABSENT  # Refusing to give up means that there was nothing to give up.
-    return _Standing.HELD if request.error is None else _Standing.DOUBTFUL
-
-
-@attrs.define(eq=False)
-class Member:
-    """One subscriber of a channel.
-
-    Attributes:
-        feed: Where its messages go.
-        on_ready: Called once: with None when the broker has acknowledged, or with the error.
-        is_ready: Whether the broker has acknowledged.
-        wants_snapshot: Whether the channel's state is to be asked for.
-        newest: The newest state of an order that was delivered to it.
-        gap: What it has missed and wasn't told of yet.
-        has_begun: Whether there can be a gap: it was acknowledged, or something was delivered.
-    """
-
-    feed: Feed[Any]
-    on_ready: Callable[[BrokerError | None], None]
-    wants_snapshot: bool
-    is_ready: bool = False
-    newest: Order | None = None
-    gap: Gap | None = None
-    has_begun: bool = False
-
-    def offer(self, message: Message[Any]) -> None:
-        """Deliver a message, unless a newer state was delivered before."""
-        state = message.data
-        if isinstance(state, Order):
-            if self.newest is not None and state.is_older_than(self.newest):
-                return
-            self.newest = state
-        if self.gap is not None:
-            message, self.gap = attrs.evolve(message, gap=self.gap), None
-        self.has_begun = True
-        self.feed.put(message)
-
-    def miss(self, gap: Gap) -> None:
-        """Something may be missing before the next message.
-
-        Args:
-            gap: What.
-        """
-        self.gap = gap.merged(self.gap)
-        self.wants_snapshot = True
-
-
-@attrs.define(eq=False)
-class _Channel:
-    name: str
-    members: dict[Member, None] = attrs.field(factory=dict)
-    standing: _Standing = _Standing.ABSENT
-    request: Request | None = None
-    snapshot: Request | None = None
-    overtaken: bool = False
-    retries: int = 0
-    next_snapshot: float = -math.inf
-    on_left: list[Callable[[], None]] = attrs.field(factory=list)
-
-    @property
-    def is_held(self) -> bool:
-        """Whether the broker holds it, and isn't asked to change that."""
-        return self.standing is _Standing.HELD and self.request is None
-
-    @property
-    def is_being_given_up(self) -> bool:
-        """Whether what still comes is from before a hole: who is a member now came after it."""
-        return self.request is not None and self.request.op == "unsubscribe"
-
-    def decode(self, message: Inbound) -> Any:
-        if self.name == BALANCES:
-            return wire.decode_balances_push(message)
-        if self.name.startswith(ORDERS):
-            return wire.decode_order(message)
-        return wire.decode_anything(message)
-
-    def snapshot_request(self, deadline: float) -> Request | None:
-        if self.name == BALANCES:
-            return operations.balances(deadline, Priority.BACKGROUND)
-        order_id = self.name.removeprefix(ORDERS)
-        if order_id and order_id != self.name:
-            return operations.order_status(order_id, deadline, Priority.BACKGROUND)
-        return None
-
-    def forget(self) -> None:
-        """Forget what was on its way over a connection that is gone."""
-        for request in (self.request, self.snapshot):
-            if request is not None:
-                request.on_end = ignore
-        self.request = self.snapshot = None
-        self.standing = _Standing.ABSENT
-        self.retries = 0
-        self.next_snapshot = -math.inf
-
-    def wanting(self) -> list[Member]:
-        return [member for member in self.members if member.wants_snapshot]
-
-    def unready(self) -> list[Member]:
-        return [member for member in self.members if not member.is_ready]
 
 
 class Channels:
@@ -212,11 +74,17 @@ class Channels:
         self._busy_until = -math.inf
         self._awaited: set[str] = set()
         self._restored: list[str] = []
-        self._channels: dict[str, _Channel] = {}
-        self._delayed: list[tuple[float, int, _Channel]] = []
-        self._count = itertools.count()
+        self._channels: dict[str, Channel] = {}
         self._over = False
         self.subscriptions: int = 0
+        self._snapshots = Snapshots(
+            session,
+            may_ask=lambda channel: channel.is_held and not self._over,
+            deadline=self._deadline,
+            time=time,
+            wall_time=wall_time,
+            on_event=on_event,
+        )
 
     @property
     def wanted(self) -> int:
@@ -244,7 +112,7 @@ class Channels:
         if channel is None or not channel.members:
             if self.wanted >= self._max:
                 raise SubscriptionLimitError(self._max)
-            channel = self._channels.setdefault(feed.name, _Channel(feed.name))
+            channel = self._channels.setdefault(feed.name, Channel(feed.name))
         member = Member(feed, on_ready, snapshot)
         channel.members[member] = None
         self.subscriptions += 1
@@ -304,7 +172,7 @@ class Channels:
         channel = self._channels.get(member.feed.name)
         if channel is not None and channel.name == BALANCES and member in channel.members:
             member.wants_snapshot = True
-            self._take_snapshot(channel)
+            self._snapshots.take(channel)
 
     def pushed(self, message: Inbound, text: str) -> None:
         """Deliver what the broker pushed.
@@ -325,8 +193,10 @@ class Channels:
         elif channel.members and not channel.is_being_given_up:
             if channel.snapshot is not None and channel.snapshot.was_sent:
                 channel.overtaken = True
-            data = channel.decode(message)
-            self._deliver(channel, tuple(channel.members), data, "push", text)
+            data, now = channel.decode(message), self._wall_time()
+            delivery = Message(channel.name, data, "push", None, now, text)
+            for member in tuple(channel.members):
+                member.offer(delivery)
 
     def restore(self) -> int:
         """A connection is authenticated: ask for every channel that is wanted.
@@ -357,7 +227,7 @@ class Channels:
             since: From when on anything may be missing.
         """
         self._is_online = False
-        self._delayed.clear()
+        self._snapshots.clear()
         self._awaited.clear()
         gap = Gap(frozenset({"reconnected"}), dropped=0, since=since)
         for channel in tuple(self._channels.values()):
@@ -365,7 +235,7 @@ class Channels:
             for member in channel.members:
                 if member.has_begun:
                     member.miss(gap)
-            self._tell_left(channel)
+            channel.tell_left()
             self._settle(channel)
 
     def finish(self, failure: BrokerError | None, lost: BrokerError, unsent: NotSentError) -> None:
@@ -389,12 +259,12 @@ class Channels:
                     member.feed.end()
                 else:
                     member.feed.fail(SubscriptionBrokenError(channel.name), failure)
-            self._tell_left(channel)
+            channel.tell_left()
 
     @property
     def next_deadline(self) -> float:
         """When `tick` has something to do, infinity for never."""
-        return self._delayed[0][0] if self._delayed else math.inf
+        return self._snapshots.next_deadline
 
     def tick(self, now: float) -> None:
         """Ask for the snapshots whose time has come.
@@ -402,14 +272,11 @@ class Channels:
         Args:
             now: The time.
         """
-        while self._delayed and self._delayed[0][0] <= now:
-            channel = heapq.heappop(self._delayed)[2]
-            if self._channels.get(channel.name) is channel:
-                self._take_snapshot(channel)
+        self._snapshots.tick(now)
 
     # --- Wanted and held -------------------------------------------------------------------
 
-    def _settle(self, channel: _Channel) -> None:
+    def _settle(self, channel: Channel) -> None:
         if self._over:
             return
         request = channel.request
@@ -422,23 +289,23 @@ class Channels:
         elif channel.members:
             if self._is_online and self._held_besides(channel) < self._max:
                 self._request(channel, "subscribe")
-        elif channel.standing is not _Standing.ABSENT:
+        elif channel.standing is not Standing.ABSENT:
             self._request(channel, "unsubscribe")
         else:
             del self._channels[channel.name]
-            self._tell_left(channel)
+            channel.tell_left()
             self._arrived(channel, restored=False)
 
-    def _held_besides(self, channel: _Channel) -> int:
+    def _held_besides(self, channel: Channel) -> int:
         """How many other channels the broker holds or may hold."""
         return sum(
             1
             for other in self._channels.values()
             if other is not channel
-            and (other.standing is not _Standing.ABSENT or other.request is not None)
+            and (other.standing is not Standing.ABSENT or other.request is not None)
         )
 
-    def _request(self, channel: _Channel, op: str) -> None:
+    def _request(self, channel: Channel, op: str) -> None:
         now = self._time()
         request = operations.subscription(op, channel.name, self._deadline(now))
         request.on_end = lambda request: self._answered(channel, request)
@@ -450,10 +317,10 @@ class Channels:
     def _deadline(self, now: float) -> float:
         return max(now, self._busy_until) + self._timeout
 
-    def _answered(self, channel: _Channel, request: Request) -> None:
+    def _answered(self, channel: Channel, request: Request) -> None:
         channel.request = None
         if request.was_sent:
-            channel.standing = _standing_after(request)
+            channel.standing = Standing.after(request)
         if request.op == "subscribe":
             refused = isinstance(request.error, ServerError)
             if request.error is not None:
@@ -463,7 +330,7 @@ class Channels:
         self._settle(channel)
         self._settle_waiting()
 
-    def _reject(self, channel: _Channel, error: BrokerError, *, refused: bool) -> None:
+    def _reject(self, channel: Channel, error: BrokerError, *, refused: bool) -> None:
         """End whoever waits for a channel; where it was refused, whoever had it before as well."""
         had_it = [member for member in channel.members if member.is_ready]
         for member in tuple(channel.members) if refused else channel.unready():
@@ -477,7 +344,7 @@ class Channels:
             event = ChannelRefused(at=self._wall_time(), channel=channel.name, error=error)
             self._on_event(event)
 
-    def _arrived(self, channel: _Channel, *, restored: bool) -> None:
+    def _arrived(self, channel: Channel, *, restored: bool) -> None:
         """A channel that was to be restored is held, refused or not wanted any more."""
         if channel.name in self._awaited:
             self._awaited.discard(channel.name)
@@ -492,77 +359,12 @@ class Channels:
             if channel.request is None and not channel.is_held:
                 self._settle(channel)
 
-    def _welcome(self, channel: _Channel) -> None:
+    def _welcome(self, channel: Channel) -> None:
         for member in channel.members:
             if not member.is_ready:
                 member.is_ready = member.has_begun = True
                 member.on_ready(None)
                 if member.wants_snapshot:
                     channel.next_snapshot = -math.inf  # A newcomer's first state doesn't wait.
-        self._tell_left(channel)
-        self._take_snapshot(channel)
-
-    def _tell_left(self, channel: _Channel) -> None:
-        callbacks, channel.on_left = channel.on_left, []
-        for on_left in callbacks:
-            on_left()
-
-    # --- Messages and snapshots ------------------------------------------------------------
-
-    def _deliver(
-        self,
-        channel: _Channel,
-        members: tuple[Member, ...] | list[Member],
-        data: Any,
-        origin: Origin,
-        text: str,
-    ) -> None:
-        message = Message(channel.name, data, origin, None, self._wall_time(), text)
-        for member in members:
-            member.offer(message)
-
-    def _take_snapshot(self, channel: _Channel) -> None:
-        if channel.snapshot is not None or not channel.is_held or not channel.wanting():
-            return
-        now = self._time()
-        if now < channel.next_snapshot:
-            heapq.heappush(self._delayed, (channel.next_snapshot, next(self._count), channel))
-            self._session.listener.changed()
-            return
-        request = channel.snapshot_request(self._deadline(now))
-        if request is None:
-            self._forgo(channel, BrokerError(f"{channel.name!r} is no channel with a snapshot"))
-            return
-        request.on_end = lambda request: self._snapshot_came(channel, request)
-        channel.snapshot, channel.overtaken = request, False
-        channel.next_snapshot = now + SNAPSHOT_INTERVAL
-        self._session.submit(request, now)
-
-    def _snapshot_came(self, channel: _Channel, request: Request) -> None:
-        channel.snapshot = None
-        if self._over or not channel.is_held:
-            return
-        if request.error is None and not channel.overtaken:
-            wanting = channel.wanting()
-            for member in wanting:
-                member.wants_snapshot = False
-            channel.retries = 0
-            self._deliver(channel, wanting, request.result, "snapshot", request.reply)
-        elif request.error is None:
-            delay = min(_FIRST_RETRY * 2.0**channel.retries, SNAPSHOT_INTERVAL)
-            channel.next_snapshot = self._time() + (delay if channel.retries else 0.0)
-            channel.retries += 1
-        elif isinstance(request.error, ServerError):
-            self._forgo(channel, request.error)
-        else:
-            self._unavailable(channel, request.error)
-        self._take_snapshot(channel)
-
-    def _forgo(self, channel: _Channel, error: BrokerError) -> None:
-        for member in channel.wanting():
-            member.wants_snapshot = False
-        self._unavailable(channel, error)
-
-    def _unavailable(self, channel: _Channel, error: BrokerError) -> None:
-        event = SnapshotUnavailable(at=self._wall_time(), channel=channel.name, error=error)
-        self._on_event(event)
+        channel.tell_left()
+        self._snapshots.take(channel)

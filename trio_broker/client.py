@@ -19,9 +19,9 @@ import trio
 from trio.lowlevel import enable_ki_protection
 
 from trio_broker import operations, swaps, wire
-from trio_broker.channels import BALANCES, ORDERS, Member
 from trio_broker.exceptions import BrokerError, fresh
 from trio_broker.journal import SwapJournal
+from trio_broker.membership import BALANCES, ORDERS, Member
 from trio_broker.models import (
     Balance,
     ClientStatistics,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from collections.abc import Sized
 from typing import Any
 
 import attrs
@@ -37,6 +38,7 @@ class Subscriber:
     handle: Subscription[Any]
     answers: list[BrokerError | None] = attrs.field(factory=list)
     member: Member | None = None
+    ahead: list[Message[Any]] = attrs.field(factory=list)
 
     def taken(self) -> list[Message[Any]]:
         messages = []
@@ -49,9 +51,16 @@ class Subscriber:
     def states(self) -> list[tuple[str, str]]:
         return [(message.origin, str(message.data.status)) for message in self.taken()]
 
+    def states_to_the_end(self) -> list[tuple[str, str]]:
+        states: list[tuple[str, str]] = []
+        while not self.is_at_its_end():
+            states += [(message.origin, str(message.data.status)) for message in self.ahead]
+            self.ahead.clear()
+        return states
+
     def is_at_its_end(self) -> bool:
         try:
-            self.handle.receive_nowait()
+            self.ahead.append(self.handle.receive_nowait())
         except trio.EndOfChannel:
             return True
         return False
@@ -60,7 +69,7 @@ class Subscriber:
 class Desk:
     """A session and its channels, and the broker's side of them as texts."""
 
-    def __init__(self, limit: int = 100) -> None:
+    def __init__(self, limit: int = 100, messages_per_second: int = 100) -> None:
         self.now = 100.0
         self.events: list[ConnectionEvent] = []
         self.odd: list[str] = []
@@ -71,7 +80,7 @@ class Desk:
             self.session,
             max_subscriptions=limit,
             request_timeout=TIMEOUT,
-            seconds_per_message=0.011,
+            messages_per_second=messages_per_second,
             time=lambda: self.now,
             wall_time=lambda: dt.datetime.fromtimestamp(self.now, dt.UTC),
             on_event=self.events.append,
@@ -99,6 +108,24 @@ class Desk:
         subscriber = Subscriber(Subscription(feed))
         member = self.channels.join(feed, subscriber.answers.append, snapshot=snapshot)
         subscriber.member = member
+        return subscriber
+
+    def watch(self, name: str, *, by_client: bool = False) -> Subscriber:
+        """A member that yields, as an order is that is tracked."""
+        feed: Feed[Any] = Feed(name, on_close=lambda: self.channels.leave(member))
+        subscriber = Subscriber(Subscription(feed))
+        member = Member(feed, subscriber.answers.append, wants_snapshot=True, yields=True)
+        subscriber.member = member
+        self.channels.admit(member, by_client=by_client)
+        return subscriber
+
+    def watched(self, name: str) -> Subscriber:
+        """The same, with its channel held and its state told."""
+        subscriber = self.watch(name)
+        self.answer("subscribe", name)
+        assert self.sent() == [asks_for(name)]
+        self.reply_order("PENDING", name)
+        assert subscriber.states() == [("snapshot", "PENDING")]
         return subscriber
 
     def held(self, name: str, **options: Any) -> Subscriber:
@@ -132,6 +159,10 @@ class Desk:
     def push_order(self, status: str, at: int | None = None, order_id: str = "o1") -> None:
         self.say(ch=f"orders:{order_id}", data={"status": status, "updatedAt": at})
 
+    def reply_order(self, status: str, name: str = "orders:o1", at: int | None = None) -> None:
+        order_id = name.removeprefix("orders:")
+        self.say(op="order_status", data={"orderId": order_id, "status": status, "updatedAt": at})
+
     def push_balance(self, total: str) -> None:
         self.say(ch="balances", data=[{"asset": "USDT", "total": total}])
 
@@ -158,7 +189,19 @@ class Desk:
             and channels.subscriptions == channels.wanted == 0
             and session.waiting == session.in_flight == 0
             and not session._lanes
+            and all(not shelf for shelf in shelves(channels))
+            and not channels._turns._waiting
+            and not channels._turns._under_way
         )
 
 
-ASKS_FOR_ORDER = ("order_status", '{"id":"o1"}')
+def shelves(channels: Channels) -> list[Sized]:
+    return [shelf for shelf in vars(channels._places).values() if isinstance(shelf, Sized)]
+
+
+def asks_for(name: str) -> tuple[str, str]:
+    """What an order is asked about with."""
+    return ("order_status", json.dumps({"id": name.removeprefix("orders:")}, separators=(",", ":")))
+
+
+ASKS_FOR_ORDER = asks_for("orders:o1")

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from tests.desk import ASKS_FOR_ORDER, CLOSED, GRACE, LOST, TIMEOUT, Desk
+from tests.desk import ASKS_FOR_ORDER, CLOSED, GRACE, LOST, TIMEOUT, Desk, asks_for
 from trio_broker.exceptions import (
     ChannelError,
     ConnectionLostError,
     InvalidChannelError,
     NotSentError,
     RequestTimeoutError,
+    ServerError,
     SlowConsumerError,
     SubscriptionBrokenError,
     SubscriptionLimitError,
 )
+from trio_broker.membership import Channel
 from trio_broker.models import ChannelRefused, Gap, OrderStatus
 
 # --- Coming and going ------------------------------------------------------------------------
@@ -431,6 +435,428 @@ def test_at_the_end_nothing_more_is_asked_for() -> None:
     with_snapshot.handle.close()
     assert desk.events == []
     assert desk.is_clean()
+
+
+# --- Members that yield ------------------------------------------------------------------------
+
+
+def test_a_tracked_order_is_subscribed_to_and_then_asked_about() -> None:
+    desk = Desk()
+    tracker = desk.watched("orders:o1")
+    desk.push_order("FILLED")
+    assert tracker.states() == [("push", "FILLED")]
+    assert desk.channels.wanted == desk.channels.subscriptions == 0
+    tracker.handle.close()
+    desk.answer("unsubscribe", "orders:o1")
+    assert desk.is_clean()
+
+
+def test_without_a_place_it_is_asked_about_all_the_same() -> None:
+    desk = Desk(limit=1)
+    desk.held("orders:o1")
+    tracker = desk.watch("orders:o2")
+    assert desk.sent() == [asks_for("orders:o2")]
+    desk.reply_order("PENDING", "orders:o2")
+    assert tracker.states() == [("snapshot", "PENDING")]
+    assert desk.sent() == []
+    assert tracker.member is not None
+    desk.pass_time(5)
+    desk.channels.ask(tracker.member)
+    assert desk.sent() == [asks_for("orders:o2")]
+    desk.reply_order("FILLED", "orders:o2")
+    assert tracker.states() == [("snapshot", "FILLED")]
+    tracker.handle.close()
+    desk.channels.ask(tracker.member)
+    assert desk.sent() == []
+
+
+def test_at_the_limit_a_users_subscription_evicts_a_tracked_order() -> None:
+    desk = Desk(limit=2)
+    evicted, other = desk.watched("orders:o1"), desk.watched("orders:o2")
+    user = desk.join("balances")
+    assert desk.sent() == [("unsubscribe", "orders:o1")]
+    desk.push_order("PROCESSING")  # it was on its way
+    assert evicted.states() == [("push", "PROCESSING")]
+    desk.reply("unsubscribe", "orders:o1")
+    desk.answer("subscribe", "balances")
+    assert user.answers == [None]
+    assert desk.sent() == []
+    assert evicted.member is not None
+    desk.pass_time(5)
+    desk.channels.ask(evicted.member)
+    assert desk.sent() == [ASKS_FOR_ORDER]
+    desk.reply_order("FILLED")
+    assert evicted.states() == [("snapshot", "FILLED")]
+    desk.push_order("FILLED", order_id="o2")
+    assert other.states() == [("push", "FILLED")]
+
+
+def test_an_evicted_one_is_still_told_what_it_was_just_asked_about() -> None:
+    desk = Desk(limit=1)
+    tracker = desk.watched("orders:o1")
+    assert tracker.member is not None
+    desk.pass_time(5)
+    desk.channels.ask(tracker.member)
+    assert desk.sent() == [ASKS_FOR_ORDER]
+    desk.join("balances")
+    assert desk.sent() == [("unsubscribe", "orders:o1")]
+    desk.reply_order("FILLED")
+    assert tracker.states() == [("snapshot", "FILLED")]
+
+
+def test_the_limit_counts_users_channels_only() -> None:
+    desk = Desk(limit=1)
+    desk.watched("orders:o1")
+    desk.join("balances")
+    with pytest.raises(SubscriptionLimitError):
+        desk.join("orders:o1")
+
+
+def test_one_that_is_being_asked_for_is_evicted_as_soon_as_it_is_there() -> None:
+    desk = Desk(limit=1)
+    desk.watch("orders:o1")
+    assert desk.sent() == [("subscribe", "orders:o1")]
+    user = desk.join("balances")
+    assert desk.sent() == []
+    desk.reply("subscribe", "orders:o1")
+    assert ("unsubscribe", "orders:o1") in desk.sent()
+    desk.reply("unsubscribe", "orders:o1")
+    assert desk.sent() == [("subscribe", "balances")]
+    desk.reply("subscribe", "balances")
+    assert user.answers == [None]
+
+
+def test_a_goodbye_to_an_evicted_one_that_never_left_is_said_again() -> None:
+    desk = Desk(limit=1)
+    desk.watched("orders:o1")
+    user = desk.join("balances")
+    desk.pass_time(TIMEOUT + 1)
+    assert desk.sent() == [("unsubscribe", "orders:o1")]
+    desk.reply("unsubscribe", "orders:o1")
+    desk.answer("subscribe", "balances")
+    assert user.answers == [None]
+
+
+def test_when_room_comes_users_are_first_and_then_tracked_orders() -> None:
+    desk = Desk(limit=1)
+    first = desk.held("orders:o1")
+    tracker = desk.watch("orders:o2")
+    assert desk.sent() == [asks_for("orders:o2")]
+    desk.reply_order("PENDING", "orders:o2")
+    first.handle.close()
+    second = desk.join("balances")
+    desk.answer("unsubscribe", "orders:o1")
+    desk.answer("subscribe", "balances")
+    second.handle.close()
+    desk.answer("unsubscribe", "balances")
+    desk.pass_time(5)
+    desk.answer("subscribe", "orders:o2")
+    assert desk.sent() == [asks_for("orders:o2")]  # while it wasn't held, anything may have been
+    desk.reply_order("FILLED", "orders:o2")
+    assert tracker.states() == [("snapshot", "PENDING"), ("snapshot", "FILLED")]
+
+
+def test_room_that_comes_during_a_question_is_taken_after_the_answer() -> None:
+    desk = Desk(limit=1)
+    user = desk.held("balances")
+    desk.watch("orders:o1")
+    assert desk.sent() == [ASKS_FOR_ORDER]
+    user.handle.close()
+    desk.answer("unsubscribe", "balances")
+    assert desk.sent() == []
+    desk.reply_order("PENDING")
+    assert desk.sent() == [("subscribe", "orders:o1")]
+
+
+@pytest.mark.parametrize("error", ["Invalid channel format", "no"])
+def test_a_refusal_does_not_end_a_tracked_order(error: str) -> None:
+    desk = Desk()
+    tracker = desk.watch("orders:o1")
+    desk.answer("subscribe", "orders:o1", error)
+    assert desk.sent() == [ASKS_FOR_ORDER]
+    desk.reply_order("PENDING")
+    assert tracker.states() == [("snapshot", "PENDING")]
+    assert (tracker.answers, desk.events, desk.sent()) == ([], [], [])
+    desk.lose()
+    desk.connect()
+    desk.answer("subscribe", "orders:o1")
+    desk.pass_time(5)
+    assert desk.sent() == [ASKS_FOR_ORDER]
+
+
+def test_a_refused_channel_of_a_tracked_order_is_asked_for_again_for_a_user() -> None:
+    desk = Desk()
+    tracker = desk.watch("orders:o1")
+    desk.answer("subscribe", "orders:o1", "no")
+    assert desk.sent() == [ASKS_FOR_ORDER]
+    desk.reply_order("PENDING")
+    tracker.taken()
+    user = desk.join("orders:o1")
+    desk.answer("subscribe", "orders:o1", "no")
+    assert isinstance(user.answers[0], ServerError)
+    assert desk.channels.subscriptions == 0
+    again = desk.join("orders:o1")
+    desk.answer("subscribe", "orders:o1")
+    assert again.answers == [None]
+    desk.push_order("FILLED")
+    assert tracker.states() == again.states() == [("push", "FILLED")]
+
+
+def test_a_refusal_after_an_outage_ends_the_user_and_not_the_tracked_order() -> None:
+    desk = Desk()
+    tracker = desk.watched("orders:o1")
+    user = desk.join("orders:o1")
+    desk.lose()
+    desk.connect()
+    desk.answer("subscribe", "orders:o1", "no")
+    with pytest.raises(ServerError):
+        user.handle.receive_nowait()
+    assert [type(event) for event in desk.events] == [ChannelRefused]
+    assert desk.sent() == [ASKS_FOR_ORDER]
+    desk.reply_order("FILLED")
+    assert tracker.states() == [("snapshot", "FILLED")]
+
+
+def test_what_is_not_acknowledged_does_not_end_a_tracked_order_nor_cost_the_connection() -> None:
+    desk = Desk()
+    broken: list[ConnectionLostError] = []
+    desk.session.listener.broken = broken.append
+    tracker = desk.watch("orders:o1")
+    assert desk.sent() == [("subscribe", "orders:o1")]
+    desk.pass_time(TIMEOUT)
+    assert desk.sent() == [ASKS_FOR_ORDER]
+    desk.reply_order("PENDING")
+    desk.push_order("PROCESSING")  # it may be held after all
+    assert tracker.states() == [("snapshot", "PENDING"), ("push", "PROCESSING")]
+    desk.pass_time(2 * GRACE)
+    assert broken == []
+    tracker.handle.close()
+    desk.reply("subscribe", "orders:o1")
+    desk.answer("unsubscribe", "orders:o1")
+    assert desk.is_clean()
+
+
+def test_a_broker_with_fewer_places_than_configured_takes_users_first() -> None:
+    desk = Desk()
+    desk.watched("orders:o1")
+    desk.watched("orders:o2")
+    user = desk.join("balances")
+    desk.answer("subscribe", "balances", "Subscription limit exceeded")
+    assert user.answers == []
+    desk.answer("unsubscribe", "orders:o1")
+    desk.answer("subscribe", "balances", "Subscription limit exceeded")
+    desk.answer("unsubscribe", "orders:o2")
+    desk.answer("subscribe", "balances", "Subscription limit exceeded")
+    assert isinstance(user.answers[0], ServerError)
+    assert desk.sent() == []
+    desk.lose()
+    desk.connect()
+    assert desk.sent() == [("subscribe", "orders:o1"), ("subscribe", "orders:o2")]
+
+
+def test_a_tracked_order_that_is_one_too_many_for_the_broker_is_asked_about() -> None:
+    desk = Desk()
+    desk.watched("orders:o1")
+    desk.watch("orders:o2")
+    desk.answer("subscribe", "orders:o2", "Subscription limit exceeded")
+    assert desk.sent() == [asks_for("orders:o2")]
+    desk.watch("orders:o3")
+    assert desk.sent() == [asks_for("orders:o3")]
+
+
+def test_dropped_by_the_user_a_channel_stays_for_the_order_that_is_tracked() -> None:
+    desk, notes = Desk(), list[str]()
+    tracker = desk.watched("orders:o1")
+    user = desk.join("orders:o1")
+    desk.channels.drop("orders:o1", noting(notes))
+    assert notes == ["left"]
+    assert user.is_at_its_end()
+    assert desk.sent() == []
+    desk.push_order("FILLED")
+    assert tracker.states() == [("push", "FILLED")]
+
+
+def test_dropped_where_it_is_only_asked_about_there_is_nothing_to_wait_for() -> None:
+    desk, notes = Desk(limit=1), list[str]()
+    desk.held("balances")
+    desk.watch("orders:o1")
+    desk.channels.drop("orders:o1", noting(notes))
+    assert notes == ["left"]
+
+
+def test_an_error_in_its_channel_makes_a_tracked_order_be_asked_about_at_once() -> None:
+    desk = Desk()
+    tracker = desk.watched("orders:o1")
+    user = desk.join("orders:o1")
+    desk.pass_time(5)
+    desk.say(ch="orders:o1", error="try later")
+    with pytest.raises(ChannelError, match="try later"):
+        user.handle.receive_nowait()
+    assert tracker.taken() == []
+    assert desk.odd == ["an error was pushed about an order that is tracked"]
+    assert desk.sent() == [ASKS_FOR_ORDER]
+
+
+def test_an_error_in_a_users_own_channel_is_not_odd() -> None:
+    desk = Desk()
+    desk.held("orders:o1")
+    desk.say(ch="orders:o1", error="try later")
+    assert (desk.odd, desk.sent()) == ([], [])
+
+
+def test_tracked_orders_leave_room_for_half_of_the_messages() -> None:
+    desk = Desk(limit=3, messages_per_second=10)
+    trackers = [desk.watch(f"orders:{number}") for number in range(20)]
+    asked: list[float] = []
+    while len(asked) < 23:
+        sent = desk.sent()
+        asked += [desk.now] * len(sent)
+        for op, what in sent:
+            if op == "subscribe":
+                desk.reply(op, what)
+            else:
+                desk.reply_order("PENDING", f"orders:{json.loads(what)['id']}")
+        desk.pass_time(0.1)
+    for moment in asked:
+        assert sum(moment <= one < moment + 1.1 - 1e-6 for one in asked) <= 5
+    assert all(tracker.states() == [("snapshot", "PENDING")] for tracker in trackers)
+    assert desk.now < 100 + 7
+
+
+def test_what_waits_for_its_turn_does_not_hold_up_a_user() -> None:
+    desk = Desk(limit=3, messages_per_second=10)
+    for number in range(20):
+        desk.watch(f"orders:{number}")
+    assert len(desk.sent()) == 5
+    for number in range(3):
+        desk.reply("subscribe", f"orders:{number}")
+    desk.join("balances", snapshot=True)
+    assert desk.sent() == [("unsubscribe", "orders:0")]
+    desk.reply("unsubscribe", "orders:0")
+    desk.answer("subscribe", "balances")
+    assert desk.sent() == [("balances", "")]
+
+
+def test_a_state_that_nobody_but_a_tracked_order_wants_waits_for_its_turn() -> None:
+    desk = Desk(messages_per_second=2)
+    desk.held("orders:o1")
+    desk.watch("orders:o2")
+    assert desk.sent() == [("subscribe", "orders:o2")]
+    desk.watch("orders:o1")
+    desk.reply("subscribe", "orders:o2")
+    assert desk.sent() == []
+    desk.pass_time(1.1)
+    assert desk.sent() == [ASKS_FOR_ORDER]
+
+
+def test_who_has_left_has_no_turn() -> None:
+    desk = Desk(limit=1, messages_per_second=2)
+    desk.held("balances")
+    desk.watch("orders:o1")
+    assert desk.sent() == [ASKS_FOR_ORDER]
+    waiting = desk.watch("orders:o2")
+    waiting.handle.close()
+    desk.reply_order("PENDING")
+    desk.pass_time(5)
+    assert desk.sent() == []
+    assert "orders:o2" not in desk.channels._channels
+
+
+def test_a_tracked_order_is_no_part_of_what_is_restored() -> None:
+    desk = Desk()
+    desk.watched("orders:o1")
+    desk.held("balances")
+    desk.lose()
+    assert desk.connect() == 1
+    # Users first, whoever was there before.
+    assert desk.sent() == [("subscribe", "balances"), ("subscribe", "orders:o1")]
+    desk.reply("subscribe", "balances")
+    assert desk.restored == [("balances",)]
+
+
+def test_a_users_channel_left_to_a_tracked_order_during_an_outage_is_not_awaited() -> None:
+    desk = Desk(limit=1)
+    user = desk.held("orders:o1")
+    desk.watch("orders:o1")
+    desk.sent()
+    desk.lose()
+    desk.connect()
+    user.handle.close()
+    desk.answer("subscribe", "orders:o1")
+    assert desk.restored == [("orders:o1",)]
+
+
+def test_left_by_its_users_before_its_turn_a_channel_is_not_awaited() -> None:
+    desk = Desk(limit=1)
+    first, second = desk.held("orders:o1"), desk.join("orders:o1")
+    desk.watch("orders:o1")
+    desk.sent()
+    desk.lose()
+    desk.connect()
+    first.handle.close()
+    second.handle.close()
+    desk.pass_time(TIMEOUT + 1)
+    assert desk.restored == [()]
+
+
+def test_over_an_outage_a_tracked_order_is_marked_as_a_stream_is_and_asked_about() -> None:
+    desk = Desk(limit=1)
+    desk.held("balances")
+    tracker = desk.watch("orders:o1")
+    assert desk.sent() == [ASKS_FOR_ORDER]
+    desk.reply_order("PENDING")
+    tracker.taken()
+    late = desk.watch("orders:o2")
+    assert desk.sent() == [asks_for("orders:o2")]
+    desk.lose()
+    desk.connect()
+    assert desk.sent() == [("subscribe", "balances"), asks_for("orders:o1"), asks_for("orders:o2")]
+    desk.reply_order("FILLED")
+    desk.reply_order("FILLED", "orders:o2")
+    (message,) = tracker.taken()
+    assert message.gap is not None
+    (message,) = late.taken()
+    assert message.gap is None  # it hadn't begun
+
+
+def test_at_the_end_a_tracked_order_ends_as_a_stream_does_acknowledged_or_not() -> None:
+    for failure in (None, LOST):
+        desk = Desk()
+        tracker = desk.watch("orders:o1")
+        desk.channels.finish(failure, LOST, CLOSED)
+        assert tracker.answers == []
+        if failure is None:
+            assert tracker.is_at_its_end()
+        else:
+            with pytest.raises(SubscriptionBrokenError) as caught:
+                tracker.handle.receive_nowait()
+            assert caught.value.__cause__ is LOST
+        desk.session.shut(LOST, CLOSED)
+        assert desk.is_clean()
+
+
+def test_a_thousand_tracked_orders_cost_each_answer_no_walk_through_all() -> None:
+    class Counted(dict[str, Channel]):
+        walks = 0
+
+        def values(self) -> Any:
+            self.walks += 1
+            return super().values()
+
+    desk = Desk(limit=10)
+    channels = desk.channels._channels = Counted()
+    for number in range(1000):
+        desk.watch(f"orders:{number}")
+    user = desk.join("balances")
+    for _ in range(3):
+        for op, what in desk.sent():
+            if op == "order_status":
+                desk.reply_order("PENDING", f"orders:{json.loads(what)['id']}")
+            else:
+                desk.reply(op, what)
+        desk.pass_time(1.1)
+    assert user.answers == [None]
+    assert channels.walks == 0
 
 
 # --- Outages ---------------------------------------------------------------------------------

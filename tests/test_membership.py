@@ -75,6 +75,27 @@ def test_a_stream_has_begun_with_its_first_message() -> None:
     assert member.has_begun
 
 
+def test_users_are_counted_and_those_who_yield_are_not() -> None:
+    channel = Channel("orders:o1")
+    user, tracker = made()[0], Member(Feed("orders:o1"), ignore, True, yields=True)
+    seen = [(channel.users, channel.yields)]
+    for member in (tracker, user):
+        channel.add(member)
+        seen.append((channel.users, channel.yields))
+    assert channel.subscriptions() == [user]
+    for member in (user, user, tracker):
+        channel.remove(member)
+        seen.append((channel.users, channel.yields))
+    assert seen == [(0, False), (0, True), (1, False), (0, True), (0, True), (0, False)]
+
+
+def test_asked_by_client_order_id_a_reply_need_not_name_the_order() -> None:
+    request = Channel("orders:c1", by_client=True).snapshot_request(7.0)
+    assert request is not None
+    assert (request.order_id, request.client_order_id) == (None, "c1")
+    assert (request.priority, request.deadline) == (Priority.BACKGROUND, 7.0)
+
+
 @pytest.mark.parametrize(
     ("name", "op", "body"),
     [
@@ -97,6 +118,7 @@ def test_what_a_channels_state_is_asked_for_with(name: str, op: str | None, body
 def test_what_a_lost_connection_had_under_way_tells_nobody_any_more() -> None:
     told: list[object] = []
     channel = Channel("balances", standing=Standing.HELD, retries=3, next_snapshot=9.0)
+    channel.is_declined = True
     channel.snapshot = operations.balances(math.inf)
     channel.request = operations.subscription("unsubscribe", "balances", math.inf)
     requests = (channel.snapshot, channel.request)

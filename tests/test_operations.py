@@ -45,6 +45,17 @@ def test_an_estimate_carries_what_was_asked_and_nothing_else() -> None:
     )
 
 
+def test_an_order_is_looked_up_by_its_client_order_id() -> None:
+    request = operations.order_lookup("c1", 5.0, Priority.BACKGROUND)
+    assert (request.op, request.body, request.deadline) == ("order_status", '{"id":"c1"}', 5.0)
+    assert (request.client_order_id, request.order_id) == ("c1", None)
+    assert request.priority is Priority.BACKGROUND
+    assert operations.order_lookup("c1", 5.0).priority is Priority.READ
+    for wrong in ("", "c<1", "é"):
+        with pytest.raises(ValueError, match="client_order_id"):
+            operations.order_lookup(wrong, 5.0)
+
+
 def test_a_swap_carries_its_client_order_id_always() -> None:
     request = swap()
     assert request.body == (

@@ -146,7 +146,7 @@ class OutagesMachine(RuleBasedStateMachine):
             self.session,
             max_subscriptions=LIMIT,
             request_timeout=10.0,
-            seconds_per_message=0.011,
+            messages_per_second=100,
             time=lambda: self.now,
             wall_time=self.wall_time,
             on_event=self.events.append,

@@ -31,7 +31,7 @@ ROWS: Final = (
     ("taps",),
     ("backoff", "heartbeat"),
     ("membership",),
-    ("snapshots",),
+    ("places", "snapshots"),
     ("channels", "blotter"),
     ("connection",),
     ("supervisor",),

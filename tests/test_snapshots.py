@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 
-from tests.desk import ASKS_FOR_ORDER, TIMEOUT, Desk
+from tests.desk import ASKS_FOR_ORDER, TIMEOUT, Desk, asks_for
 from trio_broker import operations
+from trio_broker.exceptions import BrokerError
+from trio_broker.membership import Member
 from trio_broker.models import SnapshotUnavailable
+from trio_broker.request import ignore
+from trio_broker.subscription import Feed
 
 
 def test_the_state_is_asked_for_after_the_acknowledgement() -> None:
@@ -263,3 +268,75 @@ def test_a_snapshot_nobody_heard_of_in_time_is_no_event_when_everybody_has_left(
     subscriber.handle.close()
     assert ("unsubscribe", "balances") in desk.sent()
     assert desk.events == []
+
+
+# --- Tracked orders --------------------------------------------------------------------------
+
+
+def test_while_nothing_is_heard_both_ways_of_asking_take_turns() -> None:
+    desk = Desk()
+    member = desk.watch("orders:c1").member
+    assert member is not None
+    lanes = []
+    for _ in range(3):
+        sent = desk.sent()
+        if sent == [("subscribe", "orders:c1")]:  # not by an id that the broker can't know
+            desk.reply("subscribe", "orders:c1")
+            sent = desk.sent()
+        assert sent == [asks_for("orders:c1")]
+        request = desk.channels._channels["orders:c1"].snapshot
+        assert request is not None
+        lanes.append((request.order_id, request.client_order_id))
+        desk.pass_time(TIMEOUT + 1)
+        assert not member.wants_snapshot  # it knows by itself when to ask again
+        desk.lose()
+        desk.connect()
+    assert lanes == [("c1", None), (None, "c1"), ("c1", None)]
+
+
+@pytest.mark.parametrize("heard", ["push", "snapshot", "user"])
+def test_once_anything_was_heard_the_way_of_asking_stays(heard: str) -> None:
+    desk = Desk()
+    member = desk.watch("orders:o1").member
+    assert member is not None
+    if heard == "user":  # for whom asking differs in no way from before
+        desk.join("orders:o1")
+    desk.answer("subscribe", "orders:o1")
+    if heard == "snapshot":
+        assert desk.sent() == [ASKS_FOR_ORDER]
+        desk.reply_order("PENDING")
+        desk.pass_time(5)
+        desk.channels.ask(member)
+    if heard == "push":
+        desk.push_order("PENDING")
+    assert desk.sent() == [ASKS_FOR_ORDER]
+    desk.pass_time(TIMEOUT)
+    assert not desk.channels._channels["orders:o1"].by_client
+
+
+def test_by_client_order_id_nothing_is_subscribed_to() -> None:
+    desk = Desk()
+    tracker = desk.watch("orders:c1", by_client=True)
+    assert desk.sent() == [asks_for("orders:c1")]
+    desk.say(op="order_status", data={"status": "PENDING", "clientOrderId": "c1"})
+    assert tracker.states() == [("snapshot", "PENDING")]
+    assert desk.sent() == []
+
+
+def test_a_users_failed_snapshot_is_told_and_a_tracked_orders_need_not_be() -> None:
+    class Quiet(Member):
+        def unavailable(self, error: BrokerError) -> bool:  # noqa: ARG002 - as it is called
+            return False
+
+    desk = Desk()
+    feed: Feed[Any] = Feed("orders:o1")
+    desk.channels.admit(Quiet(feed, ignore, wants_snapshot=True, yields=True))
+    desk.answer("subscribe", "orders:o1")
+    assert desk.sent() == [ASKS_FOR_ORDER]
+    desk.say(op="order_status", error="Order not found")
+    assert desk.events == []
+    desk.pass_time(5)
+    desk.join("orders:o1", snapshot=True)
+    assert desk.sent() == [ASKS_FOR_ORDER]
+    desk.say(op="order_status", error="Order not found")
+    assert [type(event) for event in desk.events] == [SnapshotUnavailable]

@@ -5,6 +5,10 @@ gets messages. What it must be spared is decided here, where they reach it: of a
 each of which is a whole state, the older one never comes after the newer one, and a hole in the
 stream is marked on the first message that follows it.
 
+A member that *yields* asks for less: an order that is tracked, for which pushes are the quicker way
+to know, and asking is as good. It gives way where the broker's channels are few, it isn't ended by
+a refusal, and no user is told of it.
+
 A *channel* is what several members share. It has one request to the broker under way, and what
 that leaves behind is its *standing*: a subscription that was asked for and never answered is
 neither there nor not there, and has to be treated as both.
@@ -60,6 +64,7 @@ class Member:
         on_ready: Called once: with None when the broker has acknowledged, or with the error.
         is_ready: Whether the broker has acknowledged.
         wants_snapshot: Whether the channel's state is to be asked for.
+        yields: Whether it is an order that is tracked, and no subscription of a user's.
         newest: The newest state of an order that was delivered to it.
         gap: What it has missed and wasn't told of yet.
         has_begun: Whether there can be a gap: it was acknowledged, or something was delivered.
@@ -68,6 +73,7 @@ class Member:
     feed: Feed[Any]
     on_ready: Callable[[BrokerError | None], None]
     wants_snapshot: bool
+    yields: bool = False
     is_ready: bool = False
     newest: Order | None = None
     gap: Gap | None = None
@@ -84,6 +90,14 @@ class Member:
             if self.newest is not None and state.is_older_than(self.newest):
                 return
             self.newest = state
+        self.deliver(message)
+
+    def deliver(self, message: Message[Any]) -> None:
+        """Deliver a message, marked with what is missing before it.
+
+        Args:
+            message: The message.
+        """
         if self.gap is not None:
             message, self.gap = attrs.evolve(message, gap=self.gap), None
         self.has_begun = True
@@ -98,6 +112,17 @@ class Member:
         self.gap = gap.merged(self.gap)
         self.wants_snapshot = True
 
+    def unavailable(self, error: BrokerError) -> bool:  # noqa: ARG002 - others look at it
+        """Its channel's state was asked for in vain.
+
+        Args:
+            error: Why.
+
+        Returns:
+            Whether the user should know.
+        """
+        return True
+
 
 @attrs.define(eq=False)
 class Channel:
@@ -105,7 +130,8 @@ class Channel:
 
     Attributes:
         name: Its name.
-        members: Its subscribers, in their order.
+        members: Its subscribers, in their order. Use `add` and `remove`.
+        users: How many of them don't yield.
         standing: Whether the broker holds it.
         request: The ``subscribe`` or ``unsubscribe`` that is under way.
         snapshot: The request for its state that is under way.
@@ -113,10 +139,15 @@ class Channel:
         retries: How often in a row that has happened.
         next_snapshot: Before when its state isn't asked for again.
         on_left: Called when the broker doesn't hold it any more, or it is wanted anew.
+        is_declined: Whether a subscription on this connection has brought nothing: those who
+            yield don't ask for another.
+        is_answered: Whether anything was ever heard of the order.
+        by_client: Whether the order's id is a client order id, as far as anybody can tell.
     """
 
     name: str
     members: dict[Member, None] = attrs.field(factory=dict)
+    users: int = 0
     standing: Standing = Standing.ABSENT
     request: Request | None = None
     snapshot: Request | None = None
@@ -124,6 +155,38 @@ class Channel:
     retries: int = 0
     next_snapshot: float = -math.inf
     on_left: list[Callable[[], None]] = attrs.field(factory=list)
+    is_declined: bool = False
+    is_answered: bool = False
+    by_client: bool = False
+
+    def add(self, member: Member) -> None:
+        """Add a member.
+
+        Args:
+            member: The member.
+        """
+        self.members[member] = None
+        self.users += not member.yields
+
+    def remove(self, member: Member) -> bool:
+        """Take a member out.
+
+        Args:
+            member: The member.
+
+        Returns:
+            Whether it was one.
+        """
+        was_one = member in self.members
+        if was_one:
+            del self.members[member]
+            self.users -= not member.yields
+        return was_one
+
+    @property
+    def yields(self) -> bool:
+        """Whether it is for orders that are tracked alone."""
+        return bool(self.members) and not self.users
 
     @property
     def is_held(self) -> bool:
@@ -159,6 +222,8 @@ class Channel:
         if self.name == BALANCES:
             return operations.balances(deadline, Priority.BACKGROUND)
         order_id = self.name.removeprefix(ORDERS)
+        if self.by_client:
+            return operations.order_lookup(order_id, deadline, Priority.BACKGROUND)
         if order_id and order_id != self.name:
             return operations.order_status(order_id, deadline, Priority.BACKGROUND)
         return None
@@ -172,14 +237,15 @@ class Channel:
         self.standing = Standing.ABSENT
         self.retries = 0
         self.next_snapshot = -math.inf
+        self.is_declined = False
 
     def wanting(self) -> list[Member]:
         """Those who want its state."""
         return [member for member in self.members if member.wants_snapshot]
 
-    def unready(self) -> list[Member]:
-        """Those who weren't told of an acknowledgement."""
-        return [member for member in self.members if not member.is_ready]
+    def subscriptions(self) -> list[Member]:
+        """Those of its members that don't yield."""
+        return [member for member in self.members if not member.yields]
 
     def tell_left(self) -> None:
         """Tell those who wait until it is given up."""

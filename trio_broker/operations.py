@@ -67,11 +67,11 @@ def order_status(order_id: str, deadline: float, priority: Priority = Priority.R
 def order_lookup(
     client_order_id: str, deadline: float, priority: Priority = Priority.READ
 ) -> Request:
-    """The ``order_status`` operation by an order's client order id.
+    """The ``order_status`` operation, by the id that the client gave the order.
 
     Args:
-        client_order_id: The client order id. The broker's reply may not repeat it, so such lookups
-            take turns.
+        client_order_id: The order's client order id. The broker's reply may not repeat it, so such
+            lookups take turns.
         deadline: When its reply isn't waited for any more.
         priority: When it leaves.
 
@@ -79,9 +79,15 @@ def order_lookup(
         TypeError: The id isn't a str.
         ValueError: The id is empty, or has a character that can't be sent.
     """
-    request = order_status(client_order_id, deadline, priority)
-    request.order_id, request.client_order_id = None, client_order_id
-    return request
+    wire.check_text(client_order_id, "client_order_id")
+    return Request(
+        "order_status",
+        priority,
+        wire.decode_order,
+        deadline,
+        body=wire.encode_body({"id": client_order_id}),
+        client_order_id=client_order_id,
+    )
 
 
 def estimate(

@@ -51,7 +51,6 @@ from trio_broker.models import (
     SwapResolved,
     SwapUnresolved,
 )
-from trio_broker.pacing import WINDOW
 from trio_broker.session import Session
 from trio_broker.settings import Settings
 from trio_broker.signing import Signer
@@ -99,7 +98,7 @@ class Supervisor:
             session,
             max_subscriptions=settings.limits.max_subscriptions,
             request_timeout=settings.request_timeout,
-            seconds_per_message=WINDOW / settings.limits.messages_per_second,
+            messages_per_second=settings.limits.messages_per_second,
             time=trio.current_time,
             wall_time=self.wall_time,
             on_event=self._tell,

@@ -8,7 +8,6 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from decimal import Decimal
@@ -154,6 +153,14 @@ def test_an_intent_alone_is_unknown_since_it_was_asked_for(path: Path) -> None:
     write(path, intent())
     (row,) = read_file(path, BUSY)
     assert (row.outcome, row.order_id, row.detail, row.updated_at) == (S.UNKNOWN, None, "", AT)
+
+
+def test_what_a_killed_process_left_of_a_new_file_is_cleared_away(path: Path) -> None:
+    for end in ("", "-wal", "-shm", "-journal"):
+        path.with_name(f".{path.name}.new{end}").write_bytes(b"half of it")
+    write(path, intent("c1"))
+    assert told(path) == [("c1", "a1", "unknown")]
+    assert {one.name for one in path.parent.iterdir() if ".new" in one.name} == set()
 
 
 def test_rows_come_in_the_order_of_their_intents(path: Path) -> None:
@@ -488,10 +495,10 @@ def test_a_place_that_cannot_be_used_is_told(path: Path, monkeypatch: pytest.Mon
     assert list(path.parent.iterdir()) == [path]
     assert list(path.iterdir()) == []
 
-    def refuse(**_: object) -> None:
+    def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(JournalError, match="Permission denied") as told, opened(path / "new"):
         pass
     assert str(path / "new") in str(told.value)

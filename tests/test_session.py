@@ -963,6 +963,22 @@ def test_a_swaps_own_order_is_found_by_its_id_after_it_was_looked_up_without() -
     assert taken(mine).order_id == "o1"
 
 
+def test_an_order_that_is_asked_for_by_its_own_id_is_its_own_whosever_swap_it_was() -> None:
+    line = Line()
+    line.swap()
+    line.write()
+    line.answer("swap", "PENDING", orderId="o1")
+    first, second = lookup(line, "o1"), None
+    line.order("o1")
+    assert taken(first).order_id == "o1"
+    second = lookup(line, "o2")
+    line.order("o2")
+    assert taken(second).order_id == "o2"
+    mine = lookup(line, "c2")
+    line.answer("order_status", "FILLED", orderId="o2", clientOrderId="c2")
+    assert taken(mine).order_id == "o2"
+
+
 def test_an_order_without_its_id_is_nobodys_in_particular() -> None:
     line = Line()
     request = lookup(line, "c1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from decimal import Decimal
@@ -142,6 +143,26 @@ async def test_a_cancelled_swap_goes_on_and_an_event_tells_its_end() -> None:
         assert isinstance(event, SwapResolved)
         assert event.receipt is not None
         assert event.receipt.order_id == "o1"
+        assert client.unresolved_swaps() == ()
+
+
+@pytest.mark.parametrize(
+    ("reply", "outcome"),
+    [(SWAPPED, SwapOutcome.CONFIRMED), ({"op": "swap", "error": "No"}, SwapOutcome.REFUSED)],
+)
+async def test_cancelled_in_the_moment_of_the_reply_an_event_tells_its_end(
+    reply: Body, outcome: SwapOutcome
+) -> None:
+    async with scripted_client() as (client, line), trio.open_nursery() as nursery:
+        events = client.events()
+        call = start(nursery, swap, client)
+        await line.receive("swap")
+        call.scope.cancel()
+        client._session.receive(json.dumps(reply), trio.current_time())
+        await call.done.wait()
+        event = events.receive_nowait()
+        assert isinstance(event, SwapResolved)
+        assert (event.client_order_id, event.outcome) == ("c1", outcome)
         assert client.unresolved_swaps() == ()
 
 

@@ -69,6 +69,7 @@ SIGNATURE_LIFETIME: Final = 60.0
 REMEMBERED: Final = 10_000
 _FIRST_DELAY: Final = 0.25
 _LONGEST_DELAY: Final = 4.0
+_ENDS: Final = frozenset({SwapOutcome.CONFIRMED, SwapOutcome.REFUSED})
 
 
 @attrs.define(eq=False)
@@ -106,13 +107,14 @@ class Entry:
     request: Request | None = None
 
     # The blotter's notes. `refusal`: one that may have been meant for an earlier swap.
-    # `is_reported`: those who listen know that it isn't resolved.
+    # `is_reported`: those who listen know that it isn't resolved; `is_announced`: how it ended.
     refusal: BrokerError | None = attrs.field(init=False, default=None)
     lookup: Request | None = attrs.field(init=False, default=None)
     ask_until: float = attrs.field(init=False, default=-math.inf)
     tries: int = attrs.field(init=False, default=0)
     asks_by_name: bool = attrs.field(init=False, default=False)
     is_reported: bool = attrs.field(init=False, default=False)
+    is_announced: bool = attrs.field(init=False, default=False)
     waiting: list[Callable[[], None]] = attrs.field(init=False, factory=list)
 
     @property
@@ -211,13 +213,14 @@ class Blotter:
         """The caller is gone: what hasn't left won't, and what has goes on without it.
 
         Args:
-            entry: What `enter` gave; one whose end is known is left alone.
+            entry: What `enter` gave. If its end is known already, its caller won't hear of it any
+                more, so an event tells it.
             why: What to note if it hasn't left.
         """
         request = entry.request
         if entry.outcome is not SwapOutcome.UNDER_WAY:
-            return
-        if request is None:
+            self._announce(entry)
+        elif request is None:
             self._end(entry, SwapOutcome.NOT_SENT, error=why)
         elif not request.was_sent:
             self._session.give_up(request, self._time(), NotSentError(str(why)))
@@ -518,17 +521,24 @@ class Blotter:
                 self._ended.popitem(last=False)
         if entry.is_own:
             self.on_fact(entry)
-            if was_in_doubt and outcome in {SwapOutcome.CONFIRMED, SwapOutcome.REFUSED}:
-                self._on_event(
-                    SwapResolved(
-                        at=self._wall_time(),
-                        client_order_id=entry.client_order_id,
-                        outcome=outcome,
-                        receipt=receipt,
-                        error=error,
-                    )
-                )
+        if was_in_doubt:
+            self._announce(entry)
         self._tell(entry)
+
+    def _announce(self, entry: Entry) -> None:
+        """Tell those who listen how a swap has ended, once."""
+        if entry.is_announced or not entry.is_own or entry.outcome not in _ENDS:
+            return
+        entry.is_announced = True
+        self._on_event(
+            SwapResolved(
+                at=self._wall_time(),
+                client_order_id=entry.client_order_id,
+                outcome=entry.outcome,
+                receipt=entry.receipt,
+                error=entry.error,
+            )
+        )
 
     def _tell(self, entry: Entry) -> None:
         waiting, entry.waiting = entry.waiting, []

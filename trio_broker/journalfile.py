@@ -32,7 +32,6 @@ import datetime as dt
 import hashlib
 import os
 import sqlite3
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from decimal import Decimal, InvalidOperation
@@ -419,9 +418,10 @@ def _reader(path: Path, busy: float) -> Iterator[sqlite3.Connection]:
 
 def _create(path: Path) -> None:
     """Make an empty journal; a file that is there by now is left as it is."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(descriptor)
-    made = Path(name)
+    # Always the same name, so that what a killed process has left of it is found here.
+    made = path.with_name(f".{path.name}.new")
+    _remove(made)
+    os.close(os.open(made, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     try:
         with closing(sqlite3.connect(made, isolation_level=None)) as connection:
             connection.executescript(_SCHEMA)
@@ -435,9 +435,13 @@ def _create(path: Path) -> None:
             # Not every file system has links. On those the lock alone keeps another journal off.
             made.rename(path)
     finally:
-        for end in ("", "-wal", "-shm", "-journal"):
-            Path(f"{name}{end}").unlink(missing_ok=True)
+        _remove(made)
     _sync_directory(path.parent)
+
+
+def _remove(database: Path) -> None:
+    for end in ("", "-wal", "-shm", "-journal"):
+        database.with_name(f"{database.name}{end}").unlink(missing_ok=True)
 
 
 def _sync_directory(path: Path) -> None:

@@ -499,6 +499,8 @@ class Session:
         name = request.client_order_id
         if name is None or not isinstance(result, SwapReceipt | Order) or not result.order_id:
             return True
+        if name == result.order_id:
+            return True  # It was asked for as what may be either of its ids.
         if self._swapped.get(result.order_id, name) != name:
             return False
         _remember(self._swapped, result.order_id, name)

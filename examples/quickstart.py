@@ -31,12 +31,11 @@ async def swap(client: BrokerWSClient) -> Order:
     quote = await client.estimate_swap(AMOUNT, SOLD, BOUGHT)
     print(f"{AMOUNT} {SOLD} would bring {quote.expected_out} {BOUGHT}")
     receipt = await client.do_swap(AMOUNT, SOLD, BOUGHT, slippage_bps=100)
-    async with await client.subscribe_order(receipt.order_id) as progress:
+    async with client.track_order(receipt.order_id) as progress:
         async for message in progress:
-            print(f"{message.channel}: {message.data.status}, {message.data.filled_out} {BOUGHT}")
-            if message.data.is_final:
-                return message.data
-    raise RuntimeError("the client was closed meanwhile")
+            order = message.data
+            print(f"{message.channel}: {order.status}, {order.filled_out} {BOUGHT}")
+    return order
 
 
 async def trade(client: BrokerWSClient) -> None:

@@ -98,7 +98,7 @@ def is_untouched(client: BrokerWSClient) -> bool:
     statistics = client.statistics()
     return (
         statistics.requests_in_flight == statistics.requests_waiting == 0
-        and statistics.channels == statistics.subscriptions == 0
+        and statistics.channels == statistics.subscriptions == statistics.tracked_orders == 0
         and not client._session._lanes
         and not client._supervisor.channels._channels
     )
@@ -1016,6 +1016,7 @@ async def test_the_statistics_count(autojump_clock: MockClock) -> None:
             "requests_in_flight": 0,
             "channels": 1,
             "subscriptions": 2,
+            "tracked_orders": 0,
         }
 
 

@@ -57,8 +57,8 @@ In the names here the numbers come first.
 - 35: test_35_nonces_of_two_clients_with_one_key_never_repeat
 - 36: test_36_clock_that_is_a_minute_off_is_told_at_once
   test_36_clock_that_goes_off_later_is_tried_once_more
-- 37: swaps come with their own outcome
-- 38: swaps come with their own outcome
+- 37: test_37_order_filled_while_nobody_is_connected_is_tracked_to_its_end
+- 38: test_38_mute_stream_does_not_hold_a_tracked_order
 - 39: test_39_many_clients_of_one_broker_come_back_spread_out
 - 40: test_40_hundred_subscriptions_are_restored_within_the_limit
 - 41: test_41_restored_channel_that_is_refused_ends_alone
@@ -867,6 +867,39 @@ async def test_49_broker_killed_again_and_again_every_stream_ends_right(
             assert progress[order_id].is_final
             assert progress[order_id].status == sandbox.order(order_id).status
         nursery.cancel_scope.cancel()
+
+
+# --- Orders that are tracked -----------------------------------------------------------------
+
+
+async def test_37_order_filled_while_nobody_is_connected_is_tracked_to_its_end(
+    autojump_clock: MockClock,
+) -> None:
+    rules = {"pending_delay": (5.0, 5.0), "processing_delay": (5.0, 5.0)}
+    async with connected(rules) as (sandbox, client, _):
+        sandbox.next_outcome("filled")
+        receipt = await client.do_swap("0.01", "ETH", "USDT")
+        async with client.track_order(receipt.order_id) as progress:
+            assert (await progress.receive()).data.status == "PENDING"
+            sandbox.faults.kill()
+            await trio.sleep(12)
+            assert sandbox.order(receipt.order_id).status == "FILLED"
+            await sandbox.faults.revive()
+            messages = [message async for message in progress]
+        assert [message.data.status for message in messages] == ["FILLED"]
+        assert messages[0].gap is not None
+        assert messages[0].gap.reasons == {"reconnected"}
+
+
+async def test_38_mute_stream_does_not_hold_a_tracked_order(autojump_clock: MockClock) -> None:
+    async with connected(heartbeat_interval=1.0) as (sandbox, client, _):
+        sandbox.next_outcome("filled")
+        with sandbox.faults.stop_pushing():
+            receipt = await client.do_swap("0.01", "ETH", "USDT")
+            async with client.track_order(receipt.order_id) as progress:
+                statuses = [message.data.status async for message in progress]
+        assert statuses == ["PENDING", "FILLED"]
+        assert len(sandbox.connections) == 1
 
 
 # --- Processes and keys ----------------------------------------------------------------------

@@ -4,7 +4,8 @@ The model broker keeps its state over all connections and answers a message at a
 so late that what it says is no longer true, so that a connection can be lost between any two.
 Whatever happened: once a connection is there and all is said, every stream that is open adds up to
 the broker's state, and a stream that missed a push while nobody was connected has said so before
-anything that it delivered afterwards.
+anything that it delivered afterwards. An order that is tracked never goes backwards, and ends just
+when its end was told, however many channels the broker has left for it.
 """
 
 from __future__ import annotations
@@ -37,10 +38,12 @@ from trio_broker.request import Request
 from trio_broker.session import Session
 from trio_broker.settings import ReconnectPolicy
 from trio_broker.subscription import Feed, Subscription
+from trio_broker.tracking import Tracking
 
 STATUSES: Final = ("PENDING", "PROCESSING", "PARTIAL", "FILLED")
 ASSETS: Final = ("USDT", "ETH")
 NAMES: Final = ("balances", "orders:o1", "orders:o2")
+ORDERS: Final = ("o1", "o2", "o3", "o4")
 LIMIT: Final = 3
 
 
@@ -49,7 +52,7 @@ class Broker:
     """The broker's state, and the one connection that it may have."""
 
     balances: dict[str, int] = attrs.field(factory=lambda: dict.fromkeys(ASSETS, 0))
-    orders: dict[str, int] = attrs.field(factory=lambda: {"o1": 0, "o2": 0})
+    orders: dict[str, int] = attrs.field(factory=lambda: dict.fromkeys(ORDERS, 0))
     refused: set[str] = attrs.field(factory=set)
     subscribed: set[str] = attrs.field(factory=set)
     inbox: deque[Request] = attrs.field(factory=deque)
@@ -91,7 +94,7 @@ class Broker:
         elif request.op == "balances":
             reply["data"] = {"balances": self.account()}
         else:
-            reply["data"] = self.order(request.order_id or "")
+            reply["data"] = self.order(request.order_id or request.client_order_id or "")
         way.append(json.dumps(reply))
 
 
@@ -130,6 +133,31 @@ class Stream:
             self.sum |= {balance.asset: int(balance.total) for balance in message.data}
 
 
+@attrs.define(eq=False)
+class Track:
+    """One who follows an order to its end."""
+
+    handle: Subscription[Order]
+    order_id: str
+    seen: int = -1
+    over: bool = False
+
+    def read(self) -> None:
+        while not self.over:
+            try:
+                message = self.handle.receive_nowait()
+            except trio.WouldBlock:
+                return
+            except trio.EndOfChannel:
+                assert self.seen == len(STATUSES) - 1, "it ended before its order did"
+                self.over = True
+                return
+            progress = STATUSES.index(str(message.data.status))
+            assert progress > self.seen or message.gap is not None, "that was no news"
+            assert progress >= self.seen, "it went backwards"
+            self.seen = progress
+
+
 class OutagesMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
@@ -153,6 +181,14 @@ class OutagesMachine(RuleBasedStateMachine):
             on_restored=self.note_restored,
         )
         self.session.listener.pushed = self.channels.pushed
+        self.tracks: list[Track] = []
+        self.tracking = Tracking(
+            self.channels,
+            poll_interval=15.0,
+            time=lambda: self.now,
+            changed=lambda: None,
+            known_order_id=lambda _: None,
+        )
         self.backoff = Backoff(ReconnectPolicy(max_attempts=None), random.Random(0))
         self.restored = True
 
@@ -190,6 +226,21 @@ class OutagesMachine(RuleBasedStateMachine):
                 stream.read()
                 stream.over = True
 
+    @rule(order_id=st.sampled_from(ORDERS))
+    def track(self, order_id: str) -> None:
+        if sum(not track.over for track in self.tracks) > 6:
+            return
+        feed: Feed[Any] = Feed(order_id, on_close=lambda: self.tracking.leave(tracker))
+        self.tracks.append(Track(Subscription(feed), order_id))
+        tracker = self.tracking.track(order_id, feed, stop_at_partial=False)
+
+    @precondition(lambda self: self.tracks)
+    @rule(data=st.data())
+    def leave_a_track(self, data: st.DataObject) -> None:
+        track = data.draw(st.sampled_from(self.tracks))
+        track.handle.close()
+        self.tracks.remove(track)
+
     # --- The broker ------------------------------------------------------------------------
 
     @rule(asset=st.sampled_from(ASSETS))
@@ -198,7 +249,7 @@ class OutagesMachine(RuleBasedStateMachine):
         total = str(self.broker.balances[asset])
         self.note_push("balances", [{"asset": asset, "total": total}])
 
-    @rule(order_id=st.sampled_from(["o1", "o2"]))
+    @rule(order_id=st.sampled_from(ORDERS))
     def step(self, order_id: str) -> None:
         if self.broker.orders[order_id] < len(STATUSES) - 1:
             self.broker.orders[order_id] += 1
@@ -210,7 +261,7 @@ class OutagesMachine(RuleBasedStateMachine):
                 if stream.name == channel and stream.is_ready:
                     stream.missed = True
 
-    @rule(name=st.sampled_from(NAMES))
+    @rule(name=st.sampled_from((*NAMES, "orders:o3")))
     def refuse_from_now_on(self, name: str) -> None:
         self.broker.refused ^= {name}
 
@@ -246,6 +297,8 @@ class OutagesMachine(RuleBasedStateMachine):
                     self.restored = True
         for stream in self.streams:
             stream.read()
+        for track in self.tracks:
+            track.read()
 
     @precondition(lambda self: self.is_open)
     @rule(rounds=st.integers(1, 3), late=st.booleans())
@@ -302,6 +355,7 @@ class OutagesMachine(RuleBasedStateMachine):
         self.now += seconds
         self.session.tick(self.now)
         self.channels.tick(self.now)
+        self.tracking.tick(self.now)
         if self.broken and self.is_open:
             self.lose()
 
@@ -315,6 +369,10 @@ class OutagesMachine(RuleBasedStateMachine):
     def subscriptions_are_counted(self) -> None:
         open_ones = [stream for stream in self.streams if self.is_member(stream)]
         assert self.channels.subscriptions == len(open_ones)
+
+    @invariant()
+    def tracks_are_counted(self) -> None:
+        assert self.tracking.orders == sum(not track.over for track in self.tracks)
 
     @invariant()
     def an_outage_alone_refuses_nobody(self) -> None:
@@ -342,11 +400,16 @@ class OutagesMachine(RuleBasedStateMachine):
             if stream.sum or stream.member is None or stream.missed:
                 self.check(stream)
         wanted = {stream.name for stream in living}
-        assert self.broker.subscribed == wanted
+        tracked = {f"orders:{track.order_id}" for track in self.tracks if not track.over}
+        assert wanted <= self.broker.subscribed <= wanted | tracked
+        for track in self.tracks:
+            assert track.seen == self.broker.orders[track.order_id]
+            assert track.over == (track.seen == len(STATUSES) - 1)
         self.channels.finish(None, ConnectionLostError("closed"), ClientClosedError("closed"))
+        self.tracking.finish()
         self.session.shut(ConnectionLostError("closed"), ClientClosedError("closed"))
         assert self.channels.subscriptions == self.session.waiting == 0
-        assert self.channels.next_deadline == math.inf
+        assert self.channels.next_deadline == self.tracking.next_deadline == math.inf
 
     def check(self, stream: Stream) -> None:
         assert not stream.missed, "it never owned up"

@@ -33,6 +33,7 @@ ROWS: Final = (
     ("membership",),
     ("places", "snapshots"),
     ("channels", "blotter"),
+    ("tracking",),
     ("connection",),
     ("supervisor",),
     ("swapping",),

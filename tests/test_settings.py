@@ -31,6 +31,7 @@ OPTIONS: dict[str, Any] = {
     "request_timeout": 10.0,
     "reply_grace": 30.0,
     "resolve_timeout": 30.0,
+    "poll_interval": 15.0,
     "close_timeout": 5.0,
     "signing_key": "derived",
 }

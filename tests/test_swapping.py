@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from decimal import Decimal
@@ -31,10 +32,12 @@ from trio_broker import (
     DuplicateClientOrderIdError,
     JournalError,
     NotConnectedError,
+    OrderUnfinishedError,
     QuoteExpiredError,
     ReconnectPolicy,
     ServerError,
     SlippageError,
+    SubscriptionBrokenError,
     SwapEstimate,
     SwapJournal,
     SwapOutcome,
@@ -613,3 +616,102 @@ def test_an_estimate_must_bring_enough_and_not_have_ended() -> None:
     with pytest.raises(SlippageError) as less:
         check_quote(quote("9.999"), Decimal(10), now)
     assert (less.value.expected_out, less.value.min_out) == (Decimal("9.999"), Decimal(10))
+
+
+async def test_it_swaps_and_follows_the_order_to_its_end(autojump_clock: MockClock) -> None:
+    async with open_sandbox(seed=3) as sandbox, sandbox.client() as client:
+        for outcome in ("filled_in_parts", "partly_filled", "failed"):
+            sandbox.next_outcome(outcome)
+            order = await client.swap_and_wait("1", "ETH", "USDT")
+            taken = sandbox.orders()[-1]
+            assert (order.order_id, order.status, order.filled_out) == (
+                taken.order_id,
+                taken.status,
+                taken.filled_out,
+            )
+            assert order.is_final
+        assert len(sandbox.orders()) == 3
+        assert client.statistics().channels == 0
+
+
+async def test_with_a_guard_the_broker_is_told_what_may_be_lost(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_sandbox(seed=3) as sandbox, sandbox.client() as client:
+        sources = (one for one in ("binance", "bybit"))
+        estimate = await client.estimate_swap("1", "ETH", "USDT", filter_sources=["binance"])
+        least = (estimate.expected_out * Decimal("0.9")).quantize(Decimal("0.01"))
+        await client.swap_and_wait("1", "ETH", "USDT", min_out=least, filter_sources=sources)
+        await client.swap_and_wait("1", "ETH", "USDT", min_out=least, slippage_bps=20)
+        await client.swap_and_wait("1", "ETH", "USDT", min_out=least, slippage_bps=10_000)
+        await client.swap_and_wait("1", "ETH", "USDT", slippage_bps=30)
+        first, *others = (order.terms for order in sandbox.orders())
+        assert first.sources == ("binance", "bybit")
+        told = [terms.slippage_bps or 0 for terms in (first, *others)]
+        assert 800 < told[0] < 1100
+        assert 800 < told[2] < 1100
+        assert (told[1], told[3]) == (20, 30)
+
+
+async def test_an_estimate_that_brings_less_sends_nothing(autojump_clock: MockClock) -> None:
+    async with open_sandbox(seed=3) as sandbox, sandbox.client() as client:
+        with pytest.raises(SlippageError):
+            await client.swap_and_wait("1", "ETH", "USDT", min_out="1000000")
+        assert sandbox.orders() == ()
+
+
+async def test_an_estimate_that_has_ended_sends_nothing(autojump_clock: MockClock) -> None:
+    async with open_sandbox(quote_lifetime=1.0) as sandbox:
+        async with sandbox.client(clock=lambda: time.time() + 10) as client:
+            with pytest.raises(QuoteExpiredError):
+                await client.swap_and_wait("1", "ETH", "USDT", min_out="1")
+        assert sandbox.orders() == ()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"min_out": 1.5}, TypeError),
+        ({"min_out": "0"}, ValueError),
+        ({"min_out": "1", "client_order_id": ""}, ValueError),
+        ({"min_out": "1", "slippage_bps": -1}, ValueError),
+        ({"min_out": "1", "filter_sources": "binance"}, TypeError),
+    ],
+)
+async def test_wrong_arguments_are_refused_before_an_estimate_is_asked_for(
+    wrong: dict[str, Any], error: type[Exception]
+) -> None:
+    async with scripted_client() as (client, line):
+        with pytest.raises(error):
+            await client.swap_and_wait("1", "ETH", "USDT", **wrong)
+        assert line.nothing_came()
+
+
+@pytest.mark.parametrize("closes", ["while following", "before", "fails"])
+async def test_once_it_is_taken_no_end_of_the_client_says_that_nothing_was_sent(
+    closes: str,
+) -> None:
+    async with open_scripted() as broker, trio.open_nursery() as nursery:
+        client = broker.client()
+        await client.connect(nursery)
+        line = await broker.line()
+        call = start(nursery, client.swap_and_wait, "1", "ETH", "USDT")
+        client_order_id = (await line.receive("swap"))["data"]["clientOrderId"]
+        if closes == "before":
+            # The receipt has arrived, and its caller hasn't run since.
+            client._session.receive(json.dumps(SWAPPED), trio.current_time())
+            client._supervisor.request_close()
+        else:
+            await line.send(SWAPPED)
+            await line.acknowledge()
+            await wait_all_tasks_blocked()
+            if closes == "fails":
+                line.hang_up()
+            else:
+                await client.aclose()
+        with pytest.raises(OrderUnfinishedError) as caught:
+            await call.result()
+        assert (caught.value.order_id, caught.value.client_order_id) == ("o1", client_order_id)
+        causes = {"fails": SubscriptionBrokenError, "before": ClientClosedError}
+        assert type(caught.value.__cause__) is causes.get(closes, type(None))
+        await client.aclose()

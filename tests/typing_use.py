@@ -48,6 +48,9 @@ async def streams(client: BrokerWSClient, name: str) -> None:
         assert_type(updates.receive_nowait().data, tuple[Balance, ...])
         channel: trio.abc.ReceiveChannel[Message[tuple[Balance, ...]]] = updates
         await channel.aclose()
+    async with client.track_order("1", stop_at_partial=True, buffer_size=5) as progress:
+        assert_type(progress, Subscription[Order])
+    client.track_order("1", True)  # type: ignore[call-arg]  # by its name alone
     await client.unsubscribe("balances")
 
 

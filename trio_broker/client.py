@@ -9,7 +9,7 @@ import os
 import ssl
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from decimal import Decimal
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeVar, overload
@@ -19,7 +19,13 @@ import trio
 from trio.lowlevel import enable_ki_protection
 
 from trio_broker import operations, swaps, wire
-from trio_broker.exceptions import BrokerError, fresh
+from trio_broker.exceptions import (
+    BrokerError,
+    NotSentError,
+    OrderUnfinishedError,
+    SubscriptionBrokenError,
+    fresh,
+)
 from trio_broker.journal import SwapJournal
 from trio_broker.membership import BALANCES, ORDERS, Member
 from trio_broker.models import (
@@ -46,7 +52,8 @@ from trio_broker.settings import (
 from trio_broker.signing import SigningKey
 from trio_broker.subscription import BoundedReceiveChannel, Feed, Overflow, Subscription
 from trio_broker.supervisor import Supervisor
-from trio_broker.swapping import Swapping
+from trio_broker.swapping import Swapping, check_quote, slippage_left
+from trio_broker.tracking import Tracker
 
 T = TypeVar("T")
 
@@ -66,6 +73,47 @@ class _ClientLogger(logging.Logger):
 
     def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - the name that logging calls
         return self.manager.disable < level >= self.getEffectiveLevel()
+
+
+class _Tracked(AbstractAsyncContextManager[Subscription[Order]]):
+    """What `BrokerWSClient.track_order` gives: tracks an order for as long as its block lasts."""
+
+    def __init__(
+        self, supervisor: Supervisor, order_id: str, buffer_size: int, *, stop_at_partial: bool
+    ) -> None:
+        self._supervisor = supervisor
+        self._order_id = order_id
+        self._stop_at_partial = stop_at_partial
+        self._feed: Feed[Order] = Feed(ORDERS + order_id, buffer_size, on_close=self._leave)
+        self._is_entered = False
+        self._tracker: Tracker
+
+    @enable_ki_protection
+    async def __aenter__(self) -> Subscription[Order]:
+        await trio.lowlevel.checkpoint()
+        self._supervisor.check_usable()
+        if self._is_entered:
+            raise RuntimeError("what track_order gives is entered once: call it again")
+        self._is_entered = True
+        self._subscription = Subscription(self._feed)
+        self._tracker = self._supervisor.tracking.track(
+            self._order_id, self._feed, stop_at_partial=self._stop_at_partial
+        )
+        return self._subscription
+
+    @enable_ki_protection
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._feed.end()  # for clones, which may outlive the block
+        self._leave()
+        await self._subscription.aclose()
+
+    def _leave(self) -> None:
+        self._supervisor.tracking.leave(self._tracker)
 
 
 class BrokerWSClient(trio.abc.AsyncResource):
@@ -93,6 +141,7 @@ class BrokerWSClient(trio.abc.AsyncResource):
         request_timeout: float = 10.0,
         reply_grace: float = 30.0,
         resolve_timeout: float = 30.0,
+        poll_interval: float = 15.0,
         close_timeout: float = 5.0,
         signing_key: SigningKey = "derived",
         ssl_context: ssl.SSLContext | None = None,
@@ -117,6 +166,7 @@ class BrokerWSClient(trio.abc.AsyncResource):
             reply_grace: Seconds for which the reply to a given-up request is still waited for.
             resolve_timeout: Seconds for which the outcome of a swap is asked for, when its reply
                 hasn't come or says nothing.
+            poll_interval: Seconds of silence, after which a tracked order is asked about.
             close_timeout: Seconds for a polite goodbye.
             signing_key: ``"derived"`` signs as the broker's own clients do, ``"raw"`` with the
                 secret itself, as its documentation shows.
@@ -142,6 +192,7 @@ class BrokerWSClient(trio.abc.AsyncResource):
             request_timeout=request_timeout,
             reply_grace=reply_grace,
             resolve_timeout=resolve_timeout,
+            poll_interval=poll_interval,
             close_timeout=close_timeout,
             signing_key=signing_key,
             ssl_context=ssl_context,
@@ -371,6 +422,7 @@ class BrokerWSClient(trio.abc.AsyncResource):
             requests_in_flight=session.in_flight,
             channels=channels.wanted,
             subscriptions=channels.subscriptions,
+            tracked_orders=self._supervisor.tracking.orders,
         )
 
     # --- Channels --------------------------------------------------------------------------
@@ -500,11 +552,47 @@ class BrokerWSClient(trio.abc.AsyncResource):
             ORDERS + order_id, buffer_size=buffer_size, overflow=overflow, snapshot=snapshot
         )
 
+    def track_order(
+        self, order_id: str, *, stop_at_partial: bool = False, buffer_size: int = 64
+    ) -> AbstractAsyncContextManager[Subscription[Order]]:
+        """Follow an order to its final status, whatever happens to the connection meanwhile.
+
+        Entered under ``async with``, it gives a channel of the order's states from then on. None is
+        older than the last, and none says the same. It ends by itself after a final status: FILLED,
+        FAILED or CANCELLED. The order is subscribed to, and asked about after that, after
+        every reconnection and after `poll_interval` of silence: neither a lost push nor a mute
+        broker holds it for ever. A broker that doesn't know the order doesn't end it either.
+
+        Thousands may be tracked. Those that find no place among the connection's channels, which
+        subscriptions need first, are asked about by turns. Leaving the block ends it, for its
+        clones as well.
+
+        Args:
+            order_id: The order's id at the broker, or its client order id.
+            stop_at_partial: Whether a partial fill is an end too.
+            buffer_size: How many messages are kept for a slow reader, at least 1; the oldest go.
+
+        Returns:
+            A context manager. Entering it raises `NotConnectedError` if there is no connection,
+            and none can come; it doesn't wait for the broker. An iteration ends after a final
+            status, or once the client is closed.
+
+        Raises:
+            TypeError: An argument has the wrong type.
+            ValueError: An argument is out of its range.
+            MessageTooLargeError: The id is too long.
+        """
+        operations.check_size(
+            operations.order_status(order_id, math.inf), self._settings.limits.max_message_size
+        )
+        return _Tracked(self._supervisor, order_id, buffer_size, stop_at_partial=stop_at_partial)
+
     @enable_ki_protection
     async def unsubscribe(self, channel: str) -> None:
         """End all subscriptions to a channel, here and at the broker.
 
-        Here they end at once, even if this is cancelled. Where there are none, nothing is sent.
+        Here they end at once, even if this is cancelled. Where there are none, nothing is sent. An
+        order that is tracked goes on being tracked, and its channel may stay for that.
 
         Args:
             channel: The channel's name.
@@ -632,6 +720,79 @@ class BrokerWSClient(trio.abc.AsyncResource):
             client_order_id=client_order_id,
         )
         return await self._swapping.swap(request, Decimal(amount_in), (asset_in, asset_out))
+
+    async def swap_and_wait(
+        self,
+        amount_in: Amount,
+        asset_in: str,
+        asset_out: str,
+        *,
+        min_out: Amount | None = None,
+        slippage_bps: int | None = None,
+        filter_sources: Iterable[str] | None = None,
+        account: str | None = None,
+        client_order_id: str | None = None,
+    ) -> Order:
+        """Swap, and follow the order to its end.
+
+        With `min_out`, an estimate is asked for first, and nothing is sent unless it brings that
+        much. The swap then carries how much worse than expected it may become, so that the broker
+        holds to it too. The check alone promises nothing, as the price may move before the broker
+        has the swap; what it expects by then is its own affair.
+
+        Cancelling takes nothing back, as with `do_swap`: pass a client order id of your own if you
+        may be cancelled, and go on with `track_order` of that id.
+
+        Args:
+            amount_in: How much is sold: a plain decimal text, an int or a `Decimal`, above 0.
+            asset_in: The asset that is sold.
+            asset_out: The asset that is bought.
+            min_out: How much must be bought at least, above 0.
+            slippage_bps: How much less than expected is acceptable, 0 to 10,000 basis points; with
+                `min_out` it is the stricter of the two that counts.
+            filter_sources: Liquidity sources to keep to: ``binance``, ``bybit``, ``gate``.
+            account: A wallet's address, where it matters.
+            client_order_id: A name for this swap that none had before, of 1 to 64 characters; made
+                where none is given.
+
+        Returns:
+            The order in its final status: look at it, since FAILED and CANCELLED are final too.
+
+        Raises:
+            SlippageError: The estimate brings less than `min_out`. Nothing was sent.
+            QuoteExpiredError: The estimate has ended. Nothing was sent.
+            OrderUnfinishedError: The broker has taken the swap, and the client ended before the
+                order did.
+            BrokerError: As `estimate_swap`, with `min_out`: nothing was sent. Then as `do_swap`.
+        """
+        if filter_sources is not None and not isinstance(filter_sources, str):
+            filter_sources = list(filter_sources)  # it goes out twice
+        optional: dict[str, Any] = {"filter_sources": filter_sources, "account": account}
+        named = {**optional, "client_order_id": client_order_id}
+        # What can't be sent is refused before an estimate is asked for.
+        self._swap_request(amount_in, asset_in, asset_out, slippage_bps=slippage_bps, **named)
+        if min_out is not None:
+            least = Decimal(operations.amount_text(min_out, "min_out"))
+            estimate = await self.estimate_swap(amount_in, asset_in, asset_out, **optional)
+            check_quote(estimate, least, self._supervisor.wall_time())
+            left = slippage_left(estimate, least)
+            slippage_bps = left if slippage_bps is None else min(left, slippage_bps)
+        receipt = await self.do_swap(
+            amount_in, asset_in, asset_out, slippage_bps=slippage_bps, **named
+        )
+        return await self._final_state(receipt)
+
+    async def _final_state(self, receipt: SwapReceipt) -> Order:
+        unfinished = OrderUnfinishedError(receipt.order_id, receipt.client_order_id)
+        try:
+            async with self.track_order(receipt.order_id) as progress:
+                async for message in progress:
+                    if message.data.is_final:
+                        return message.data
+        except (NotSentError, SubscriptionBrokenError) as error:
+            # As they are they would say that nothing was sent, or not which order it is.
+            raise unfinished from error
+        raise unfinished
 
     def _swap_request(
         self,

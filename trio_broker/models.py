@@ -330,7 +330,8 @@ class Disconnected(ConnectionEvent):
 class Restored(ConnectionEvent):
     """After an outage, the broker holds the channels again that were subscribed to before.
 
-    Each stream's first message after it carries the gap, and its state is asked for.
+    Each stream's first message after it carries the gap, and its state is asked for. Orders that
+    are tracked don't count: they are asked about, whatever becomes of their channels.
 
     Attributes:
         channels: The channels' names. One that was refused has a `ChannelRefused` of its own.
@@ -385,6 +386,8 @@ class OddMessage(ConnectionEvent):
 class SnapshotUnavailable(ConnectionEvent):
     """A channel's state couldn't be asked for; its stream goes on with pushes.
 
+    For an order that is tracked it is told once in a row, and the order is asked about again.
+
     Attributes:
         channel: The channel's name.
         error: Why.
@@ -434,8 +437,9 @@ class ClientStatistics:
         odd_messages: Those of them that were not expected.
         requests_waiting: Requests that wait for their turn now.
         requests_in_flight: Requests that were sent and not answered yet.
-        channels: Channels that are wanted now.
+        channels: Channels that subscriptions want now; what is tracked doesn't count.
         subscriptions: Subscriptions that are open now.
+        tracked_orders: Orders that are tracked now, each as often as it is.
     """
 
     messages_sent: int
@@ -445,3 +449,4 @@ class ClientStatistics:
     requests_in_flight: int
     channels: int
     subscriptions: int
+    tracked_orders: int

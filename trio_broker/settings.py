@@ -244,6 +244,7 @@ class Settings:
     request_timeout: float = attrs.field(validator=_seconds)
     reply_grace: float = attrs.field(validator=_seconds)
     resolve_timeout: float = attrs.field(validator=_seconds)
+    poll_interval: float = attrs.field(validator=_seconds)
     close_timeout: float = attrs.field(validator=_seconds)
     signing_key: SigningKey = attrs.field()
     ssl_context: ssl.SSLContext | None = None

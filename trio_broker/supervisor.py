@@ -55,6 +55,7 @@ from trio_broker.session import Session
 from trio_broker.settings import Settings
 from trio_broker.signing import Signer
 from trio_broker.taps import Taps
+from trio_broker.tracking import Tracking
 from trio_broker.transports.trio_websocket import open_transport
 
 GOODBYE_WHEN_CANCELLED: Final = 0.5
@@ -80,6 +81,7 @@ class Supervisor:
         backoff: When the next connection is tried.
         blotter: The client's swaps.
         channels: The client's channels.
+        tracking: The orders that it tracks.
         events: Where events go.
         farewell: Awaited at the end, when everybody has been told; cut short when the time for an
             exit is up.
@@ -113,6 +115,14 @@ class Supervisor:
             on_event=self._tell,
         )
         self.farewell: Callable[[], Awaitable[None]] | None = None
+        self.tracking: Tracking = Tracking(
+            self.channels,
+            poll_interval=settings.poll_interval,
+            time=trio.current_time,
+            changed=self._look_again,
+            known_order_id=self.blotter.order_id,
+        )
+        self._parts = (session, self.channels, self.tracking, self.blotter)
         # Only spreads clients over time: nobody gains by guessing it.
         self.backoff: Backoff = Backoff(settings.reconnect, random.Random())  # noqa: S311
         self.state: ConnectionState = ConnectionState.IDLE
@@ -394,12 +404,11 @@ class Supervisor:
             with trio.move_on_at(self._awake_at):
                 await self._alarm.wait()
             now = trio.current_time()
-            for part in (self._session, self.channels, self.blotter):
+            for part in self._parts:
                 part.tick(now)
 
     def _next_deadline(self) -> float:
-        parts = (self._session, self.channels, self.blotter)
-        return min(part.next_deadline for part in parts)
+        return min(part.next_deadline for part in self._parts)
 
     def _look_again(self) -> None:
         if self._connection is not None:
@@ -447,6 +456,7 @@ class Supervisor:
         # The channels first, as they would ask for something else where a request has failed.
         self.channels.finish(failure, lost, unsent)
         self.blotter.finish()
+        self.tracking.finish()
         self._session.shut(lost, unsent)
 
     # --- What is told ----------------------------------------------------------------------

@@ -25,7 +25,8 @@ from trio_broker.request import Request
 from trio_broker.wire import check_text
 
 MAX_CLIENT_ORDER_ID: Final = 64
-OWN_PREFIX: Final = "tb-"
+# What the ids begin with that this library makes: no order id of the broker's does.
+MADE_HERE: Final = "tb-"
 _NOT_ACCEPTED: Final = (
     AuthenticationError,
     ClockSkewError,
@@ -42,7 +43,7 @@ def new_client_order_id() -> str:
         made, and the bits come from the operating system, so that no process, fork or restart
         repeats them.
     """
-    return f"{OWN_PREFIX}{time.time_ns() // 1_000_000:013d}-{secrets.token_hex(10)}"
+    return f"{MADE_HERE}{time.time_ns() // 1_000_000:013d}-{secrets.token_hex(10)}"
 
 
 def check_client_order_id(client_order_id: str) -> str:

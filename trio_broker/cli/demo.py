@@ -153,9 +153,8 @@ async def _swap(client: BrokerWSClient, tell: Teller) -> SwapReceipt:
 
 async def _follow(client: BrokerWSClient, order_id: str, tell: Teller) -> Order:
     """The order's final state, every state on the way there told."""
-    async with await client.subscribe_order(order_id) as progress:
-        while True:
-            message = await progress.receive()
+    async with client.track_order(order_id) as progress:
+        async for message in progress:
             order = message.data
             filled = f"   {_plain(order.filled_out)} {_BOUGHT}" if order.filled_out else ""
             tell(
@@ -166,8 +165,7 @@ async def _follow(client: BrokerWSClient, order_id: str, tell: Teller) -> Order:
                 filled_out=order.filled_out,
                 origin=message.origin,
             )
-            if order.is_final:
-                return order
+    return order
 
 
 async def _outage(sandbox: Sandbox, client: BrokerWSClient, tell: Teller) -> None:

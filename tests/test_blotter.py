@@ -506,20 +506,87 @@ def test_a_refusal_in_the_same_words_counts_if_the_order_is_not_found(desk: Desk
     assert desk.facts[-1][:2] == ("c1", SwapOutcome.REFUSED)
 
 
-def test_a_refusal_in_the_same_words_counts_if_nobody_answers(desk: Desk) -> None:
+def test_a_refusal_in_the_same_words_says_nothing_if_nobody_answers(desk: Desk) -> None:
     entry = refused_twice(desk)
-    desk.until(TIMEOUT)
-    with pytest.raises(ServerError, match="Insufficient"):
+    desk.until(RESOLVE)
+    with pytest.raises(SwapOutcomeUnknownError):
         desk.blotter.told(entry)
+    assert [type(event) for event in desk.events] == [SwapUnresolved]
+
+
+def test_a_refusal_in_the_same_words_says_nothing_if_the_client_ends(desk: Desk) -> None:
+    entry = refused_twice(desk)
+    end(desk)
+    with pytest.raises(SwapOutcomeUnknownError):
+        desk.blotter.told(entry)
+    assert desk.facts[1:] == []
+
+
+def test_a_swaps_own_receipt_after_anothers_refusal_confirms_it(desk: Desk) -> None:
+    entry = refused_twice(desk)
+    desk.reply(SWAPPED)
+    desk.reply(NOT_FOUND)
+    assert desk.blotter.told(entry).order_id == "o1"
+
+
+def test_after_a_refusal_that_counts_the_next_swap_may_leave(desk: Desk) -> None:
+    refused_twice(desk)
+    desk.reply(NOT_FOUND)
+    desk.swap("c2")
+    assert desk.pump() == ["swap"]
+
+
+def test_an_order_that_names_another_swap_confirms_nothing(desk: Desk) -> None:
+    entry = desk.in_doubt("12345")
+    desk.until(TIMEOUT + 0.25)
+    data = {"orderId": "12345", "clientOrderId": "somebody-else", "status": "FILLED"}
+    desk.reply({"op": "order_status", "data": data})
+    assert entry.outcome is SwapOutcome.UNKNOWN
+    del data["clientOrderId"]
+    desk.until(TIMEOUT + 1)
+    desk.reply({"op": "order_status", "data": data})
+    assert entry.outcome is SwapOutcome.UNKNOWN
+
+
+def test_an_id_of_somebody_elses_may_be_an_orders_own(desk: Desk) -> None:
+    entry = desk.blotter.ask("o7")
+    desk.pump()
+    desk.reply({"op": "order_status", "data": {"orderId": "o7", "status": "FILLED"}})
+    assert desk.blotter.told(entry).order_id == "o7"
+
+
+def test_it_may_be_asked_for_thousands_of_times() -> None:
+    desk = Desk(resolve=float("inf"))
+    entry = desk.in_doubt()
+    for _ in range(1100):
+        desk.reply({"op": "order_status", "error": "Internal error"})
+        desk.until(desk.blotter.next_deadline)
+    desk.reply(FOUND)
+    assert desk.blotter.told(entry).order_id == "o1"
+
+
+def test_who_has_gone_is_told_by_an_event_even_if_another_waits(desk: Desk) -> None:
+    entry = desk.swap()
+    desk.pump()
+    desk.blotter.abandon(entry, NotSentError("given up"))
+    desk.reply(SWAPPED)
+    assert desk.told == ["c1"]
     assert [type(event) for event in desk.events] == [SwapResolved]
 
 
-def test_a_refusal_in_the_same_words_counts_if_the_client_ends(desk: Desk) -> None:
-    entry = refused_twice(desk)
-    desk.blotter.finish()
-    desk.session.shut(LOST, NotConnectedError("closed"))
-    with pytest.raises(ServerError, match="Insufficient"):
-        desk.blotter.told(entry)
+def test_at_the_end_whoever_asks_for_an_unknown_id_is_told(desk: Desk) -> None:
+    entry = desk.blotter.ask("nobodys")
+    desk.blotter.when_told(entry, lambda: desk.told.append("asked"))
+    desk.pump()
+    desk.reply(NOT_FOUND)
+    end(desk)
+    assert desk.told == ["asked"]
+
+
+def test_at_the_end_what_was_not_submitted_is_not_sent(desk: Desk) -> None:
+    desk.blotter.enter("c1", Decimal(1), "ETH", "USDT")
+    end(desk)
+    assert desk.facts == [("c1", SwapOutcome.NOT_SENT, None, "closed")]
 
 
 def test_on_another_connection_the_same_words_are_new(desk: Desk) -> None:
@@ -695,7 +762,7 @@ def test_what_an_earlier_process_left_is_unresolved_until_it_is_asked_for(desk: 
 
 
 def end(desk: Desk) -> None:
-    desk.blotter.finish()
+    desk.blotter.finish(NotConnectedError("closed"))
     desk.session.shut(ConnectionLostError("the client was closed"), NotConnectedError("closed"))
 
 

@@ -905,6 +905,11 @@ def test_an_error_in_words_that_came_before_is_marked() -> None:
     line.write()
     line.say(op="swap", error="Invalid signature")
     assert first.echoed
+    second = line.swap("c1b")
+    assert line.write() == []  # its own reply may still come
+    line.session.release(first)
+    line.session.give_up(second, line.now)
+    line.session.release(second)
     second = line.swap("c2")
     line.write()
     line.say(op="swap", error="No")
@@ -914,6 +919,7 @@ def test_an_error_in_words_that_came_before_is_marked() -> None:
     line.write()
     line.say(op="swap", error="Nobody waits for this")
     assert third.echoed
+    line.say(op="swap", data={"orderId": "o3", "status": "PENDING"})
     line.session.lose(ConnectionLostError("gone"))
     line.open()
     line.write()

@@ -26,6 +26,7 @@ from tests.scripted import (
     start,
 )
 from trio_broker import (
+    BrokerError,
     BrokerWSClient,
     ClientClosedError,
     ConnectionLostError,
@@ -508,6 +509,50 @@ async def test_closed_while_the_journal_is_opened_nothing_is_started() -> None:
         assert broker.lines == []
 
 
+async def test_a_nursery_that_is_closed_leaves_the_journal_free() -> None:
+    disk = Disk()
+    async with open_scripted() as broker:
+        async with trio.open_nursery() as nursery:
+            pass
+        with pytest.raises(RuntimeError, match="closed"):
+            await broker.client(journal=disk).connect(nursery)
+        with pytest.raises(RuntimeError, match="closed"):
+            await broker.client().connect(nursery)
+        assert disk.closed == 1
+
+
+async def test_a_clock_that_fails_keeps_nobody_waiting() -> None:
+    works = True
+
+    def clock() -> float:
+        if works:
+            return time.time()
+        raise OSError("no clock")
+
+    async with scripted_client(clock=clock) as (client, line):
+        async with trio.open_nursery() as nursery:
+            call = start(nursery, swap, client)
+            await line.receive("swap")
+            works = False
+            line.hang_up()
+            with pytest.raises(SwapOutcomeUnknownError):
+                await call.result()
+        with pytest.raises(BrokerError, match="no clock"):
+            await client.wait_closed()
+
+
+async def test_an_order_id_that_cannot_be_sent_is_no_word_that_nothing_was(
+    autojump_clock: MockClock,
+) -> None:
+    async with scripted_client() as (client, line), trio.open_nursery() as nursery:
+        call = start(nursery, client.swap_and_wait, "1", "ETH", "USDT")
+        await line.receive("swap")
+        await line.send({"op": "swap", "data": {"orderId": "a&b"}})
+        with pytest.raises(OrderUnfinishedError) as caught:
+            await call.result()
+        assert caught.value.order_id == "a&b"
+
+
 async def test_after_a_crash_what_was_left_is_asked_for_and_found(
     tmp_path: Path,
 ) -> None:
@@ -535,7 +580,7 @@ async def test_after_a_crash_what_was_left_is_asked_for_and_found(
             assert {(one.amount_in, one.asset_in, one.asset_out) for one in left} == {
                 (Decimal("0.5"), "ETH", "USDT")
             }
-            assert "the process ended" in left[0].reason
+            assert "wasn't written down" in left[0].reason
             assert not left[0].may_still_execute
             for name in ("executed", "lost"):
                 with pytest.raises(DuplicateClientOrderIdError):

@@ -487,7 +487,7 @@ class SwapsMachine(RuleBasedStateMachine):
         if often:
             return
         self.is_over = True
-        self.client.blotter.finish()
+        self.client.blotter.finish(NotConnectedError("closed"))
         self.client.session.shut(LOST, ClientClosedError("closed"))
         self.link = None
         # Who hasn't come to its turn yet finds the client closed.

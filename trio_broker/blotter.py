@@ -21,8 +21,8 @@ expired, one clear answer ends the asking; it stays unknown even so.
 The last 10,000 ends are remembered, and every swap that isn't resolved.
 
 **A refusal in words that came before** on the same connection may be an earlier one once more,
-while this swap is being executed. The broker is asked for its order first; only if it doesn't find
-it, the refusal counts.
+while this swap is being executed. So its own reply is still waited for, and the broker is asked for
+its order; only if that isn't found, the refusal counts. If nobody answers, the swap is unknown.
 
 Whoever waits for an outcome is told by a callback; an outcome that nobody was waiting for any more
 is told by an event.
@@ -107,7 +107,8 @@ class Entry:
     request: Request | None = None
 
     # The blotter's notes. `refusal`: one that may have been meant for an earlier swap.
-    # `is_reported`: those who listen know that it isn't resolved; `is_announced`: how it ended.
+    # `is_reported`: those who listen know that it isn't resolved; `is_announced`: how it ended;
+    # `is_given_up`: its caller has gone.
     refusal: BrokerError | None = attrs.field(init=False, default=None)
     lookup: Request | None = attrs.field(init=False, default=None)
     ask_until: float = attrs.field(init=False, default=-math.inf)
@@ -115,6 +116,7 @@ class Entry:
     asks_by_name: bool = attrs.field(init=False, default=False)
     is_reported: bool = attrs.field(init=False, default=False)
     is_announced: bool = attrs.field(init=False, default=False)
+    is_given_up: bool = attrs.field(init=False, default=False)
     waiting: list[Callable[[], None]] = attrs.field(init=False, factory=list)
 
     @property
@@ -222,7 +224,9 @@ class Blotter:
             self._announce(entry)
         elif request is None:
             self._end(entry, SwapOutcome.NOT_SENT, error=why)
-        elif not request.was_sent:
+        elif request.was_sent:
+            entry.is_given_up = True
+        else:
             self._session.give_up(request, self._time(), NotSentError(str(why)))
 
     def when_told(self, entry: Entry, callback: Callable[[], None]) -> None:
@@ -348,16 +352,23 @@ class Blotter:
             raise ValueError(f"swap {client_order_id} is being asked for: wait until that ends")
         self._end(entry, SwapOutcome.SETTLED, note=note)
 
-    def finish(self) -> None:
+    def finish(self, unsent: NotSentError) -> None:
         """There will be no connection any more. To be called before the session is shut.
 
         Whoever waits is told by then, or when the session ends the requests.
+
+        Args:
+            unsent: What swaps end with that weren't even submitted.
         """
         self._over = True
+        asked = dict.fromkeys(entry for _, _, entry in self._alarms)
         self._alarms.clear()
-        for entry in tuple(self._open.values()):
+        for entry in dict.fromkeys((*self._open.values(), *asked)):
             if entry.outcome is SwapOutcome.UNKNOWN and entry.lookup is None:
                 self._stop_asking(entry)
+            elif entry.outcome is SwapOutcome.UNDER_WAY and entry.request is None:
+                # Now, as later there is no journal to note it in.
+                self._end(entry, SwapOutcome.NOT_SENT, error=unsent)
 
     @property
     def next_deadline(self) -> float:
@@ -414,9 +425,7 @@ class Blotter:
     # --- Asking ----------------------------------------------------------------------------
 
     def _start_asking(self, entry: Entry) -> None:
-        in_doubt = entry.refusal is None
-        timeout = self._resolve_timeout if in_doubt else self._request_timeout
-        entry.ask_until = self._time() + timeout
+        entry.ask_until = self._time() + self._resolve_timeout
         entry.tries = 0
         entry.asks_by_name = False
         if self._over:
@@ -451,7 +460,7 @@ class Blotter:
         if was_answered or not entry.answer:
             entry.answer = str(request.error or "the reply names no order")
         not_found = swaps.says_not_found(request.error)
-        if entry.refusal is not None and (not_found or self._over):
+        if entry.refusal is not None and not_found:
             self._end(entry, SwapOutcome.REFUSED, error=entry.refusal)
             return
         now = self._time()
@@ -459,7 +468,7 @@ class Blotter:
         if self._over or is_past or now >= entry.ask_until:
             self._stop_asking(entry)
             return
-        delay = min(_FIRST_DELAY * 2.0 ** (entry.tries - 1), _LONGEST_DELAY)
+        delay = min(_FIRST_DELAY * 2.0 ** min(entry.tries - 1, 10), _LONGEST_DELAY)
         heapq.heappush(self._alarms, (min(now + delay, entry.ask_until), next(self._count), entry))
         self._session.listener.changed()
 
@@ -472,6 +481,11 @@ class Blotter:
         order = request.result
         if not isinstance(order, Order) or not order.order_id:
             return False
+        name = order.client_order_id
+        if name is None and order.order_id == entry.client_order_id:
+            name = None if not entry.is_own else ""  # an order's id that is the same by chance
+        if name not in {None, entry.client_order_id}:
+            return False
         receipt = SwapReceipt(order.order_id, order.status, entry.client_order_id)
         self._end(entry, SwapOutcome.CONFIRMED, receipt=receipt)
         return True
@@ -482,9 +496,7 @@ class Blotter:
 
     def _stop_asking(self, entry: Entry) -> None:
         entry.ask_until = -math.inf
-        if entry.refusal is not None:
-            self._end(entry, SwapOutcome.REFUSED, error=entry.refusal)
-            return
+        self._tell(entry)
         if entry.is_own and not entry.is_reported:
             entry.is_reported = True
             self._on_event(
@@ -494,7 +506,6 @@ class Blotter:
                     reason=entry.reason,
                 )
             )
-        self._tell(entry)
 
     # --- Ends ------------------------------------------------------------------------------
 
@@ -509,9 +520,11 @@ class Blotter:
     ) -> None:
         if entry.outcome is SwapOutcome.SETTLED:
             note = f"closed by hand before: {entry.cause}"
-        was_in_doubt = entry.outcome is not SwapOutcome.UNDER_WAY or not entry.waiting
+        was_in_doubt = entry.outcome is not SwapOutcome.UNDER_WAY or entry.is_given_up
         entry.outcome, entry.receipt, entry.error = outcome, receipt, error
         entry.cause, entry.answer = note or str(error or ""), ""
+        if entry.refusal is not None and entry.request is not None:
+            self._session.release(entry.request)
         entry.ask_until, entry.request = -math.inf, None
         if self._open.get(entry.client_order_id) is entry:
             del self._open[entry.client_order_id]
@@ -521,9 +534,9 @@ class Blotter:
                 self._ended.popitem(last=False)
         if entry.is_own:
             self.on_fact(entry)
+        self._tell(entry)
         if was_in_doubt:
             self._announce(entry)
-        self._tell(entry)
 
     def _announce(self, entry: Entry) -> None:
         """Tell those who listen how a swap has ended, once."""

@@ -299,7 +299,11 @@ class BrokerWSClient(trio.abc.AsyncResource):
         self._check_unused()
         await trio.lowlevel.checkpoint_if_cancelled()
         await self._swapping.open()
-        nursery.start_soon(self._supervisor.run, name=f"{self!r}")
+        try:
+            nursery.start_soon(self._supervisor.run, name=f"{self!r}")
+        except BaseException:  # a nursery that is closed, say
+            await self._swapping.close()
+            raise
         self._supervisor.start()
         try:
             await self._supervisor.wait_connected()
@@ -789,7 +793,7 @@ class BrokerWSClient(trio.abc.AsyncResource):
                 async for message in progress:
                     if message.data.is_final:
                         return message.data
-        except (NotSentError, SubscriptionBrokenError) as error:
+        except (NotSentError, SubscriptionBrokenError, ValueError) as error:
             # As they are they would say that nothing was sent, or not which order it is.
             raise unfinished from error
         raise unfinished

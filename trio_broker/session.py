@@ -172,6 +172,16 @@ class Session:
         request.on_end(request)
         self.listener.changed()
 
+    def release(self, request: Request) -> None:
+        """Wait no longer for a reply to a request that was given up: it could mislead nobody.
+
+        Args:
+            request: The request; one that has ended is left alone.
+        """
+        if request.stage is Stage.IN_FLIGHT and request.unheard:
+            self._end(request)
+            self.listener.changed()
+
     def next_to_send(self, now: float) -> Request | None:
         """The request that may leave now; it stays where it is until `mark_sent`.
 
@@ -482,7 +492,10 @@ class Session:
             request.echoed = echoed
         if request is self._auth and not request.unheard:
             self.authenticated = self.authenticated or error is None
-        self._account(request, now)
+        if request.priority is Priority.SWAP and request.echoed and not request.unheard:
+            self._keep_lane(request, now)  # That may have been another's: its own may still come.
+        else:
+            self._account(request, now)
         tell(request)
         self.listener.changed()
         if isinstance(error, ProtocolError):

@@ -111,7 +111,7 @@ class Supervisor:
             request_timeout=settings.request_timeout,
             resolve_timeout=settings.resolve_timeout,
             time=trio.current_time,
-            wall_time=self.wall_time,
+            wall_time=self._some_wall_time,
             on_event=self._tell,
         )
         self.farewell: Callable[[], Awaitable[None]] | None = None
@@ -157,6 +157,13 @@ class Supervisor:
         """The time of day, by the client's clock."""
         return dt.datetime.fromtimestamp(self._settings.clock(), dt.UTC)
 
+    def _some_wall_time(self) -> dt.datetime:
+        """The same, or this machine's: swaps must be told of even where the clock has failed."""
+        try:
+            return self.wall_time()
+        except Exception:  # noqa: BLE001 - it is the caller's
+            return dt.datetime.now(dt.UTC)
+
     # --- What the client asks for ----------------------------------------------------------
 
     @enable_ki_protection
@@ -175,11 +182,13 @@ class Supervisor:
             if rest is not None:
                 raise rest from None
         finally:
-            self._finish(failure)
-            if self.farewell is not None:
-                with trio.move_on_at(self._exit_by(), shield=True):
-                    await self.farewell()
-            self._over.set()
+            try:
+                self._finish(failure)
+                if self.farewell is not None:
+                    with trio.move_on_at(self._exit_by(), shield=True):
+                        await self.farewell()
+            finally:
+                self._over.set()
 
     def _exit_by(self) -> float:
         """When the farewell must be over: it shares the exit's time, but for a last moment."""
@@ -455,7 +464,7 @@ class Supervisor:
             lost, unsent = failure, _unsent(failure)
         # The channels first, as they would ask for something else where a request has failed.
         self.channels.finish(failure, lost, unsent)
-        self.blotter.finish()
+        self.blotter.finish(unsent)
         self.tracking.finish()
         self._session.shut(lost, unsent)
 

@@ -302,7 +302,8 @@ class BrokerWSClient(trio.abc.AsyncResource):
         try:
             nursery.start_soon(self._supervisor.run, name=f"{self!r}")
         except BaseException:  # a nursery that is closed, say
-            await self._swapping.close()
+            with trio.move_on_after(self._settings.close_timeout, shield=True):
+                await self._swapping.close()
             raise
         self._supervisor.start()
         try:

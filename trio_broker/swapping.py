@@ -97,10 +97,9 @@ class Swapping:
         self._blotter.load(map(_entry, rows))
 
     async def close(self) -> None:
-        """Let go of the journal, where nothing was started; its own timeout bounds it."""
+        """Let go of the journal, where nothing was started."""
         if self._journal is not None:
-            with trio.CancelScope(shield=True):
-                await self._journal.aclose()
+            await self._journal.aclose()
 
     # --- One swap --------------------------------------------------------------------------
 

@@ -602,6 +602,28 @@ def test_a_refused_channel_of_a_tracked_order_is_asked_for_again_for_a_user() ->
     assert tracker.states() == again.states() == [("push", "FILLED")]
 
 
+def test_a_channel_that_a_user_had_after_a_refusal_is_asked_for_again_without_one() -> None:
+    desk = Desk(limit=2)
+    tracker = desk.watch("orders:o1")
+    desk.answer("subscribe", "orders:o1", "no")
+    assert desk.sent() == [ASKS_FOR_ORDER]
+    desk.reply_order("PENDING")
+    desk.pass_time(5)
+    user = desk.join("orders:o1")
+    desk.answer("subscribe", "orders:o1")
+    assert desk.sent() == [ASKS_FOR_ORDER]
+    desk.reply_order("PENDING")
+    assert len(tracker.taken()) == 2
+    user.handle.close()
+    other, third = desk.held("orders:o2"), desk.join("balances")
+    desk.answer("unsubscribe", "orders:o1")
+    desk.answer("subscribe", "balances")
+    assert third.answers == [None]
+    other.handle.close()
+    desk.answer("unsubscribe", "orders:o2")
+    assert desk.sent() == [("subscribe", "orders:o1")]
+
+
 def test_a_refusal_after_an_outage_ends_the_user_and_not_the_tracked_order() -> None:
     desk = Desk()
     tracker = desk.watched("orders:o1")

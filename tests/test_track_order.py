@@ -354,6 +354,8 @@ async def test_with_the_client_the_iteration_ends_after_what_is_buffered() -> No
                 while not progress.statistics().current_buffer_used:
                     await wait_all_tasks_blocked()
                 await client.aclose()
+                assert client.statistics().tracked_orders == 0
+                assert client._supervisor.tracking.next_deadline == math.inf
                 assert [message.data.status async for message in progress] == ["PENDING"]
 
 
@@ -451,9 +453,12 @@ async def test_cancelled_at_any_checkpoint_nothing_is_left_behind(
 
 async def test_without_any_time_nothing_is_sent_and_nothing_is_acquired() -> None:
     async with scripted_client() as (client, line):
+        entered = False
         with trio.move_on_after(0) as scope:
-            await enter_and_leave(client, "o1")
+            async with client.track_order("o1"):
+                entered = True
         assert scope.cancelled_caught
+        assert not entered
         assert is_untouched(client)
         assert line.nothing_came()
 

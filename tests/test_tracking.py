@@ -377,6 +377,42 @@ def test_a_mute_broker_is_asked_again_and_costs_the_connection_in_the_end() -> N
     assert progress.states_to_the_end() == [("snapshot", "FILLED")]
 
 
+def test_one_that_was_not_found_is_asked_about_as_soon_as_there_is_a_connection_again() -> None:
+    floor = Floor(limit=1)
+    floor.held("balances")
+    floor.track()
+    assert floor.sent() == [ASKS_FOR_ORDER]
+    floor.refuse()
+    floor.lose()
+    floor.connect()
+    assert floor.sent() == [("subscribe", "balances"), ASKS_FOR_ORDER]
+
+
+def test_while_there_is_no_connection_nothing_is_asked_however_long_that_is() -> None:
+    floor = Floor(limit=1)
+    floor.held("balances")
+    floor.track()
+    floor.sent()
+    floor.refuse()
+    floor.lose()
+    floor.pass_time(3 * INTERVAL)
+    assert floor.session.waiting == 0  # or it would be failed with every try to connect
+    assert len(floor.events) == 1
+
+
+def test_alarms_that_an_earlier_one_has_overtaken_do_not_come_again() -> None:
+    floor = Floor()
+    floor.track()
+    floor.answer("subscribe", "orders:o1")
+    for _ in range(4):
+        while not floor.sent():
+            floor.pass_time(0.5)
+        floor.refuse()
+    floor.push_order("PENDING", at=1)
+    floor.pass_time(2 * INTERVAL)
+    assert len(floor.tracking._alarms) == 1
+
+
 # --- Client order ids ------------------------------------------------------------------------
 
 
@@ -485,6 +521,18 @@ def test_a_push_may_name_the_order_of_an_id_that_looked_like_its_own() -> None:
     floor.say(ch="orders:c1", data={"orderId": "o1", "status": "PENDING", "updatedAt": 1})
     assert [message.channel for message in progress.taken()] == ["orders:o1"]
     assert ("subscribe", "orders:o1") in floor.sent()
+
+
+def test_moved_to_a_channel_that_is_held_already_it_is_asked_about_there() -> None:
+    floor = Floor()
+    floor.held("orders:o1")
+    progress = floor.track("tb-1")
+    assert floor.sent() == [asks_for("orders:tb-1")]
+    # What it says may be older than what the user's subscription was pushed meanwhile.
+    floor.say(op="order_status", data={"orderId": "o1", "status": "PENDING", "updatedAt": 1})
+    assert floor.sent() == [ASKS_FOR_ORDER]
+    floor.reply_order("FILLED", at=2)
+    assert progress.states_to_the_end() == [("snapshot", "PENDING"), ("snapshot", "FILLED")]
 
 
 def test_a_broker_that_never_names_the_order_is_asked_by_what_there_is() -> None:

@@ -9,7 +9,7 @@ import attrs
 import pytest
 
 from trio_broker import blotter, operations
-from trio_broker.blotter import SIGNATURE_LIFETIME, Blotter, Entry
+from trio_broker.blotter import LONGEST_WAIT, SIGNATURE_LIFETIME, Blotter, Entry
 from trio_broker.exceptions import (
     ConnectionLostError,
     DuplicateClientOrderIdError,
@@ -336,9 +336,10 @@ def test_an_outage_while_asking_is_bridged(desk: Desk) -> None:
 def test_once_the_broker_cannot_take_it_any_more_one_answer_ends_the_asking(desk: Desk) -> None:
     entry = desk.in_doubt()
     desk.until(RESOLVE)
-    desk.now = TIMEOUT + SIGNATURE_LIFETIME - 0.1
+    assert entry.may_have_left
+    desk.now = LONGEST_WAIT + SIGNATURE_LIFETIME - 0.1
     assert desk.blotter.unresolved()[0].may_still_execute
-    desk.now = TIMEOUT + SIGNATURE_LIFETIME
+    desk.now = LONGEST_WAIT + SIGNATURE_LIFETIME
     assert not desk.blotter.unresolved()[0].may_still_execute
     desk.session.lose(LOST)
     desk.connect()
@@ -611,6 +612,29 @@ def test_a_late_refusal_in_the_same_words_says_nothing(desk: Desk) -> None:
     desk.until(TIMEOUT)
     desk.reply(REFUSED)
     assert entry.outcome is SwapOutcome.UNKNOWN
+
+
+def test_what_says_nothing_leaves_the_lane_to_the_swaps_own_reply(desk: Desk) -> None:
+    malformed = {"op": "swap", "data": {"orderId": "o1", "status": 5}}
+    desk.swap("c0")
+    desk.pump()
+    desk.reply(malformed)
+    desk.pump()
+    desk.reply(FOUND)
+    entry = desk.swap()
+    assert desk.pump() == ["swap"]  # its order is known, so nothing can pass for another's
+    desk.reply(malformed)  # the first one's again
+    desk.reply(malformed)  # and again
+    third = desk.swap("c2")
+    assert desk.pump() == ["order_status"]
+    desk.reply(REFUSED)  # the second one's own
+    with pytest.raises(ServerError, match="Insufficient"):
+        desk.blotter.told(entry)
+    assert desk.pump() == []
+    desk.reply(NOT_FOUND)
+    assert desk.pump() == ["swap"]
+    desk.reply({"op": "swap", "data": {"orderId": "o2"}})
+    assert desk.blotter.told(third).order_id == "o2"
 
 
 # --- Callers who go -------------------------------------------------------------------------

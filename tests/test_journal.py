@@ -518,6 +518,46 @@ async def test_facts_that_failed_are_kept_in_their_order(
     assert KEY not in caplog.text
 
 
+async def test_what_waits_for_a_disk_that_fails_is_bounded(
+    path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_MOST_WAITING", 3)
+    async with opened(path) as journal:
+        await intend(journal)
+        disk.failure = OSError(28, "No space left on device")
+        for number in range(20):
+            with pytest.raises(JournalError):
+                await intend(journal, "c2", f"a{number}")
+            journal.note("c2", f"a{number}", S.NOT_SENT)
+        assert journal._writer is not None
+        assert journal._writer.waiting <= 4
+        disk.failure = None
+        with pytest.raises(JournalError, match="entries wait for the disk already"):
+            await intend(journal, "c2", "a20")
+        journal.note("c2", "a20", S.NOT_SENT)
+        await journal.flush()
+        await intend(journal, "c2", "a21")
+    assert await told(path) == [("c1", "a1", "unknown"), ("c2", "a21", "unknown")]
+
+
+async def test_what_waits_for_a_disk_that_hangs_is_bounded(
+    path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_MOST_WAITING", 3)
+    async with opened(path) as journal, trio.open_nursery() as nursery:
+        disk.hang()
+        nursery.start_soon(intend, journal)
+        await disk.hanging()
+        for number in range(3):
+            journal.note("c1", f"other{number}", S.UNKNOWN)
+        for number in range(20):
+            with pytest.raises(JournalError, match="3 entries wait for the disk already"):
+                await intend(journal, "c2", f"a{number}")
+            journal.note("c2", f"a{number}", S.NOT_SENT)
+        disk.wake()
+    assert await told(path) == [("c1", "a1", "unknown")]
+
+
 async def test_a_close_tells_what_the_file_never_learnt(
     path: Path, disk: Disk, caplog: pytest.LogCaptureFixture
 ) -> None:

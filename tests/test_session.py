@@ -74,6 +74,13 @@ class Line:
         self.session.open(auth, self.now)
         return auth
 
+    def reconnect(self) -> None:
+        """Lose the connection, and authenticate on the next one."""
+        self.session.lose(ConnectionLostError("gone"))
+        self.open()
+        self.write()
+        self.say(op="auth", data=AUTHENTICATED)
+
     def submit(
         self, op: str, *, priority: Priority = Priority.READ, patience: float = 100.0, **names: Any
     ) -> Request:
@@ -826,10 +833,7 @@ def test_an_order_seen_on_an_earlier_connection_is_still_another_swaps() -> None
     line.swap()
     line.write()
     line.answer("swap", "PENDING", orderId="o1")
-    line.session.lose(ConnectionLostError("gone"))
-    line.open()
-    line.write()
-    line.say(op="auth", data=AUTHENTICATED)
+    line.reconnect()
     second = line.swap("c2")
     line.write()
     line.answer("swap", "PENDING", orderId="o1")
@@ -920,10 +924,7 @@ def test_an_error_in_words_that_came_before_is_marked() -> None:
     line.say(op="swap", error="Nobody waits for this")
     assert third.echoed
     line.say(op="swap", data={"orderId": "o3", "status": "PENDING"})
-    line.session.lose(ConnectionLostError("gone"))
-    line.open()
-    line.write()
-    line.say(op="auth", data=AUTHENTICATED)
+    line.reconnect()
     fourth = line.swap("c4")
     line.write()
     line.say(op="swap", error="No")
@@ -974,7 +975,7 @@ def test_an_order_that_is_asked_for_by_its_own_id_is_its_own_whosever_swap_it_wa
     line.swap()
     line.write()
     line.answer("swap", "PENDING", orderId="o1")
-    first, second = lookup(line, "o1"), None
+    first = lookup(line, "o1")
     line.order("o1")
     assert taken(first).order_id == "o1"
     second = lookup(line, "o2")
@@ -983,6 +984,85 @@ def test_an_order_that_is_asked_for_by_its_own_id_is_its_own_whosever_swap_it_wa
     mine = lookup(line, "c2")
     line.answer("order_status", "FILLED", orderId="o2", clientOrderId="c2")
     assert taken(mine).order_id == "o2"
+
+
+def test_a_receipt_for_anothers_order_is_not_taken_for_its_id_is_the_same() -> None:
+    line = Line()
+    line.swap()
+    line.write()
+    line.answer("swap", "PENDING", orderId="o1")
+    other = line.swap("o1")
+    line.write()
+    line.answer("swap", "PENDING", orderId="o1")
+    assert other not in line.ended
+
+
+def test_an_order_that_two_may_have_asked_for_waits_for_the_reply_that_names_one() -> None:
+    line = Line()
+    stranger = line.ask("order_status", order_id="o7")
+    mine = lookup(line, "c1")
+    line.order("o1")
+    assert mine not in line.ended
+    assert line.odd == []
+    line.order("o7")
+    assert taken(stranger) == "FILLED"
+    assert taken(mine).order_id == "o1"
+    assert line.is_clean()
+
+
+def test_of_two_orders_that_may_be_ones_own_neither_is() -> None:
+    line = Line()
+    line.ask("order_status", order_id="o7")
+    mine = lookup(line, "c1")
+    line.order("o1")
+    line.order("o2")
+    line.order("o7")
+    assert mine not in line.ended
+    line.answer("order_status", "FILLED", orderId="o2", clientOrderId="c1")
+    assert taken(mine).order_id == "o2"
+
+
+def test_a_reply_that_names_none_of_two_strangers_is_nobodys_as_long_as_one_is_left() -> None:
+    line = Line()
+    for name in ("o7", "o8"):
+        line.ask("order_status", order_id=name)
+    mine = lookup(line, "c1")
+    line.order("o1")
+    line.order("o7")
+    assert mine not in line.ended
+    line.session.give_up(mine, line.now)
+    line.order("o8")  # The one that it was kept for is given up, and gets it all the same.
+    assert line.session.in_flight == 0
+
+
+def test_an_order_that_is_known_as_anothers_is_not_set_aside() -> None:
+    line = Line()
+    line.ask("order_status", order_id="o1")
+    line.order("o1")
+    line.ask("order_status", order_id="o7")
+    lookup(line, "c1")
+    line.order("o1")
+    assert line.odd == ["nobody waits for this reply to 'order_status'"]
+
+
+def test_what_was_set_aside_goes_with_its_connection() -> None:
+    line = Line()
+    line.ask("order_status", order_id="o7")
+    lookup(line, "c1")
+    line.order("o1")
+    line.reconnect()
+    assert not line.session._aside
+
+
+def test_what_was_set_aside_for_one_that_has_ended_is_nobodys() -> None:
+    line = Line()
+    line.ask("order_status", order_id="o7")
+    mine = lookup(line, "c1")
+    line.order("o1")
+    line.answer("order_status", "FILLED", orderId="o2", clientOrderId="c1")
+    assert taken(mine).order_id == "o2"
+    line.order("o7")
+    assert line.is_clean()
 
 
 def test_an_order_without_its_id_is_nobodys_in_particular() -> None:

@@ -33,6 +33,7 @@ from trio_broker import (
     DuplicateClientOrderIdError,
     JournalError,
     NotConnectedError,
+    NotSentError,
     OrderUnfinishedError,
     QuoteExpiredError,
     ReconnectPolicy,
@@ -46,6 +47,7 @@ from trio_broker import (
     SwapResolved,
     SwapUnresolved,
 )
+from trio_broker.blotter import LONGEST_WAIT
 from trio_broker.sandbox import open_sandbox
 from trio_broker.swapping import check_quote, slippage_left
 
@@ -519,6 +521,31 @@ async def test_a_nursery_that_is_closed_leaves_the_journal_free() -> None:
         with pytest.raises(RuntimeError, match="closed"):
             await broker.client().connect(nursery)
         assert disk.closed == 1
+
+
+@pytest.mark.parametrize("slept", [59, 61])
+async def test_a_swap_that_waited_through_the_machines_sleep_does_not_leave(slept: int) -> None:
+    offset = 0.0
+    async with (
+        scripted_client(clock=lambda: time.time() + offset) as (client, line),
+        trio.open_nursery() as nursery,
+    ):
+        balances = start(nursery, client.get_balances)
+        await line.receive("balances")
+        call = start(nursery, swap, client)
+        await wait_all_tasks_blocked()
+        offset = float(slept)  # Trio's clock stands still meanwhile
+        await line.send(BALANCES)
+        await balances.result()
+        if slept < LONGEST_WAIT:
+            await line.receive("swap")
+            await line.send(SWAPPED)
+            assert (await call.result()).order_id == "o1"
+        else:
+            with pytest.raises(NotSentError, match="too long ago"):
+                await call.result()
+            assert line.nothing_came()
+            assert client.unresolved_swaps() == ()
 
 
 async def test_a_clock_that_fails_keeps_nobody_waiting() -> None:

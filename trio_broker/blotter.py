@@ -15,7 +15,8 @@ until its outcome is known:
 **Found means confirmed; not found means nothing.** The broker may not have taken it up yet, or may
 not find orders by that id. So what isn't found is asked for again until `resolve_timeout` has
 passed, and stays unknown then. Only where the broker can't take it any more, as its signature has
-expired, one clear answer ends the asking; it stays unknown even so.
+expired, one clear answer ends the asking; it stays unknown even so. So that this is known of swaps
+of an earlier process too, none is signed later than `LONGEST_WAIT` after it was asked for.
 
 **No two swaps have one id.** One whose earlier use may have left is refused when it is entered.
 The last 10,000 ends are remembered, and every swap that isn't resolved.
@@ -24,8 +25,8 @@ The last 10,000 ends are remembered, and every swap that isn't resolved.
 while this swap is being executed. So its own reply is still waited for, and the broker is asked for
 its order; only if that isn't found, the refusal counts. If nobody answers, the swap is unknown.
 
-Whoever waits for an outcome is told by a callback; an outcome that nobody was waiting for any more
-is told by an event.
+Whoever waits for an outcome is told by a callback; where the caller has gone, or the outcome was
+unknown, an event tells it.
 """
 
 from __future__ import annotations
@@ -66,6 +67,8 @@ from trio_broker.session import Session
 # The broker takes timestamps that are up to 30 s off, and this machine's clock may be as much ahead
 # of the broker's.
 SIGNATURE_LIFETIME: Final = 60.0
+# By the wall clock: whoever finds a swap in a journal must know until when it may have been signed.
+LONGEST_WAIT: Final = 60.0
 REMEMBERED: Final = 10_000
 _FIRST_DELAY: Final = 0.25
 _LONGEST_DELAY: Final = 4.0
@@ -207,6 +210,7 @@ class Blotter:
             request: The message.
         """
         entry.request = request
+        request.leave_by = entry.at.timestamp() + LONGEST_WAIT
         request.on_end = lambda request: self._replied(entry, request)
         request.on_late = lambda request: self._replied_late(entry, request)
         self._session.submit(request, self._time())
@@ -481,17 +485,17 @@ class Blotter:
         order = request.result
         if not isinstance(order, Order) or not order.order_id:
             return False
-        name = order.client_order_id
-        if name is None and order.order_id == entry.client_order_id:
-            name = None if not entry.is_own else ""  # an order's id that is the same by chance
-        if name not in {None, entry.client_order_id}:
+        if order.client_order_id not in {None, entry.client_order_id}:
             return False
+        is_order_id = order.client_order_id is None and order.order_id == entry.client_order_id
+        if is_order_id and entry.is_own:
+            return False  # The id of another order, that is the same by chance.
         receipt = SwapReceipt(order.order_id, order.status, entry.client_order_id)
         self._end(entry, SwapOutcome.CONFIRMED, receipt=receipt)
         return True
 
     def _may_still_execute(self, entry: Entry) -> bool:
-        lifetime = dt.timedelta(seconds=self._request_timeout + SIGNATURE_LIFETIME)
+        lifetime = dt.timedelta(seconds=LONGEST_WAIT + SIGNATURE_LIFETIME)
         return self._wall_time() < entry.at + lifetime
 
     def _stop_asking(self, entry: Entry) -> None:
@@ -523,7 +527,8 @@ class Blotter:
         was_in_doubt = entry.outcome is not SwapOutcome.UNDER_WAY or entry.is_given_up
         entry.outcome, entry.receipt, entry.error = outcome, receipt, error
         entry.cause, entry.answer = note or str(error or ""), ""
-        if entry.refusal is not None and entry.request is not None:
+        if entry.request is not None and outcome is not SwapOutcome.SETTLED:
+            # Its order is known by now, or it has none: no reply could pass for another's.
             self._session.release(entry.request)
         entry.ask_until, entry.request = -math.inf, None
         if self._open.get(entry.client_order_id) is entry:

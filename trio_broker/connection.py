@@ -24,6 +24,7 @@ from trio_broker.exceptions import (
     AuthenticationTimeoutError,
     BrokerError,
     ConnectionLostError,
+    NotSentError,
     RequestTimeoutError,
     fresh,
 )
@@ -201,6 +202,9 @@ class Connection:
             request = self._session.next_to_send(now)
             if request is None:
                 break
+            if request.leave_by < math.inf and self._settings.clock() > request.leave_by:
+                self._session.give_up(request, now, _too_late(request))
+                continue
             messages.append(self._stamped(request, now))
         return messages
 
@@ -227,3 +231,8 @@ class Connection:
         if scope.cancelled_caught:
             seconds = self._settings.write_timeout
             raise ConnectionLostError(f"the broker hasn't read for {seconds:g} s")
+
+
+def _too_late(request: Request) -> NotSentError:
+    """For what Trio's clock, which stands still while the machine sleeps, wouldn't hold back."""
+    return NotSentError(f"{request.op!r} was asked for too long ago to leave now; it wasn't sent")

@@ -59,6 +59,8 @@ logger: Final = logging.getLogger("trio_broker.journal")
 
 # Seconds for which SQLite itself waits, so that an endless `timeout` doesn't stop the thread.
 _LONGEST_BUSY: Final = 5.0
+# Entries that wait for the disk. Whoever tries a refused swap again and again adds some each time.
+_MOST_WAITING: Final = 1_000
 
 
 class SwapJournal:
@@ -83,6 +85,7 @@ class SwapJournal:
         self._timeout = timeout
         self._writer: _Writer | None = None
         self._last: _Writer | None = None
+        self._refused: set[str] = set()
 
     @enable_ki_protection
     async def open(self, host: str, api_key: str) -> tuple[JournalRow, ...]:
@@ -139,7 +142,8 @@ class SwapJournal:
 
         Raises:
             DuplicateClientOrderIdError: The account has a swap under this id that may have left.
-            JournalError: It couldn't be written within `timeout`, or the journal isn't open.
+            JournalError: It couldn't be written within `timeout`, too much waits for the disk
+                already, or the journal isn't open.
             ValueError: A value can't be written.
         """
         intent = Intent(
@@ -151,6 +155,10 @@ class SwapJournal:
             at=at,
         )
         writer = self._opened()
+        if writer.waiting >= _MOST_WAITING:
+            self._refused.add(attempt)
+            writer.try_again()
+            raise JournalError(f"{self._path}: {writer.waiting} entries wait for the disk already")
         done = _Answer[None](self._path, self._timeout)
         writer.put(_Item(intent, done))
         await done.wait()
@@ -184,6 +192,9 @@ class SwapJournal:
         """
         if outcome is SwapOutcome.UNDER_WAY:
             raise ValueError("a swap that is under way is written as an intent")
+        if attempt in self._refused:
+            self._refused.remove(attempt)  # Nothing of it was ever to be written.
+            return
         if self._writer is None:
             logger.warning(
                 "%s isn't open, so it doesn't learn that swap %s is %s",
@@ -341,6 +352,15 @@ class _Writer:
 
     def start(self) -> None:
         self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        return self._queue.qsize() + len(self._kept)
+
+    def try_again(self) -> None:
+        """Have what is kept written, if the disk takes it by now."""
+        if self._queue.empty():
+            self._queue.put(_Item())
 
     def put(self, item: _Item) -> None:
         self._queue.put(item)

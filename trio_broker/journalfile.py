@@ -36,10 +36,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import IO, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import attrs
 
+from trio_broker import lockfile
 from trio_broker.exceptions import BrokerError, DuplicateClientOrderIdError, JournalError
 from trio_broker.models import SwapOutcome
 
@@ -462,25 +463,12 @@ def _identity(path: Path) -> tuple[int, int]:
 
 @contextmanager
 def _held(path: Path) -> Iterator[None]:
-    """Keep other writers off a file, where the system has locks; it frees those of the dead.
-
-    The lock is a file of its own, which stays. SQLite's own locks are on the database's file, so
-    none of ours may be.
-    """
-    with path.with_name(f"{path.name}.lock").open("ab") as file:
+    with ExitStack() as stack:
         try:
-            _lock(file)
+            stack.enter_context(lockfile.held(path))
         except BlockingIOError:
             raise JournalError(f"{path} is in use by another client or process") from None
         yield
-
-
-def _lock(file: IO[bytes]) -> None:
-    try:
-        import fcntl  # noqa: PLC0415 - not every system has it
-    except ImportError:
-        return
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 # --- Its values, and its errors -------------------------------------------------------------

@@ -53,15 +53,9 @@ def order_status(order_id: str, deadline: float, priority: Priority = Priority.R
         TypeError: The id isn't a str.
         ValueError: The id is empty, or has a character that can't be sent.
     """
-    wire.check_text(order_id, "order_id")
-    return Request(
-        "order_status",
-        priority,
-        wire.decode_order,
-        deadline,
-        body=wire.encode_body({"id": order_id}),
-        order_id=order_id,
-    )
+    request = _status_request(wire.check_text(order_id, "order_id"), deadline, priority)
+    request.order_id = order_id
+    return request
 
 
 def order_lookup(
@@ -79,15 +73,10 @@ def order_lookup(
         TypeError: The id isn't a str.
         ValueError: The id is empty, or has a character that can't be sent.
     """
-    wire.check_text(client_order_id, "client_order_id")
-    return Request(
-        "order_status",
-        priority,
-        wire.decode_order,
-        deadline,
-        body=wire.encode_body({"id": client_order_id}),
-        client_order_id=client_order_id,
-    )
+    name = wire.check_text(client_order_id, "client_order_id")
+    request = _status_request(name, deadline, priority)
+    request.client_order_id = name
+    return request
 
 
 def estimate(
@@ -191,6 +180,11 @@ def amount_text(value: Amount, place: str) -> str:
     if not value.strip("0."):
         raise ValueError(f"{place} must be more than 0")
     return value
+
+
+def _status_request(name: str, deadline: float, priority: Priority) -> Request:
+    body = wire.encode_body({"id": name})
+    return Request("order_status", priority, wire.decode_order, deadline, body=body)
 
 
 def _trade(

@@ -50,6 +50,7 @@ class Request:
         priority: When it leaves.
         decode: Makes the result out of the reply; a `ProtocolError` that it raises is the answer.
         deadline: When nobody waits for it any more, on the caller's clock.
+        leave_by: Until when it may be signed, in seconds of the wall clock.
         body: The text of its ``data`` member.
         channel: The channel, of ``subscribe`` and ``unsubscribe``.
         order_id: The order id that ``order_status`` asks for.
@@ -75,6 +76,7 @@ class Request:
     channel: str | None = None
     order_id: str | None = None
     client_order_id: str | None = None
+    leave_by: float = math.inf
     on_end: Callable[[Request], None] = ignore
     on_late: Callable[[Request], None] = ignore
 

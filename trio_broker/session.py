@@ -40,6 +40,7 @@ from trio_broker import wire
 from trio_broker.exceptions import (
     BrokerError,
     ConnectionLostError,
+    NonceReusedError,
     NotAuthenticatedError,
     NotConnectedError,
     NotSentError,
@@ -55,6 +56,7 @@ from trio_broker.wire import Inbound
 SETTLE: Final = 0.25
 MALFORMED_IN_A_ROW: Final = 5
 _REMEMBERED: Final = 10_000
+_SET_ASIDE: Final = 16
 
 
 @attrs.define(eq=False)
@@ -109,6 +111,7 @@ class Session:
         self._swapped: OrderedDict[str, str | None] = OrderedDict()
         self._looked_up: OrderedDict[str, str | None] = OrderedDict()
         self._refusals: OrderedDict[str, str | None] = OrderedDict()
+        self._aside: deque[tuple[Request, set[Request], Inbound, str]] = deque(maxlen=_SET_ASIDE)
 
     @property
     def waiting(self) -> int:
@@ -386,6 +389,7 @@ class Session:
         self._malformed = 0
         self._looked_up.clear()
         self._refusals.clear()
+        self._aside.clear()
         waiting = sorted(
             entry
             for lane in self._lanes.values()
@@ -419,7 +423,7 @@ class Session:
             self._doubt(candidates, message, text, now)
         elif candidates:
             self._resolve(candidates[0], message, text, now, echoed=echoed)
-        else:
+        elif not self._set_aside(message, text):
             self.report_odd(f"nobody waits for this reply to {message.op or 'anything'!r}", text)
 
     def _candidates(self, message: Inbound) -> list[Request]:
@@ -454,22 +458,52 @@ class Session:
             if named is not None:
                 return [named]
         by_client = self._holder(("order_status", None))
-        if by_client is None or not (client_order_id or self._is_alone_in_doubt(by_client)):
+        if by_client is None or not (client_order_id or not self._strangers(by_client)):
             return []
         # It names an order that nobody asked for by that name: either what was asked for by
         # client order id, or another lookup's reply once more.
         name = client_order_id or self._looked_up.get(order_id or "", by_client.client_order_id)
         return [by_client] if name == by_client.client_order_id else []
 
-    def _is_alone_in_doubt(self, by_client: Request) -> bool:
-        """Whether an order that nobody asked for by that name can't be what others asked for.
+    def _strangers(self, by_client: Request) -> set[Request]:
+        """The lookups that may be meant too by a reply with an order that nobody asked for.
 
         The broker may take a client order id for an order's id. Its reply then names an order of
         which only this connection's earlier replies could tell that it is another one's.
         """
-        names = {request.order_id for request in self._in_flight if request.op == "order_status"}
-        names -= {None, by_client.client_order_id}
-        return all(name in self._swapped or name in self._looked_up for name in names)
+        return {
+            request
+            for request in self._in_flight
+            if request.order_id not in {None, by_client.client_order_id}
+            and request.order_id not in self._swapped
+            and request.order_id not in self._looked_up
+        }
+
+    def _set_aside(self, message: Inbound, text: str) -> bool:
+        """Keep a reply that one asked by client order id may be meant by, or strangers.
+
+        Should each of those get a reply that names it, it was none of theirs.
+        """
+        by_client = self._holder(("order_status", None))
+        order_id, client_order_id = wire.order_names(message)
+        if message.op != "order_status" or by_client is None or not order_id or client_order_id:
+            return False
+        if order_id in self._looked_up or not self._strangers(by_client):
+            return False
+        self._aside.append((by_client, self._strangers(by_client), message, text))
+        return True
+
+    def _decide(self, named: Request, now: float) -> None:
+        """A lookup has got the reply that names it: what was set aside may be told apart now."""
+        by_client = self._holder(("order_status", None))
+        own = [entry for entry in self._aside if entry[0] is by_client]
+        for _, strangers, _, _ in own:
+            strangers.discard(named)
+        # Of two that may be meant for it one isn't, and nothing ever says which: both stay.
+        if by_client is not None and len(own) == 1 and not own[0][1]:
+            _, _, message, text = own[0]
+            self._aside.clear()
+            self._resolve(by_client, message, text, now, echoed=False)
 
     def _holder(self, lane: Lane) -> Request | None:
         found = self._lanes.get(lane)
@@ -492,12 +526,15 @@ class Session:
             request.echoed = echoed
         if request is self._auth and not request.unheard:
             self.authenticated = self.authenticated or error is None
-        if request.priority is Priority.SWAP and request.echoed and not request.unheard:
-            self._keep_lane(request, now)  # That may have been another's: its own may still come.
-        else:
+        is_vague = error is not None and not _refuses(error, named=bool(message.op), echoed=echoed)
+        if request.priority is not Priority.SWAP or not is_vague:
             self._account(request, now)
+        elif not request.unheard:
+            self._keep_lane(request, now)  # That may have been another's: its own may still come.
         tell(request)
         self.listener.changed()
+        if request.order_id is not None and request.order_id in wire.order_names(message):
+            self._decide(request, now)
         if isinstance(error, ProtocolError):
             raise error
 
@@ -512,7 +549,7 @@ class Session:
         name = request.client_order_id
         if name is None or not isinstance(result, SwapReceipt | Order) or not result.order_id:
             return True
-        if name == result.order_id:
+        if isinstance(result, Order) and name == result.order_id:
             return True  # It was asked for as what may be either of its ids.
         if self._swapped.get(result.order_id, name) != name:
             return False
@@ -586,6 +623,12 @@ def _answer(request: Request, message: Inbound) -> tuple[Any, BrokerError | None
         return request.decode(message), None
     except (ProtocolError, ServerError) as error:
         return None, error
+
+
+def _refuses(error: BrokerError, *, named: bool, echoed: bool) -> bool:
+    """Whether what came for a swap is certainly its own refusal, and no word on another one."""
+    is_refusal = isinstance(error, ServerError) and named and not echoed
+    return is_refusal and not isinstance(error, NonceReusedError)
 
 
 def _overdue(request: Request) -> BrokerError:

@@ -29,14 +29,15 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Annotated, Final, TypeAlias
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
+from trio_broker import lockfile
 from trio_broker.exceptions import ConfigurationError
 from trio_broker.sandbox.exchange import Exchange
 from trio_broker.sandbox.ledger import Holding
@@ -324,21 +325,9 @@ def _replace(path: Path, snapshot: _Snapshot) -> None:
 
 @contextmanager
 def _held(path: Path) -> Iterator[None]:
-    """Keep other sandboxes off a file, where the system has locks; it frees those of the dead.
-
-    The lock is a file of its own, which stays: the state's is replaced, and its lock with it.
-    """
-    with path.with_name(f"{path.name}.lock").open("ab") as file:
+    with ExitStack() as stack:
         try:
-            _lock(file)
+            stack.enter_context(lockfile.held(path))
         except BlockingIOError:
             raise ConfigurationError(f"{path} is in use by another sandbox") from None
         yield
-
-
-def _lock(file: IO[bytes]) -> None:
-    try:
-        import fcntl  # noqa: PLC0415 - not every system has it
-    except ImportError:
-        return
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -531,6 +531,8 @@ async def test_what_waits_for_a_disk_that_fails_is_bounded(
             journal.note("c2", f"a{number}", S.NOT_SENT)
         assert journal._writer is not None
         assert journal._writer.waiting <= 4
+        with pytest.raises(JournalError, match="No space left"):
+            await journal.flush()
         disk.failure = None
         with pytest.raises(JournalError, match="entries wait for the disk already"):
             await intend(journal, "c2", "a20")

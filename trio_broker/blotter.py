@@ -411,8 +411,7 @@ class Blotter:
             self._end(entry, SwapOutcome.REFUSED, error=request.error)
 
     def _replied_late(self, entry: Entry, request: Request) -> None:
-        if entry.outcome not in {SwapOutcome.UNKNOWN, SwapOutcome.SETTLED}:
-            return
+        # Of one that is confirmed or refused no reply is waited for any more.
         if request.error is None:
             self._end(entry, SwapOutcome.CONFIRMED, receipt=request.result)
         elif (

@@ -58,6 +58,8 @@ from trio_broker import (
 )
 from trio_broker.sandbox import Sandbox, open_sandbox
 
+pytestmark = pytest.mark.usefixtures("each_transport")
+
 Use: TypeAlias = Callable[[BrokerWSClient], Awaitable[object]]
 
 

@@ -35,6 +35,8 @@ from trio_broker import (
 )
 from trio_broker.connection import Bell
 
+pytestmark = pytest.mark.usefixtures("each_transport")
+
 # --- Authentication --------------------------------------------------------------------------
 
 

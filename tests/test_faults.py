@@ -143,6 +143,8 @@ from trio_broker import (
 from trio_broker.sandbox import Sandbox, open_sandbox
 from trio_broker.subscription import BoundedReceiveChannel
 
+pytestmark = pytest.mark.usefixtures("each_transport")
+
 Events = BoundedReceiveChannel[ConnectionEvent]
 
 # Of a clock that jumps: nothing here takes so long, and a hang ends at once.

@@ -6,10 +6,13 @@ import socket
 from pathlib import Path
 
 import attrs
+import pytest
 import trio
 
 from tests.test_cli import PATIENCE, serving
 from trio_broker import Balance, BrokerWSClient, Gap, Order, Subscription
+
+pytestmark = pytest.mark.usefixtures("each_transport")
 
 
 @attrs.define

@@ -33,6 +33,7 @@ OPTIONS: dict[str, Any] = {
     "resolve_timeout": 30.0,
     "poll_interval": 15.0,
     "close_timeout": 5.0,
+    "transport": "trio-websocket",
     "signing_key": "derived",
 }
 

@@ -38,7 +38,8 @@ from trio_broker import (
 )
 from trio_broker.sandbox import open_sandbox
 from trio_broker.supervisor import Supervisor
-from trio_broker.transports.trio_websocket import open_transport
+
+pytestmark = pytest.mark.usefixtures("each_transport")
 
 REFUSED = {"op": "auth", "error": "Invalid signature"}
 
@@ -401,10 +402,11 @@ async def test_closed_at_the_very_moment_of_opening_it_stays_closing(
         states.append(state)
         become(self, state)
 
-    monkeypatch.setattr("trio_broker.supervisor.open_transport", opening)
     monkeypatch.setattr(Supervisor, "_become", noting)
     async with open_scripted() as broker, trio.open_nursery() as nursery:
         client = broker.client()
+        open_transport = client._supervisor._open_transport
+        monkeypatch.setattr(client._supervisor, "_open_transport", opening)
         with pytest.raises(ClientClosedError):
             await client.connect(nursery)
     assert states == [ConnectionState.CONNECTING, ConnectionState.CLOSING, ConnectionState.CLOSED]

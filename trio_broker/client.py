@@ -46,6 +46,7 @@ from trio_broker.settings import (
     Limits,
     ReconnectPolicy,
     Settings,
+    TransportName,
     from_environment,
     parse_url,
 )
@@ -143,6 +144,7 @@ class BrokerWSClient(trio.abc.AsyncResource):
         resolve_timeout: float = 30.0,
         poll_interval: float = 15.0,
         close_timeout: float = 5.0,
+        transport: TransportName = "trio-websocket",
         signing_key: SigningKey = "derived",
         ssl_context: ssl.SSLContext | None = None,
         allow_insecure: bool = False,
@@ -168,6 +170,8 @@ class BrokerWSClient(trio.abc.AsyncResource):
                 hasn't come or says nothing.
             poll_interval: Seconds of silence, after which a tracked order is asked about.
             close_timeout: Seconds for a polite goodbye.
+            transport: The library that speaks WebSocket. ``"websockets"`` is faster, takes all
+                messages of a read at once, and needs the extra ``speed``.
             signing_key: ``"derived"`` signs as the broker's own clients do, ``"raw"`` with the
                 secret itself, as its documentation shows.
             ssl_context: For ``wss://``, where the default context isn't what you need.
@@ -194,6 +198,7 @@ class BrokerWSClient(trio.abc.AsyncResource):
             resolve_timeout=resolve_timeout,
             poll_interval=poll_interval,
             close_timeout=close_timeout,
+            transport=transport,
             signing_key=signing_key,
             ssl_context=ssl_context,
             clock=clock,

@@ -34,6 +34,7 @@ from trio_broker.request import Request
 from trio_broker.session import Session
 from trio_broker.settings import Settings
 from trio_broker.signing import Signer, new_nonce
+from trio_broker.subscription import MAX_RUN
 from trio_broker.transports import Transport
 
 
@@ -182,6 +183,10 @@ class Connection:
                     self._session.receive(message, now)
                 else:
                     self._session.report_odd("it is binary", "")
+            # An iteration takes so many in each turn of Trio's: with as many turns as it needs for
+            # these, a consumer that keeps up isn't outrun by what comes next.
+            for _ in range(len(messages) // MAX_RUN):
+                await trio.lowlevel.checkpoint()
 
     @enable_ki_protection
     async def _write(self) -> None:

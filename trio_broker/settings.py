@@ -9,13 +9,15 @@ import ssl
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, Literal, TypeAlias, get_args
 from urllib.parse import SplitResult, urlsplit
 
 import attrs
 
 from trio_broker.exceptions import ConfigurationError
 from trio_broker.signing import SigningKey
+
+TransportName: TypeAlias = Literal["trio-websocket", "websockets"]
 
 STREAM_PATH: Final = "/ws/v1/stream"
 _SCHEMES: Final = {"https": "wss", "http": "ws"}
@@ -246,9 +248,16 @@ class Settings:
     resolve_timeout: float = attrs.field(validator=_seconds)
     poll_interval: float = attrs.field(validator=_seconds)
     close_timeout: float = attrs.field(validator=_seconds)
+    transport: TransportName = attrs.field()
     signing_key: SigningKey = attrs.field()
     ssl_context: ssl.SSLContext | None = None
     clock: Callable[[], float] = time.time
+
+    @transport.validator
+    def _known_transport(self, _: object, value: str) -> None:
+        names = get_args(TransportName)
+        if value not in names:
+            raise ConfigurationError(f"transport must be {' or '.join(map(repr, names))}")
 
     @signing_key.validator
     def _known_signing_key(self, _: object, value: str) -> None:

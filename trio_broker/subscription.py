@@ -47,7 +47,7 @@ Overflow: TypeAlias = Literal["drop_oldest", "error"]
 
 # A scheduling point costs ten times what taking a buffered message does, so an iteration makes one
 # for so many messages only. With more it would hardly be faster, and less fair to other tasks.
-_MAX_RUN: Final = 16
+MAX_RUN: Final = 16
 
 _BY_OVERFLOW: Final[frozenset[GapReason]] = frozenset({"overflow"})
 
@@ -283,7 +283,7 @@ class BoundedReceiveChannel(trio.abc.ReceiveChannel[T_co]):
         it has to wait, and every 16 items at the latest.
         """
         self._run += 1
-        if self._run < _MAX_RUN:
+        if self._run < MAX_RUN:
             await trio.lowlevel.checkpoint_if_cancelled()
         else:
             self._run = 0

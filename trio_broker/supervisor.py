@@ -56,7 +56,7 @@ from trio_broker.settings import Settings
 from trio_broker.signing import Signer
 from trio_broker.taps import Taps
 from trio_broker.tracking import Tracking
-from trio_broker.transports.trio_websocket import open_transport
+from trio_broker.transports import opener
 
 GOODBYE_WHEN_CANCELLED: Final = 0.5
 _LAST_MOMENT: Final = 0.1
@@ -93,6 +93,7 @@ class Supervisor:
         self._settings = settings
         self._session = session
         self._logger = logger
+        self._open_transport = opener(settings.transport)
         self._signer = Signer(settings.secret_key, settings.signing_key)
         self.events: Taps[ConnectionEvent] = Taps("events")
         self.messages: Taps[str | bytes] = Taps("messages")
@@ -357,7 +358,7 @@ class Supervisor:
 
     async def _connect_and_serve(self) -> None:
         settings = self._settings
-        async with open_transport(
+        async with self._open_transport(
             settings.endpoint,
             ssl_context=settings.ssl_context,
             connect_timeout=settings.connect_timeout,

@@ -6,8 +6,13 @@ imports its library, and where that library's errors become this one's.
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
+
+from trio_broker.exceptions import ConfigurationError
+from trio_broker.settings import Endpoint, TransportName
 
 
 class Transport(Protocol):
@@ -21,7 +26,8 @@ class Transport(Protocol):
     async def receive(self) -> list[str | bytes]:
         """Wait for at least one message, and take all that one read has brought.
 
-        Only one task may receive. Cancelling is safe.
+        Only one task may receive. Cancelling is safe. Pings are answered, and pongs are heard,
+        only as far as somebody receives.
 
         Returns:
             Messages in their order, at least one: str for text, bytes for binary ones.
@@ -53,3 +59,41 @@ class Transport(Protocol):
     async def aclose(self) -> None:
         """Say goodbye (close code 1000) and wait for the peer's; cancelled, leave at once."""
         ...
+
+
+class OpenTransport(Protocol):
+    """How each file here opens a transport."""
+
+    def __call__(
+        self,
+        endpoint: Endpoint,
+        *,
+        ssl_context: ssl.SSLContext | None,
+        connect_timeout: float,
+        max_receive_size: int,
+    ) -> AbstractAsyncContextManager[Transport]:
+        """Give a context manager that opens a WebSocket, and drops its socket at the end."""
+        ...
+
+
+def opener(name: TransportName) -> OpenTransport:
+    """What opens a transport. Its library is imported here and now, and no other one.
+
+    Args:
+        name: The library's name.
+
+    Raises:
+        ConfigurationError: The library isn't installed.
+    """
+    # ruff: noqa: PLC0415 - nobody pays for a library that isn't used, or needs to have it
+    if name == "trio-websocket":
+        from trio_broker.transports.trio_websocket import open_transport
+    else:
+        try:
+            from trio_broker.transports.websockets import open_transport
+        except ModuleNotFoundError as error:
+            raise ConfigurationError(
+                "transport='websockets' needs the package websockets: install "
+                "trio-broker[speed], or leave the option out"
+            ) from error
+    return open_transport

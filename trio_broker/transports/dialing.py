@@ -25,6 +25,8 @@ from trio_broker.exceptions import CertificateError, ConnectFailedError
 from trio_broker.settings import Endpoint
 
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})\b[^\n]*\n")
+_HTTP: Final = b"HTTP/1."
+_END_OF_HEAD: Final = re.compile(rb"\n\r?\n")
 
 
 @attrs.frozen
@@ -64,6 +66,47 @@ class Attempt:
             where = str(location).partition("?")[0][:200]
             error = self.failed(f"redirected to {where!r} ({status}), which isn't followed")
         return ConnectFailedError(error.message, status, _seconds_to_wait(headers["Retry-After"]))
+
+    def misunderstood(self, error: BaseException) -> ConnectFailedError:
+        """The error for an answer of which the WebSocket library could make nothing."""
+        while (earlier := error.__cause__ or error.__context__) is not None:
+            error = earlier  # Its own goes out while it handles the real one.
+        return self.failed(f"a wrong answer to the WebSocket handshake ({error})")
+
+
+class HandshakeAnswer:
+    """The answer to a WebSocket handshake as it comes, looked at before a library does.
+
+    Libraries wait for the end of a refusal's body, which may never come, and forget what was
+    answered when the peer hangs up instead, as HTTP allows.
+
+    Attributes:
+        text: What came up to the end of the answer's head, or a bit more.
+    """
+
+    def __init__(self) -> None:
+        self.text = b""
+        self._is_whole = False
+
+    def feed(self, data: bytes | bytearray) -> str | None:
+        """Take what has come.
+
+        Args:
+            data: Some bytes.
+
+        Returns:
+            Why there can't be a WebSocket any more, None while there can.
+        """
+        if self._is_whole:
+            return None
+        self.text += data
+        if not _HTTP.startswith(self.text[: len(_HTTP)]):
+            # A library would wait for a blank line, and many protocols have none.
+            return "the peer spoke something other than HTTP/1.1"
+        self._is_whole = _END_OF_HEAD.search(self.text) is not None
+        if self._is_whole and http_status(self.text) not in {None, 101}:
+            return "the peer refused"
+        return None
 
 
 @asynccontextmanager

@@ -24,7 +24,6 @@ it is taken. It costs nothing, as both tasks run once for each message anyway.
 from __future__ import annotations
 
 import contextlib
-import re
 import ssl
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -36,15 +35,12 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_st
 import trio_broker
 from trio_broker.exceptions import ConnectionLostError
 from trio_broker.settings import Endpoint
-from trio_broker.transports import Transport
-from trio_broker.transports.dialing import Attempt, http_status, open_stream
+from trio_broker.transports import Transport, ending
+from trio_broker.transports.dialing import Attempt, HandshakeAnswer, open_stream
 
 _RECEIVE_BUFFER_SIZE: Final = 64 * 1024
-_HTTP: Final = b"HTTP/1."
-_END_OF_HEAD: Final = re.compile(rb"\n\r?\n")
 
-# What RFC 6455 (section 7.4.1) calls these codes when they are not on the wire.
-_NO_CODE: Final = 1005
+# What RFC 6455 (section 7.4.1) calls it when there was no close frame.
 _NO_CLOSE_FRAME: Final = 1006
 
 
@@ -170,14 +166,8 @@ class _TrioWebSocketTransport:
     def _lost(self) -> ConnectionLostError:
         closed = self._connection.closed
         if closed is None or closed.code == _NO_CLOSE_FRAME:
-            end = self._reader.stream.end or "this side dropped the connection"
-            return ConnectionLostError(f"{end}, without a close frame")
-        if closed.code == _NO_CODE:
-            return ConnectionLostError("the peer closed the WebSocket and gave no code")
-        text = f"the WebSocket was closed with code {closed.code} ({closed.name})"
-        if closed.reason:
-            text += f": {closed.reason!r}"
-        return ConnectionLostError(text, int(closed.code))
+            return ending.cut(self._reader.stream.end or ending.DROPPED)
+        return ending.closed(int(closed.code), closed.name, closed.reason or "")
 
 
 class _Reader:
@@ -235,11 +225,10 @@ class _Reader:
             await self._concluded.wait()
         if self._connection is not None:
             return self._connection
-        if error := attempt.refused(self.stream.answer):
+        if error := attempt.refused(self.stream.answer.text):
             raise error
         if self.crash is not None:
-            why = f"a wrong answer to the WebSocket handshake ({_root(self.crash)})"
-            raise attempt.failed(why) from self.crash
+            raise attempt.misunderstood(self.crash) from self.crash
         raise attempt.failed(f"{self.stream.end} in the WebSocket handshake")
 
     def stop(self) -> None:
@@ -268,7 +257,7 @@ class _WatchedStream:
 
     Attributes:
         last_heard: When the last bytes came, on Trio's clock.
-        answer: What came up to the end of the head of the answer to the handshake, or a bit more.
+        answer: The answer to the handshake.
         handshake: Cancelled once no answer to the handshake can come any more.
         end: How the stream ended, None while it hasn't.
         write_failed: Whether a write has failed.
@@ -277,8 +266,7 @@ class _WatchedStream:
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
         self.last_heard = trio.current_time()
-        self.answer = b""
-        self._answered = False
+        self.answer = HandshakeAnswer()
         self.handshake = trio.CancelScope()
         self.end: str | None = None
         self.write_failed = False
@@ -287,38 +275,26 @@ class _WatchedStream:
         try:
             data = await self._stream.receive_some(max_bytes)
         except trio.BrokenResourceError as error:
-            self.note_end(_how_it_broke(error))
+            self.note_end(ending.how_it_broke(error))
             raise
         if not data:
-            self.note_end("the peer hung up")
+            self.note_end(ending.HUNG_UP)
             return data
         self.last_heard = trio.current_time()
-        if not self._answered:
-            self._note_answer(data)
+        if why_not := self.answer.feed(data):
+            self.note_end(why_not)
+            raise trio.BrokenResourceError
         return data
-
-    def _note_answer(self, data: bytes | bytearray) -> None:
-        self.answer += data
-        if not _HTTP.startswith(self.answer[: len(_HTTP)]):
-            # trio-websocket would wait for a blank line, and many protocols have none.
-            self.note_end("the peer spoke something other than HTTP/1.1")
-            raise trio.BrokenResourceError
-        self._answered = _END_OF_HEAD.search(self.answer) is not None
-        if self._answered and http_status(self.answer) not in {None, 101}:
-            # trio-websocket would wait for the end of the body, and if the peer hangs up instead
-            # (as HTTP allows), it would forget that there was an answer.
-            self.note_end("the peer refused")
-            raise trio.BrokenResourceError
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         try:
             await self._stream.send_all(data)
         except trio.BrokenResourceError as error:
             self.write_failed = True
-            self.end = self.end or _how_it_broke(error)
+            self.end = self.end or ending.how_it_broke(error)
 
     async def aclose(self) -> None:
-        self.note_end("this side closed the connection")
+        self.note_end(ending.CLOSED_HERE)
         await self._stream.aclose()
 
     def note_end(self, how: str) -> None:
@@ -328,18 +304,7 @@ class _WatchedStream:
         self.handshake.cancel()
 
 
-def _how_it_broke(error: trio.BrokenResourceError) -> str:
-    return f"the connection broke ({error.__cause__ or error})"
-
-
 def _first_leaf(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    return error
-
-
-def _root(error: BaseException) -> BaseException:
-    """What an exception began with: trio-websocket's own goes out while it handles the real one."""
-    while (earlier := error.__cause__ or error.__context__) is not None:
-        error = earlier
     return error

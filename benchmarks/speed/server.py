@@ -118,7 +118,7 @@ class Pushes:
             if pause > 0:
                 time.sleep(pause)
             frame[place : place + _STAMP] = b"%020d" % time.monotonic_ns()
-            send(frame)
+            send(bytes(frame))
 
 
 class Server:
@@ -194,7 +194,7 @@ class Line:
         return first & 0x0F, plain.to_bytes(size, "big")
 
     def _exactly(self, size: int) -> bytes:
-        data = self._file.read(size)
+        data: bytes = self._file.read(size)
         if len(data) < size:
             raise EOFError
         return data
@@ -272,9 +272,7 @@ def main() -> None:
     if arguments.round_trip is not None:
         link = socket.create_server(("127.0.0.1", 0), backlog=1024)
         ports.append(link.getsockname()[1])
-        threading.Thread(
-            target=relay, args=[link, port, arguments.round_trip], daemon=True
-        ).start()
+        threading.Thread(target=relay, args=[link, port, arguments.round_trip], daemon=True).start()
     print(*ports, flush=True)
     sys.stdin.read()
 

@@ -101,7 +101,9 @@ async def _idle(url: str, warm_up: int, count: int) -> dict[str, float]:
     async with trio.open_nursery() as nursery:
         for number in (1, warm_up, count):
             for _ in range(number):
-                await nursery.start(_hold, url)
+                held = trio.Event()
+                nursery.start_soon(_hold, url, held)
+                await held.wait()
             await trio.sleep(0.1)
             gc.collect()
             sizes.append(resident())
@@ -109,8 +111,8 @@ async def _idle(url: str, warm_up: int, count: int) -> dict[str, float]:
     return {"each": (sizes[2] - sizes[1]) / count, "process": sizes[0]}
 
 
-async def _hold(url: str, task_status: trio.TaskStatus[None]) -> None:
+async def _hold(url: str, held: trio.Event) -> None:
     async with _connect(url) as socket:
         await greet(socket.send_message, socket.get_message)
-        task_status.started()
+        held.set()
         await socket.get_message()

@@ -110,7 +110,8 @@ class Caller:
             op: Its name.
             data: What it is given.
         """
-        reply = self._replies[op] = asyncio.get_running_loop().create_future()
+        reply: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._replies[op] = reply
         await self._socket.send(signed(self._key, op, data))
         return await reply
 

@@ -1,0 +1,78 @@
+"""Who is compared with whom."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+import attrs
+
+from benchmarks.speed.processes import Bench
+from trio_broker import BrokerWSClient
+
+BASIC: Final = "trio-websocket"
+FAST: Final = "websockets"
+# The second transport comes with the option that chooses it.
+TRANSPORTS: Final = (
+    (BASIC, FAST)
+    if "transport" in inspect.signature(BrokerWSClient.__init__).parameters
+    else (BASIC,)
+)
+
+
+@attrs.frozen
+class Peer:
+    """One who is measured.
+
+    Attributes:
+        name: What it is called in the tables.
+        module: The module with its code.
+        arguments: What its functions are told besides.
+    """
+
+    name: str
+    module: str
+    arguments: dict[str, Any] = attrs.field(factory=dict)
+
+    def measuring(
+        self, bench: Bench, function: str, *, watch_sends: bool = False, **arguments: object
+    ) -> Callable[[], Any]:
+        """What measures it once, in a fresh process.
+
+        Args:
+            bench: How.
+            function: The function in its module.
+            watch_sends: Whether that process notes when it sends.
+            arguments: What every peer is told.
+        """
+        name, told = f"{self.module}:{function}", {**arguments, **self.arguments}
+        return partial(bench.measure, name, watch_sends=watch_sends, **told)
+
+
+CALLBACK: Final = Peer("callback client (websockets, asyncio)", "peers.callback")
+BARE: Final = Peer("bare trio-websocket", "peers.bare")
+AIOHTTP: Final = Peer("aiohttp", "peers.with_aiohttp")
+PLAIN: Final = Peer("bare Trio socket: the limit", "peers.plain")
+
+
+def library(transport: str) -> Peer:
+    """This library.
+
+    Args:
+        transport: The transport's name.
+    """
+    return Peer(f"trio-broker over {transport}", "peers.library", {"transport": transport})
+
+
+def iterating(transport: str, *, batches: bool) -> Peer:
+    """This library, and how its messages are taken.
+
+    Args:
+        transport: The transport's name.
+        batches: Whether with ``batches()``, or with ``async for`` alone.
+    """
+    way = "batches()" if batches else "async for"
+    arguments = {"transport": transport, "batches": batches}
+    return Peer(f"trio-broker over {transport}, {way}", "peers.library", arguments)

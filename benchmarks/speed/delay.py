@@ -19,13 +19,13 @@ from benchmarks.speed.figures import (
 from benchmarks.speed.processes import Bench
 from benchmarks.speed.roster import AIOHTTP, BARE, CALLBACK, FAST, TRANSPORTS, library
 
-ABOUT = (
-    "The server sends updates evenly, with the time in each, which it takes from the clock that all "
-    "processes share right before it sends. The user's loop takes the time first of all, and the "
-    "difference is the delay, the server's sending and loopback included. The library with `async "
-    "for`. Each round lasts {seconds:g} s a rate, its first tenth left out, and has percentiles of its "
-    "own; of a round at 100 a second the 99.9th is the worst message."
-)
+ABOUT: Final = """
+The server sends updates evenly, with the time in each, which it takes from the clock that all
+processes share right before it sends. The user's loop takes the time first of all, and the
+difference is the delay, the server's sending and loopback included. The library with `async for`.
+Each round lasts {seconds:g} s a rate, its first tenth left out, and has percentiles of its own; of
+a round at 100 a second the 99.9th is the worst message.
+"""
 
 RATES: Final = (100, 1_000, 5_000)
 _AIM: Final = 1_000  # the rate that the goals are for
@@ -58,9 +58,9 @@ def run(bench: Bench) -> Report:
 def _measured(bench: Bench, rate: int, count: int) -> tuple[Delays, dict[str, float]]:
     peers = [*map(library, TRANSPORTS), CALLBACK, BARE, AIOHTTP]
     with bench.server() as server:
-        url = server.url(push=count, rate=rate)
+        told = {"url": server.url(push=count, rate=rate), "count": count}
         runs: dict[str, list[dict[str, Any]]] = bench.in_turn(
-            {peer.name: peer.measuring(bench, "arrivals", url=url, count=count) for peer in peers}
+            {peer.name: peer.measuring(bench, "arrivals", told) for peer in peers}
         )
     delays = {
         name: {

@@ -60,7 +60,7 @@ class Table:
 
     title: str
     columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
 
 
 @attrs.frozen
@@ -139,7 +139,7 @@ class Report:
 
     Attributes:
         name: The benchmark's name.
-        about: What was measured, and how to read it.
+        about: What was measured, and how to read it; line breaks in it mean nothing.
         tables: The figures.
         goals: What is wanted, and what was found.
         plots: The figures, drawn.

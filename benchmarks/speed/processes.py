@@ -79,13 +79,15 @@ class Bench:
             finally:
                 process.stdin.close()
 
-    def measure(self, function: str, *, watch_sends: bool = False, **arguments: object) -> Any:
+    def measure(
+        self, function: str, arguments: Mapping[str, object], *, watch_sends: bool = False
+    ) -> Any:
         """Call a function in a fresh process.
 
         Args:
             function: A module of this package, a colon, its function.
-            watch_sends: Whether that process notes when it sends.
             arguments: The function's arguments.
+            watch_sends: Whether that process notes when it sends.
 
         Returns:
             What it returned.

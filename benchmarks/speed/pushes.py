@@ -23,12 +23,12 @@ Runs: TypeAlias = dict[str, list[dict[str, float]]]
 
 _SIZE: Final = len(messages.update(messages.order_name(0), 0)) - 4  # without the frame's head
 
-ABOUT = (
-    "The server pushes {count:,} updates of one order, of {size} bytes each, as fast as the client "
-    "takes them. The time goes from the request that starts it to the last message in the user's "
-    "loop, which looks at the order's status. The library decodes into types and has its default "
-    "buffer of 1,024 messages; what it drops is no delivered message."
-)
+ABOUT: Final = """
+The server pushes {count:,} updates of one order, of {size} bytes each, as fast as the client takes
+them. The time goes from the request that starts it to the last message in the user's loop, which
+looks at the order's status. The library decodes into types and has its default buffer of 1,024
+messages; what it drops is no delivered message.
+"""
 
 
 def run(bench: Bench) -> Report:
@@ -41,9 +41,9 @@ def run(bench: Bench) -> Report:
     ours = [iterating(one, batches=batches) for one in TRANSPORTS for batches in (False, True)]
     peers = [*ours, CALLBACK, BARE, AIOHTTP, PLAIN]
     with bench.server() as server:
-        url = server.url(push=count)
+        told = {"url": server.url(push=count), "count": count}
         runs: Runs = bench.in_turn(
-            {peer.name: peer.measuring(bench, "pushes", url=url, count=count) for peer in peers}
+            {peer.name: peer.measuring(bench, "pushes", told) for peer in peers}
         )
     rates = {
         name: [one["delivered"] / one["wall"] for one in measured]

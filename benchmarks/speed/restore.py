@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, TypeAlias
 
@@ -17,15 +18,15 @@ from benchmarks.speed.processes import Bench
 from benchmarks.speed.roster import TRANSPORTS, library
 from trio_broker import ConnectionLostError, Limits, Order, ReconnectPolicy, Subscription
 
-ABOUT = (
-    "The server hangs up, and notes when. The time goes from there until each stream has delivered a "
-    "message after the loss, marked with its gap: the state that the library asks for by itself. "
-    "Before the first try it waits for 1 ms at most, so that its backoff isn't what is measured. *The "
-    "floor* is what the protocol takes if nothing else takes any time: half a round trip for the "
-    "news, and one each for TCP, the WebSocket's handshake, auth, subscribe and order_status, of "
-    "which there are one a channel; with the limit, 100 messages in any 1.1 s. There is nobody to "
-    "compare with: no peer does this by itself."
-)
+ABOUT: Final = """
+The server hangs up, and notes when. The time goes from there until each stream has delivered a
+message after the loss, marked with its gap: the state that the library asks for by itself. Before
+the first try it waits for 1 ms at most, so that its backoff isn't what is measured. *The floor* is
+what the protocol takes if nothing else takes any time: half a round trip for the news, and one
+each for TCP, the WebSocket's handshake, auth, subscribe and order_status, of which there are one a
+channel; with the limit, 100 messages in any 1.1 s. There is nobody to compare with: no peer does
+this by itself.
+"""
 
 LOSSES: Final = (1, 10, 100)
 """How many subscriptions there are."""
@@ -95,7 +96,9 @@ def _measured(bench: Bench, url: str, case: Case) -> dict[str, list[float]]:
     told = {"url": url, "subscriptions": case.subscriptions, "limited": case.limited}
     return bench.in_turn(
         {
-            library(one).name: partial(bench.measure, "restore:restored", transport=one, **told)
+            library(one).name: partial(
+                bench.measure, "restore:restored", {**told, "transport": one}
+            )
             for one in TRANSPORTS
         }
     )
@@ -186,9 +189,7 @@ async def _restored(url: str, transport: str, subscriptions: int, **options: Any
                     name = messages.order_name(number)
                     updates = await client.subscribe_order(name, snapshot=False)
                     nursery.start_soon(wait_fresh, updates)
-                try:
+                with suppress(ConnectionLostError):
                     await client.get_order_status(messages.DROP)
-                except ConnectionLostError:
-                    pass
             now = time.monotonic_ns()
     return (now - min(lost_at)) / 1e9

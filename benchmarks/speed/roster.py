@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -37,18 +37,23 @@ class Peer:
     arguments: dict[str, Any] = attrs.field(factory=dict)
 
     def measuring(
-        self, bench: Bench, function: str, *, watch_sends: bool = False, **arguments: object
+        self,
+        bench: Bench,
+        function: str,
+        told: Mapping[str, object],
+        *,
+        watch_sends: bool = False,
     ) -> Callable[[], Any]:
         """What measures it once, in a fresh process.
 
         Args:
             bench: How.
             function: The function in its module.
+            told: What every peer is told.
             watch_sends: Whether that process notes when it sends.
-            arguments: What every peer is told.
         """
-        name, told = f"{self.module}:{function}", {**arguments, **self.arguments}
-        return partial(bench.measure, name, watch_sends=watch_sends, **told)
+        name, arguments = f"{self.module}:{function}", {**told, **self.arguments}
+        return partial(bench.measure, name, arguments, watch_sends=watch_sends)
 
 
 CALLBACK: Final = Peer("callback client (websockets, asyncio)", "peers.callback")

@@ -8,13 +8,13 @@ from benchmarks.speed.figures import Goal, Report, Table, at_most, percentile, r
 from benchmarks.speed.processes import Bench
 from benchmarks.speed.roster import CALLBACK, FAST, TRANSPORTS, library
 
-ABOUT = (
-    "`estimate_swap` one at a time, {count:,} calls a round after {warm_up}, with no limit of messages "
-    "a second. The callback client signs with what the standard library has, and a task of its own "
-    "resolves the future that the caller waits for; it returns a dict as it came, the library checked "
-    "types with decimals. *To the kernel* is the time from the call to the return of the system call "
-    "that sent its last byte, noted for both by the same function around `socket.socket.send`."
-)
+ABOUT: Final = """
+`estimate_swap` one at a time, {count:,} calls a round after {warm_up}, with no limit of messages a
+second. The callback client signs with what the standard library has, and a task of its own
+resolves the future that the caller waits for; it returns a dict as it came, the library checked
+types with decimals. *To the kernel* is the time from the call to the return of the system call
+that sent its last byte, noted for both by the same function around `socket.socket.send`.
+"""
 
 _FIGURES: Final = {"reply": "taken", "to the kernel": "sent"}
 
@@ -33,10 +33,7 @@ def run(bench: Bench) -> Report:
     with bench.server() as server:
         told = {"url": server.url(), "warm_up": warm_up, "count": count}
         runs: dict[str, list[dict[str, list[int]]]] = bench.in_turn(
-            {
-                peer.name: peer.measuring(bench, "calls", watch_sends=True, **told)
-                for peer in peers
-            }
+            {peer.name: peer.measuring(bench, "calls", told, watch_sends=True) for peer in peers}
         )
     times = {
         name: {

@@ -111,9 +111,9 @@ class Pushes:
             send(block)
 
     def _push_in_time(self, send: Callable[[bytes], None]) -> None:
-        place = self._frames[0].index(b'"0x') + len(b'"0x')
         began = time.monotonic()
         for number, frame in enumerate(self._frames):
+            place = frame.index(b'"0x') + len(b'"0x')
             pause = began + number / self._rate - time.monotonic()
             if pause > 0:
                 time.sleep(pause)

@@ -35,7 +35,7 @@ def spread(values: Sequence[float], scale: float = 1.0, digits: int = 1) -> str:
         f"{value * scale:,.{digits}f}"
         for value in (statistics.median(values), min(values), max(values))
     )
-    return f"{middle} ({least} to {most})"
+    return middle if len(values) == 1 else f"{middle} ({least} to {most})"
 
 
 def ratio(values: Sequence[float], base: Sequence[float]) -> float:

@@ -112,10 +112,10 @@ def _plot(by_rate: dict[int, Delays]) -> Plot:
 
     return Plot(
         "delay",
-        "Delay from the server to the user's loop: median, and the 99th percentile as a mark",
+        "Delay from the server to the user's loop: p50 as a dot, and a line to p99 (medians)",
         "µs",
         tuple(f"{rate:,} a second" for rate in RATES),
         drawn("p50"),
+        kind="dots",
         tips=drawn("p99"),
-        logarithmic=True,
     )

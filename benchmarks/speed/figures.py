@@ -71,11 +71,10 @@ class Plot:
         name: The file's name.
         title: What it shows.
         unit: What its values are.
-        groups: What stands along the horizontal axis.
+        groups: What each series has values for.
         series: The values of each peer, one a group.
-        kind: Whether bars stand side by side, or one peer's values are joined by a line.
-        tips: For bars: a second, higher value for each.
-        logarithmic: Whether the values' axis is logarithmic.
+        kind: Bars for one series, dots for several, or lines that join those of one peer.
+        tips: For dots: a second, higher value for each.
     """
 
     name: str
@@ -83,9 +82,10 @@ class Plot:
     unit: str
     groups: tuple[str, ...]
     series: dict[str, list[float]]
-    kind: str = attrs.field(default="bars", validator=attrs.validators.in_({"bars", "lines"}))
+    kind: str = attrs.field(
+        default="bars", validator=attrs.validators.in_({"bars", "dots", "lines"})
+    )
     tips: dict[str, list[float]] | None = None
-    logarithmic: bool = False
 
 
 @attrs.frozen

@@ -28,16 +28,14 @@ def draw(plot: Plot, folder: Path) -> None:
         plot: The plot.
         folder: Where the file goes.
     """
+    drawn = {"bars": _draw_bars, "dots": _draw_dots, "lines": _draw_lines}[plot.kind]
     with mpl.rc_context(_STYLE):
-        lines = len(plot.groups) * len(plot.series)
-        height = 4.5 if plot.kind == "lines" else 1.4 + 0.2 * lines + 0.2 * len(plot.groups)
+        rows = len(plot.groups) * (len(plot.series) + 1)
+        height = 4.5 if plot.kind == "lines" else 1.5 + 0.17 * rows
         figure = Figure(figsize=(8, height), layout="constrained", facecolor="white")
         axes = figure.subplots()
         axes.set_title(plot.title, loc="left")
-        if plot.kind == "lines":
-            _draw_lines(axes, plot)
-        else:
-            _draw_bars(axes, plot)
+        drawn(axes, plot)
         if len(plot.series) > 1:
             figure.legend(loc="outside lower left", ncols=2, frameon=False)
         # No date and no version: the same figures make the same file.
@@ -46,28 +44,38 @@ def draw(plot: Plot, folder: Path) -> None:
 
 
 def _draw_bars(axes: Axes, plot: Plot) -> None:
-    height = 0.8 / len(plot.series)
+    """One value for each group; what is this library's stands out."""
+    (values,) = plot.series.values()
+    colors = [_COLORS[0] if name.startswith("trio-broker") else "#999999" for name in plot.groups]
+    bars = axes.barh(range(len(values)), values, 0.7, color=colors)
+    axes.bar_label(bars, [_text(value) for value in values], padding=4)
+    _show_groups(axes, plot)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+
+
+def _draw_dots(axes: Axes, plot: Plot) -> None:
+    """A dot for each value, and a line to its tip, on a logarithmic axis."""
     for index, (name, values) in enumerate(plot.series.items()):
-        places = [group + (index + 0.5) * height - 0.4 for group in range(len(plot.groups))]
         color = _COLORS[index % len(_COLORS)]
-        axes.barh(places, values, height * 0.9, label=name, color=color)
+        height = (index + 0.5) / len(plot.series) * 0.8 - 0.4
         tips = plot.tips[name] if plot.tips is not None else values
-        axes.plot(tips, places, "|", color=color, markersize=8 if plot.tips else 0)
-        for place, value, tip in zip(places, values, tips, strict=True):
-            text = f"{value:,.3g}" if value < 1_000 else f"{value:,.0f}"
+        shown = [
+            (value, tip, group + height)
+            for group, (value, tip) in enumerate(zip(values, tips, strict=True))
+            if value > 0
+        ]
+        starts, ends, places = ([one[column] for one in shown] for column in range(3))
+        axes.plot(starts, places, "o", label=name, color=color, markersize=4)
+        axes.hlines(places, starts, ends, color=color, linewidth=1)
+        for value, tip, place in shown:
+            text = _text(value) if tip == value else f"{_text(value)} – {_text(tip)}"  # noqa: RUF001
             axes.annotate(
-                text,
-                (max(value, tip), place),
-                xytext=(5, 0),
-                textcoords="offset points",
-                va="center",
+                text, (tip, place), (4, 0), textcoords="offset points", va="center", fontsize=7
             )
-    axes.set_yticks(range(len(plot.groups)), plot.groups)
-    axes.invert_yaxis()
-    axes.set_xlabel(plot.unit)
-    if plot.logarithmic:
-        axes.set_xscale("log")
-    axes.margins(x=0.12)
+    _show_groups(axes, plot)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:,g}")
+    axes.grid(axis="x", linewidth=0.3)
 
 
 def _draw_lines(axes: Axes, plot: Plot) -> None:
@@ -76,4 +84,15 @@ def _draw_lines(axes: Axes, plot: Plot) -> None:
         axes.plot(range(len(values)), values, "o-", label=name, color=color)
     axes.set_xticks(range(len(plot.groups)), plot.groups)
     axes.set_ylabel(plot.unit)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * max(map(max, plot.series.values())))
+
+
+def _show_groups(axes: Axes, plot: Plot) -> None:
+    axes.set_yticks(range(len(plot.groups)), plot.groups)
+    axes.invert_yaxis()
+    axes.set_xlabel(plot.unit)
+    axes.margins(x=0.15)
+
+
+def _text(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

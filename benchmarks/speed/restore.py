@@ -141,15 +141,14 @@ def _plot(times: Times) -> Plot:
         series[name] = [statistics.median(by_peer[name]) * 1e3 for by_peer in times.values()]
     return Plot(
         "restore",
-        "From a lost connection to fresh streams (median)",
+        "From a lost connection to fresh streams, by their number, round trip and limit (median)",
         "ms",
         tuple(
-            f"{case.subscriptions} subscriptions, {case.round_trip * 1e3:.0f} ms, "
-            f"{'limit ' if case.limited else 'limit: '}{case.limit}"
+            f"{case.subscriptions}, {case.round_trip * 1e3:.0f} ms, limit: {case.limit}"
             for case in times
         ),
         series,
-        logarithmic=True,
+        kind="dots",
     )
 
 

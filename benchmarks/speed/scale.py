@@ -131,7 +131,7 @@ def _goals(where: str, by_number: dict[int, Runs]) -> list[Goal]:
 def _plot(to_one: dict[int, Runs], to_all: dict[int, Runs]) -> Plot:
     return Plot(
         "scale",
-        "What a message costs with many subscriptions (median)",
+        "What a message costs, by the number of subscriptions (median)",
         "CPU µs a message",
         tuple(f"{number:,}" for number in SUBSCRIPTIONS),
         {

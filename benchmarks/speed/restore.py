@@ -57,6 +57,12 @@ class Case:
         return f"{_DEFAULT.messages_per_second}/s" if self.limited else "none"
 
     @property
+    def words(self) -> str:
+        """All of it in words."""
+        streams = "1 stream" if self.subscriptions == 1 else f"{self.subscriptions} streams"
+        return f"{streams}, {self.round_trip * 1e3:.0f} ms, limit: {self.limit}"
+
+    @property
     def floor(self) -> float:
         """Seconds that the protocol takes."""
         auth = 2.5 * self.round_trip
@@ -141,12 +147,9 @@ def _plot(times: Times) -> Plot:
         series[name] = [statistics.median(by_peer[name]) * 1e3 for by_peer in times.values()]
     return Plot(
         "restore",
-        "From a lost connection to fresh streams, by their number, round trip and limit (median)",
+        "From a lost connection to fresh streams (median)",
         "ms",
-        tuple(
-            f"{case.subscriptions}, {case.round_trip * 1e3:.0f} ms, limit: {case.limit}"
-            for case in times
-        ),
+        tuple(case.words for case in times),
         series,
         kind="dots",
     )

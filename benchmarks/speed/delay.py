@@ -87,7 +87,13 @@ def _table(rate: int, delays: Delays, dropped: dict[str, float]) -> Table:
         )
         for name, own in delays.items()
     ]
-    columns = ("", *(f"{label}, µs" for label in _SHARES), "p50 to callback", "p99", "dropped")
+    columns = (
+        "",
+        *(f"{label}, µs" for label in _SHARES),
+        "p50 to callback",
+        "p99 to callback",
+        "dropped",
+    )
     return Table(f"Delay at {rate:,} messages a second: median (least to most)", columns, rows)
 
 

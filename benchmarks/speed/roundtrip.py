@@ -12,11 +12,12 @@ ABOUT: Final = """
 `estimate_swap` one at a time, {count:,} calls a round after {warm_up}, with no limit of messages a
 second. The callback client signs with what the standard library has, and a task of its own
 resolves the future that the caller waits for; it returns a dict as it came, the library checked
-types with decimals. *To the kernel* is the time from the call to the return of the system call
-that sent its last byte, noted for both by the same function around `socket.socket.send`.
+types with decimals. *Reply* is the time from the call to its return. *Sent* is the time from the
+call to the return of the system call that handed its last byte to the kernel, noted for both by
+the same function around `socket.socket.send`. The ratios are of p50.
 """
 
-_FIGURES: Final = {"reply": "taken", "to the kernel": "sent"}
+_FIGURES: Final = {"reply": "taken", "sent": "sent"}
 
 Times: TypeAlias = dict[str, dict[str, list[float]]]
 """By the peer, and by what was timed: nanoseconds, one value a round."""
@@ -54,12 +55,12 @@ def _table(times: Times) -> Table:
             name,
             *(spread(values, 1e-3, 0) for values in own.values()),
             f"{ratio(own['reply p50'], base['reply p50']):.2f}",
-            f"{ratio(own['to the kernel p50'], base['to the kernel p50']):.2f}",
+            f"{ratio(own['sent p50'], base['sent p50']):.2f}",
         )
         for name, own in times.items()
     ]
     labels = (f"{label}, µs" for label in base)
-    columns = ("", *labels, "reply p50 to callback", "to the kernel p50 to callback")
+    columns = ("", *labels, "reply to callback", "sent to callback")
     return Table("estimate_swap: median (least to most)", columns, rows)
 
 

@@ -101,10 +101,12 @@ class Bench:
         command += ["--watch-sends"] if watch_sends else []
         try:
             ended = subprocess.run(  # noqa: S603 - our own command
-                command, cwd=ROOT, stdout=subprocess.PIPE, timeout=_PATIENCE, check=True
+                command, cwd=ROOT, stdout=subprocess.PIPE, timeout=_PATIENCE, check=False
             )
-        except subprocess.SubprocessError as error:
-            raise BrokenError(f"{function} with {arguments} failed: {error}") from None
+        except subprocess.TimeoutExpired:
+            raise BrokenError(f"{function} took more than {_PATIENCE:g} s") from None
+        if ended.returncode:
+            raise BrokenError(f"{function} with {arguments} ended with status {ended.returncode}")
         return json.loads(ended.stdout)
 
     def in_turn(self, peers: Mapping[str, Callable[[], T]]) -> dict[str, list[T]]:

@@ -143,7 +143,7 @@ class Desk:
         return messages
 
     def say(self, **message: Any) -> None:
-        self.session.receive(json.dumps(message), self.now)
+        self.session.receive([json.dumps(message)], self.now)
 
     def answer(self, op: str, channel: str, error: str = "") -> None:
         """See one message leave, and answer it."""

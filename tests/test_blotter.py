@@ -84,7 +84,7 @@ class Desk:
         return left
 
     def reply(self, message: dict[str, Any]) -> None:
-        self.session.receive(json.dumps(message), self.now)
+        self.session.receive([json.dumps(message)], self.now)
 
     def until(self, now: float) -> None:
         """Let the time pass, and what may leave, leave."""

@@ -288,7 +288,7 @@ class OutagesMachine(RuleBasedStateMachine):
     @rule(count=st.integers(1, 4))
     def hear(self, count: int) -> None:
         for _ in range(min(count, len(self.broker.outbox))):
-            self.session.receive(self.broker.outbox.popleft(), self.now)
+            self.session.receive([self.broker.outbox.popleft()], self.now)
             if self.session.authenticated and not self.authenticated:
                 self.authenticated = True
                 self.restored = False

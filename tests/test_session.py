@@ -116,7 +116,7 @@ class Line:
         return written
 
     def say(self, **message: Any) -> None:
-        self.session.receive(json.dumps(message), self.now)
+        self.session.receive([json.dumps(message)], self.now)
 
     def answer(self, op: str, status: str, **names: Any) -> None:
         self.say(op=op, data={"status": status, **names})
@@ -1175,15 +1175,15 @@ def test_a_message_of_no_kind_is_odd() -> None:
 def test_malformed_messages_in_a_row_cost_the_connection_its_trust() -> None:
     line = Line()
     for _ in range(MALFORMED_IN_A_ROW - 1):
-        line.session.receive("{", line.now)
+        line.session.receive(["{"], line.now)
     line.say(ch="balances", data=[])
     for _ in range(MALFORMED_IN_A_ROW - 2):
         line.say(ch="balances", error="bad body")
     assert line.broken == []
     line.ask("balances")
     line.say(op="balances", data={})
-    line.session.receive("{", line.now)
-    line.session.receive("{", line.now)
+    line.session.receive(["{"], line.now)
+    line.session.receive(["{"], line.now)
     assert len(line.broken) == 1
     assert "malformed" in line.broken[0]
 
@@ -1252,9 +1252,9 @@ def test_a_nonce_that_was_never_ours_says_nothing() -> None:
 
 def test_a_listener_need_not_listen() -> None:
     session = Session(reply_grace=GRACE)
-    session.receive('{"ch":"balances"}', 0.0)
+    session.receive(['{"ch":"balances"}'], 0.0)
     for _ in range(MALFORMED_IN_A_ROW):
-        session.receive("{", 0.0)
+        session.receive(["{"], 0.0)
     assert session.odd == MALFORMED_IN_A_ROW
     request = Request("balances", Priority.READ)
     session.submit(request, 0.0)

@@ -268,7 +268,7 @@ class SessionMachine(RuleBasedStateMachine):
 
     def hear(self, sending: Sending) -> None:
         before = set(self.living())
-        self.session.receive(sending.told, self.now)
+        self.session.receive([sending.told], self.now)
         resolved = [request for request in before if self.ended[request]]
         for request in resolved:
             self.check_is_own(request, sending)
@@ -291,7 +291,7 @@ class SessionMachine(RuleBasedStateMachine):
     def repeat(self, data: st.DataObject) -> None:
         sending = data.draw(st.sampled_from([o for o in self.answered if self.may_repeat(o)]))
         before = set(self.living())
-        self.session.receive(sending.told, self.now)
+        self.session.receive([sending.told], self.now)
         assert set(self.living()) == before, f"{sending.told}, told again, resolved somebody"
         self.go_on()
 
@@ -320,7 +320,7 @@ class SessionMachine(RuleBasedStateMachine):
     @rule(text=st.sampled_from(['{"op":5}', "{", '{"error":"', '{"nonce":"n1"}', '{"op":"x"}']))
     def babble(self, text: str) -> None:
         before = self.living()
-        self.session.receive(text, self.now)
+        self.session.receive([text], self.now)
         assert self.living() == before
         self.go_on()
 

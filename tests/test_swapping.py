@@ -164,7 +164,7 @@ async def test_cancelled_in_the_moment_of_the_reply_an_event_tells_its_end(
         call = start(nursery, swap, client)
         await line.receive("swap")
         call.scope.cancel()
-        client._session.receive(json.dumps(reply), trio.current_time())
+        client._session.receive([json.dumps(reply)], trio.current_time())
         await call.done.wait()
         event = events.receive_nowait()
         assert isinstance(event, SwapResolved)
@@ -771,7 +771,7 @@ async def test_once_it_is_taken_no_end_of_the_client_says_that_nothing_was_sent(
         client_order_id = (await line.receive("swap"))["data"]["clientOrderId"]
         if closes == "before":
             # The receipt has arrived, and its caller hasn't run since.
-            client._session.receive(json.dumps(SWAPPED), trio.current_time())
+            client._session.receive([json.dumps(SWAPPED)], trio.current_time())
             client._supervisor.request_close()
         else:
             await line.send(SWAPPED)

@@ -574,7 +574,7 @@ class SwapsMachine(RuleBasedStateMachine):
         move(count, link.down, link.at_client)
         for text in take_frames(link.at_client):
             if self.link is link:
-                self.client.session.receive(text, self.now)
+                self.client.session.receive([text], self.now)
                 self.go_on()
 
     @rule(seconds=st.sampled_from([0.1, SETTLE, SETTLE, SETTLE, 1.0, 1.0, 1.0, TIMEOUT, GRACE]))

@@ -75,6 +75,8 @@ class Channels:
         self._timeout = request_timeout
         self._time = time
         self._wall_time = wall_time
+        self._read = -1
+        self._read_at = dt.datetime.fromtimestamp(0, dt.UTC)
         self._on_event = on_event
         self._on_restored = on_restored
         self._seconds_per_message = WINDOW / messages_per_second
@@ -224,9 +226,11 @@ class Channels:
         elif message.error:
             self._take_error(channel, message.error, text)
         else:
-            # An order's state is whole: what comes before a hole does one that is tracked no harm.
-            is_late = channel.is_being_given_up
-            members = [member for member in channel.members if member.yields or not is_late]
+            members = tuple(channel.members)
+            if channel.request is not None and channel.is_being_given_up:
+                # An order's state is whole: what comes before a hole does one that is tracked no
+                # harm.
+                members = tuple(member for member in members if member.yields)
             if members:
                 self._take_push(channel, members, message, text)
 
@@ -241,13 +245,16 @@ class Channels:
         self._snapshots.take(channel)
 
     def _take_push(
-        self, channel: Channel, members: list[Member], message: Inbound, text: str
+        self, channel: Channel, members: tuple[Member, ...], message: Inbound, text: str
     ) -> None:
         if channel.snapshot is not None and channel.snapshot.was_sent:
             channel.overtaken = True
-        data, now = channel.decode(message), self._wall_time()
+        data = channel.decode(message)
         channel.is_answered, channel.by_client = True, False  # It is named as the broker names it.
-        delivery = Message(channel.name, data, "push", None, now, text)
+        if self._read != self._session.reads:
+            # Asking for the time costs as much as a delivery; what one read brought came together.
+            self._read, self._read_at = self._session.reads, self._wall_time()
+        delivery = Message(channel.name, data, "push", None, self._read_at, text)
         for member in members:
             member.offer(delivery)
 

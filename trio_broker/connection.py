@@ -14,7 +14,8 @@ that no exception group is ever made of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
 
 import trio
 from trio.lowlevel import enable_ki_protection
@@ -36,6 +37,9 @@ from trio_broker.settings import Settings
 from trio_broker.signing import Signer, new_nonce
 from trio_broker.subscription import MAX_RUN
 from trio_broker.transports import Transport
+
+# The deadline of a write is for so many messages, and not for ten thousand that some limit allows.
+_MOST_AT_ONCE: Final = 100
 
 
 class Bell:
@@ -62,7 +66,7 @@ class Connection:
         session: What is asked and answered.
         settings: Keys, limits and timeouts.
         signer: Makes the signatures.
-        on_text: Takes every message as it came, before the session does.
+        on_read: Takes all messages of a read as they came, before the session does.
     """
 
     def __init__(
@@ -71,13 +75,13 @@ class Connection:
         session: Session,
         settings: Settings,
         signer: Signer,
-        on_text: Callable[[str | bytes], None],
+        on_read: Callable[[Sequence[str | bytes]], None],
     ) -> None:
         self._transport = transport
         self._session = session
         self._settings = settings
         self._signer = signer
-        self._on_text = on_text
+        self._on_read = on_read
         self._pacer = Pacer(settings.limits.messages_per_second)
         self._bell = Bell()
         self._closing = False
@@ -177,12 +181,8 @@ class Connection:
         while True:
             messages = await self._transport.receive()
             now = trio.current_time()
-            for message in messages:
-                self._on_text(message)
-                if isinstance(message, str):
-                    self._session.receive(message, now)
-                else:
-                    self._session.report_odd("it is binary", "")
+            self._on_read(messages)
+            self._session.receive(messages, now)
             # An iteration takes so many in each turn of Trio's: with as many turns as it needs for
             # these, a consumer that keeps up isn't outrun by what comes next.
             for _ in range(len(messages) // MAX_RUN):
@@ -203,7 +203,7 @@ class Connection:
     def _take_what_may_leave(self) -> list[str]:
         now = trio.current_time()
         messages: list[str] = []
-        for _ in range(self._pacer.room(now)):
+        for _ in range(min(self._pacer.room(now), _MOST_AT_ONCE)):
             request = self._session.next_to_send(now)
             if request is None:
                 break

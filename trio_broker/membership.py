@@ -85,9 +85,12 @@ class Member:
         Args:
             message: The message.
         """
-        state, newest = message.data, self.newest
-        if newest is None or not isinstance(state, Order) or not state.is_older_than(newest):
-            self.deliver(message)
+        state = message.data
+        if isinstance(state, Order):
+            if self.newest is not None and state.is_older_than(self.newest):
+                return
+            self.newest = state
+        self.deliver(message)
 
     def deliver(self, message: Message[Any]) -> None:
         """Deliver a message, marked with what is missing before it.
@@ -95,8 +98,6 @@ class Member:
         Args:
             message: The message.
         """
-        if isinstance(message.data, Order):
-            self.newest = message.data
         if self.gap is not None:
             message, self.gap = attrs.evolve(message, gap=self.gap), None
         self.has_begun = True
@@ -142,6 +143,7 @@ class Channel:
             yield don't ask for another.
         is_answered: Whether anything was ever heard of the order.
         by_client: Whether the order's id is a client order id, as far as anybody can tell.
+        decode: The body of a push; raises `ProtocolError` if it isn't as documented.
     """
 
     name: str
@@ -157,6 +159,13 @@ class Channel:
     is_declined: bool = False
     is_answered: bool = False
     by_client: bool = False
+    decode: Callable[[Inbound], Any] = attrs.field(init=False)
+
+    @decode.default
+    def _decoder(self) -> Callable[[Inbound], Any]:
+        if self.name == BALANCES:
+            return wire.decode_balances_push
+        return wire.decode_order if self.name.startswith(ORDERS) else wire.decode_anything
 
     def add(self, member: Member) -> None:
         """Add a member.
@@ -196,21 +205,6 @@ class Channel:
     def is_being_given_up(self) -> bool:
         """Whether what still comes is from before a hole: who is a member now came after it."""
         return self.request is not None and self.request.op == "unsubscribe"
-
-    def decode(self, message: Inbound) -> Any:
-        """The body of a push.
-
-        Args:
-            message: The push.
-
-        Raises:
-            ProtocolError: The body isn't as documented.
-        """
-        if self.name == BALANCES:
-            return wire.decode_balances_push(message)
-        if self.name.startswith(ORDERS):
-            return wire.decode_order(message)
-        return wire.decode_anything(message)
 
     def snapshot_request(self, deadline: float) -> Request | None:
         """A request for its state, None if there is no such thing.

@@ -171,7 +171,7 @@ class SwapFinding:
     reason: str
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)  # a frozen class with slots takes a third longer to make
 class Order:
     """The whole state of an order at one time.
 
@@ -249,7 +249,7 @@ class Gap:
         )
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)  # as an `Order`
 class Message(Generic[T_co]):
     """One message of a stream.
 

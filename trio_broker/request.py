@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import attrs
 
@@ -17,6 +17,7 @@ from trio_broker.exceptions import BrokerError
 from trio_broker.wire import Inbound
 
 Lane: TypeAlias = tuple[str, str | None]
+CHANNEL: Final = "channel"
 
 
 class Priority(enum.IntEnum):
@@ -102,7 +103,7 @@ class Request:
     def lane(self) -> Lane:
         """What its reply could be confused with."""
         if self.channel is not None:
-            return ("channel", self.channel)
+            return (CHANNEL, self.channel)
         return (self.op, self.order_id)
 
     @property

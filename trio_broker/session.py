@@ -31,7 +31,7 @@ import heapq
 import itertools
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import attrs
@@ -50,13 +50,14 @@ from trio_broker.exceptions import (
     server_error,
 )
 from trio_broker.models import Order, SwapReceipt
-from trio_broker.request import Doubt, Lane, Priority, Request, Stage, ignore
+from trio_broker.request import CHANNEL, Doubt, Lane, Priority, Request, Stage, ignore
 from trio_broker.wire import Inbound
 
 SETTLE: Final = 0.25
 MALFORMED_IN_A_ROW: Final = 5
 _REMEMBERED: Final = 10_000
 _SET_ASIDE: Final = 16
+_OF_CHANNELS: Final = frozenset({"subscribe", "unsubscribe"})
 
 
 @attrs.define(eq=False)
@@ -93,6 +94,7 @@ class Session:
         self.listener: SessionListener = SessionListener()
         self.authenticated: bool = False
         self.connections: int = 0
+        self.reads: int = 0
         self.received: int = 0
         self.sent: int = 0
         self.odd: int = 0
@@ -229,13 +231,21 @@ class Session:
         request.since = now
         self.sent += 1
 
-    def receive(self, text: str, now: float) -> None:
-        """Take one message from the broker.
+    def receive(self, messages: Iterable[str | bytes], now: float) -> None:
+        """Take what one read has brought from the broker.
 
         Args:
-            text: The message.
+            messages: The messages, in their order; those that are bytes came as binary ones.
             now: The time.
         """
+        self.reads += 1
+        for message in messages:
+            if isinstance(message, str):
+                self._take(message, now)
+            else:
+                self.report_odd("it is binary", "")
+
+    def _take(self, text: str, now: float) -> None:
         self.received += 1
         try:
             message = wire.decode_message(text)
@@ -249,7 +259,8 @@ class Session:
             self.take_malformed(error, text)
         else:
             self._malformed = 0
-            self._check_standing(message)
+            if message.error:
+                self._check_standing(message.op, message.error)
 
     def take_malformed(self, error: ProtocolError, text: str) -> None:
         """A message can't be read; several in a row cost the connection its trust.
@@ -433,6 +444,11 @@ class Session:
             return [by_nonce] if message.op in {by_nonce.op, None, ""} else []
         if message.nonce and self._echoes:
             return []  # It answers something that has ended.
+        if message.op in _OF_CHANNELS and message.ch:
+            # A thousand may fly together, and each has a lane of its own.
+            holder = self._holder((CHANNEL, message.ch))
+            is_meant = holder is not None and holder.op == message.op and holder.is_owed
+            return [holder] if holder is not None and is_meant else []
         owed = [request for request in self._in_flight if request.is_owed]
         if not message.op:
             return owed
@@ -538,9 +554,9 @@ class Session:
         if isinstance(error, ProtocolError):
             raise error
 
-    def _check_standing(self, message: Inbound) -> None:
+    def _check_standing(self, op: str | None, text: str) -> None:
         """Whoever was meant: a broker that takes us for a stranger will do so again."""
-        error = server_error(message.op, message.error) if message.error else None
+        error = server_error(op, text)
         if self.authenticated and isinstance(error, NotAuthenticatedError):
             self.listener.broken(ConnectionLostError(f"the broker says {error.message!r}"))
 

@@ -289,10 +289,18 @@ class BoundedReceiveChannel(trio.abc.ReceiveChannel[T_co]):
             self._run = 0
             await trio.lowlevel.checkpoint()
         try:
-            try:
-                return self.receive_nowait()
-            except trio.WouldBlock:
-                self._run = 0
+            item = self._pop()
+        except trio.EndOfChannel:
+            self._mailbox.raise_failure()
+            raise StopAsyncIteration from None
+        except trio.WouldBlock:
+            pass
+        else:
+            if isinstance(item, ErrorItem):
+                raise item.error
+            return item
+        self._run = 0
+        try:
             return await self._wait()
         except trio.EndOfChannel:
             raise StopAsyncIteration from None

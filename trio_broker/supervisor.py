@@ -19,7 +19,7 @@ import logging
 import math
 import os
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import trio
@@ -485,9 +485,10 @@ class Supervisor:
             return  # Whom it was for has been told of the end already.
         self._tell(OddMessage(at=self.wall_time(), reason=reason, raw=text[:_SHOWN] or None))
 
-    def _show(self, message: str | bytes) -> None:
+    def _show(self, messages: Sequence[str | bytes]) -> None:
         if self.messages:
-            self.messages.put(message)
+            for message in messages:
+                self.messages.put(message)
 
 
 def _unsent(failure: BrokerError) -> NotConnectedError:

@@ -169,8 +169,12 @@ def _decode(decoder: msgspec.json.Decoder[_T], text: str | msgspec.Raw, place: s
     try:
         return decoder.decode(text)
     except msgspec.ValidationError as error:
+        if isinstance(text, msgspec.Raw) and _is_missing(text):
+            raise ProtocolError(f"{place} has no data") from None
         raise ProtocolError(f"{place} has another shape than documented: {error}") from None
     except (msgspec.DecodeError, UnicodeError) as error:
+        if text == _NOTHING:
+            raise ProtocolError(f"{place} has no data") from None
         raise ProtocolError(f"{place} is malformed: {type(error).__name__}") from None
     except RecursionError:
         raise ProtocolError(f"{place} is nested too deeply") from None
@@ -245,12 +249,6 @@ _names = msgspec.json.Decoder(_Names)
 _anything = msgspec.json.Decoder(float_hook=Decimal)
 
 
-def _body(decoder: msgspec.json.Decoder[_T], message: Inbound, place: str) -> _T:
-    if _is_missing(message.data):
-        raise ProtocolError(f"{place} has no data")
-    return _decode(decoder, message.data, place)
-
-
 def decode_balances(message: Inbound) -> tuple[Balance, ...]:
     """The body of a reply to ``balances``.
 
@@ -260,7 +258,7 @@ def decode_balances(message: Inbound) -> tuple[Balance, ...]:
     Raises:
         ProtocolError: The body isn't as documented.
     """
-    return _to_balances(_body(_balances, message, "the balances").balances)
+    return _to_balances(_decode(_balances, message.data, "the balances").balances)
 
 
 def decode_balances_push(message: Inbound) -> tuple[Balance, ...]:
@@ -272,7 +270,7 @@ def decode_balances_push(message: Inbound) -> tuple[Balance, ...]:
     Raises:
         ProtocolError: The body isn't as documented.
     """
-    return _to_balances(_body(_balance_list, message, "the balances"))
+    return _to_balances(_decode(_balance_list, message.data, "the balances"))
 
 
 def _to_balances(balances: list[_Balance]) -> tuple[Balance, ...]:
@@ -295,7 +293,7 @@ def decode_estimate(message: Inbound) -> SwapEstimate:
     Raises:
         ProtocolError: The body isn't as documented.
     """
-    body = _body(_estimate, message, "the estimate")
+    body = _decode(_estimate, message.data, "the estimate")
     return SwapEstimate(
         route=tuple(_to_step(step) for step in body.route or ()),
         price=_amount(body.price, "price"),
@@ -330,7 +328,7 @@ def decode_receipt(message: Inbound, client_order_id: str) -> SwapReceipt:
     Raises:
         ProtocolError: The body isn't as documented.
     """
-    body = _body(_receipt, message, "the swap's receipt")
+    body = _decode(_receipt, message.data, "the swap's receipt")
     return SwapReceipt(
         order_id=_identifier(body.order_id, "orderId"),
         status=None if body.status is None else _status(body.status),
@@ -347,14 +345,14 @@ def decode_order(message: Inbound) -> Order:
     Raises:
         ProtocolError: The body isn't as documented.
     """
-    body = _body(_order, message, "the order")
-    return Order(
-        order_id=body.order_id,
-        status=_status(body.status),
-        filled_out=_optional_amount(body.filled_out, "filledOut"),
-        tx_hash=body.tx_hash,
-        updated_at=_optional_time(body.updated_at, "updatedAt"),
-        client_order_id=body.client_order_id,
+    body = _decode(_order, message.data, "the order")
+    return Order(  # By position, which takes two thirds of the time.
+        body.order_id,
+        _status(body.status),
+        _optional_amount(body.filled_out, "filledOut"),
+        body.tx_hash,
+        _optional_time(body.updated_at, "updatedAt"),
+        body.client_order_id,
     )
 
 
@@ -367,7 +365,7 @@ def decode_authenticated(message: Inbound) -> None:
     Raises:
         ProtocolError: It says something else.
     """
-    if _body(_state, message, "the reply to auth").status != "authenticated":
+    if _decode(_state, message.data, "the reply to auth").status != "authenticated":
         raise ProtocolError("the reply to auth is neither a refusal nor 'authenticated'")
 
 
@@ -412,29 +410,35 @@ _AMOUNT: Final = re.compile(
 
 
 def _amount(raw: msgspec.Raw, place: str) -> Decimal:
-    text = bytes(raw)
-    if text[:1] == b'"':
-        text = text[1:-1]
+    return _to_decimal(bytes(raw), place)
+
+
+def _to_decimal(text: bytes, place: str) -> Decimal:
+    text = text.strip(b'"')  # In JSON a text has none inside without a backslash before it.
     if not _AMOUNT.fullmatch(text):
         raise ProtocolError(f"{place} isn't a finite decimal of sane length")
     return Decimal(text.decode())
 
 
 def _optional_amount(raw: msgspec.Raw, place: str) -> Decimal | None:
-    return None if _is_missing(raw) else _amount(raw, place)
+    text = bytes(raw)
+    return _to_decimal(text, place) if text and text != b"null" else None
 
 
 def _optional_time(milliseconds: int | None, place: str) -> dt.datetime | None:
-    return None if milliseconds is None else _time(milliseconds, place)
-
-
-def _time(milliseconds: int, place: str) -> dt.datetime:
-    # A timedelta keeps the milliseconds exact, where a division into a float wouldn't.
+    if milliseconds is None:
+        return None
+    if 0 <= milliseconds <= _EXACT_AS_FLOAT:
+        return dt.datetime.fromtimestamp(milliseconds / 1000, dt.UTC)
     try:
         return _EPOCH + dt.timedelta(milliseconds=milliseconds)
     except OverflowError:
         raise ProtocolError(f"{place} isn't a time in milliseconds") from None
 
+
+# So many milliseconds are seconds in a float to within half a microsecond, so that the rounding to
+# microseconds restores them; it takes a third of the time of the sum.
+_EXACT_AS_FLOAT: Final = 4 * 10**12
 
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
@@ -454,4 +458,4 @@ _STATUSES: Final[Mapping[str, OrderStatus]] = {
 
 
 def _status(text: str) -> OrderStatus | str:
-    return _STATUSES.get(text.upper(), text)
+    return _STATUSES.get(text) or _STATUSES.get(text.upper(), text)

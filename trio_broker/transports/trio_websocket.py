@@ -19,6 +19,10 @@ ever. So:
 The queue between the reader and `receive` has no room at all. With room, trio-websocket would throw
 away what waits there when a message is too large; without, the reader holds each message until
 it is taken. It costs nothing, as both tasks run once for each message anyway.
+
+What does cost is that everybody behind `receive` runs once for each message too. So where one read
+has brought much, `receive` takes several of its messages before it returns. `_WatchedStream` knows
+when there are no more of them: the reader then asks it for the next bytes.
 """
 
 from __future__ import annotations
@@ -39,6 +43,11 @@ from trio_broker.transports import Transport, ending
 from trio_broker.transports.dialing import Attempt, HandshakeAnswer, open_stream
 
 _RECEIVE_BUFFER_SIZE: Final = 64 * 1024
+
+# A read of so many bytes has probably brought several messages, and so many are taken at once:
+# with more, the first would wait longer, and little would be gained.
+_MUCH: Final = 2048
+_MOST_AT_ONCE: Final = 32
 
 # What RFC 6455 (section 7.4.1) calls it when there was no close frame.
 _NO_CLOSE_FRAME: Final = 1006
@@ -122,19 +131,35 @@ class _TrioWebSocketTransport:
         self._connection = connection
         self._reader = reader
         self._closing = False
+        self._messages: list[str | bytes] = []
 
     @property
     def last_heard(self) -> float:
         return self._reader.stream.last_heard
 
     async def receive(self) -> list[str | bytes]:
+        # What was taken when this was cancelled is still there.
+        if self._messages:
+            await trio.lowlevel.checkpoint()
         try:
-            return [await self._connection.get_message()]
+            if not self._messages:
+                self._messages.append(await self._connection.get_message())
+            if self._reader.stream.has_brought_much:
+                await self._take_more()
         except ConnectionClosed:
             if not self._closing:
                 # trio-websocket would read on, for nobody, while the peer keeps its socket open.
                 self._reader.stop()
-            raise self._lost() from self._reader.crash
+            if not self._messages:
+                raise self._lost() from self._reader.crash
+        messages, self._messages = self._messages, []
+        return messages
+
+    async def _take_more(self) -> None:
+        """Take what the last read has brought besides."""
+        with self._reader.stream.until_next_read() as scope:
+            while len(self._messages) < _MOST_AT_ONCE and not scope.cancel_called:
+                self._messages.append(await self._connection.get_message())
 
     async def send(self, messages: Sequence[str]) -> None:
         await trio.lowlevel.checkpoint()
@@ -261,6 +286,7 @@ class _WatchedStream:
         handshake: Cancelled once no answer to the handshake can come any more.
         end: How the stream ended, None while it hasn't.
         write_failed: Whether a write has failed.
+        has_brought_much: Whether the last read brought much, and the next hasn't begun.
     """
 
     def __init__(self, stream: trio.abc.Stream) -> None:
@@ -270,8 +296,18 @@ class _WatchedStream:
         self.handshake = trio.CancelScope()
         self.end: str | None = None
         self.write_failed = False
+        self.has_brought_much = False
+        self._next_read = trio.CancelScope()
+
+    @contextmanager
+    def until_next_read(self) -> Iterator[trio.CancelScope]:
+        """A scope that is cancelled when all that the last read has brought has been dealt with."""
+        with trio.CancelScope() as self._next_read:
+            yield self._next_read
 
     async def receive_some(self, max_bytes: int) -> bytes | bytearray:
+        self.has_brought_much = False
+        self._next_read.cancel()
         try:
             data = await self._stream.receive_some(max_bytes)
         except trio.BrokenResourceError as error:
@@ -284,6 +320,7 @@ class _WatchedStream:
         if why_not := self.answer.feed(data):
             self.note_end(why_not)
             raise trio.BrokenResourceError
+        self.has_brought_much = len(data) >= _MUCH
         return data
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:

@@ -184,7 +184,10 @@ class _WebSocketsTransport:
         try:
             for event in protocol.events_received():
                 if isinstance(event, Frame):
-                    self._take_frame(event)
+                    if event.opcode is Opcode.TEXT and event.fin:
+                        self._messages.append(str(event.data, "utf-8"))
+                    else:
+                        self._take_frame(event)
         except UnicodeDecodeError as error:
             protocol.fail(CloseCode.INVALID_DATA, f"can't decode UTF-8: {error.reason}")
             self._note_end(_closed(Close(CloseCode.INVALID_DATA, "a text isn't UTF-8")))
@@ -197,9 +200,7 @@ class _WebSocketsTransport:
 
     def _take_frame(self, frame: Frame) -> None:
         opcode = frame.opcode
-        if opcode is Opcode.TEXT and frame.fin:
-            self._messages.append(str(frame.data, "utf-8"))
-        elif opcode is Opcode.PONG:
+        if opcode is Opcode.PONG:
             self._take_pong(bytes(frame.data))
         elif opcode is Opcode.CLOSE:
             self._note_end(_closed(self._protocol.close_rcvd))

@@ -103,8 +103,9 @@ class Connection:
         return self._heartbeat.slept
 
     def wake_writer(self) -> None:
-        """Something may be ready to leave."""
-        self._bell.ring()
+        """See to what may leave now, if anything may."""
+        if self._session.next_to_send(trio.current_time()) is not None:
+            self._bell.ring()
 
     def lose(self, error: BrokerError) -> None:
         """End the connection; the first error counts.
@@ -180,25 +181,39 @@ class Connection:
     async def _read(self) -> None:
         while True:
             messages = await self._transport.receive()
-            now = trio.current_time()
             self._on_read(messages)
-            self._session.receive(messages, now)
+            self._session.receive(messages, trio.current_time())
             # An iteration takes so many in each turn of Trio's: with as many turns as it needs for
-            # these, a consumer that keeps up isn't outrun by what comes next.
-            for _ in range(len(messages) // MAX_RUN):
+            # these, a consumer that keeps up isn't outrun by what comes next. Two at least, so that
+            # whoever waited has these before this task looks for more.
+            for _ in range(max(2, len(messages) // MAX_RUN)):
                 await trio.lowlevel.checkpoint()
 
     @enable_ki_protection
     async def _write(self) -> None:
-        while not self._closing:
-            messages = self._take_what_may_leave()
-            if messages:
-                await self._send(messages)
-                self._pacer.note(trio.current_time(), len(messages))
-                continue
-            with trio.move_on_at(self._next_look()):
-                await self._bell.wait()
-        self._written.set()
+        # One scope for all writes, whose deadline is moved: making one takes longer than signing.
+        with trio.CancelScope() as scope:
+            while not self._closing:
+                messages = self._take_what_may_leave()
+                if messages:
+                    scope.deadline = trio.current_time() + self._settings.write_timeout
+                    await self._transport.send(messages)
+                    scope.deadline = math.inf
+                    self._pacer.note(trio.current_time(), len(messages))
+                else:
+                    await self._wait_for_more()
+            self._written.set()
+        if scope.cancelled_caught:
+            seconds = self._settings.write_timeout
+            raise ConnectionLostError(f"the broker hasn't read for {seconds:g} s")
+
+    async def _wait_for_more(self) -> None:
+        """Wait until something may leave, or until the pacer has room for what could."""
+        if self._session.next_to_send(trio.current_time()) is None:
+            await self._bell.wait()
+            return
+        with trio.move_on_at(self._pacer.ready_at(trio.current_time())):
+            await self._bell.wait()
 
     def _take_what_may_leave(self) -> list[str]:
         now = trio.current_time()
@@ -213,10 +228,6 @@ class Connection:
             messages.append(self._stamped(request, now))
         return messages
 
-    def _next_look(self) -> float:
-        now = trio.current_time()
-        return self._pacer.ready_at(now) if self._session.next_to_send(now) else math.inf
-
     def _stamped(self, request: Request, now: float) -> str:
         """The message as it leaves: its timestamp and nonce are made at this moment."""
         if request.channel is not None:
@@ -229,13 +240,6 @@ class Connection:
         if request.op == "auth":
             return wire.auth_frame(self._settings.api_key, timestamp, nonce, signature)
         return wire.signed_frame(request.op, request.body, timestamp, nonce, signature)
-
-    async def _send(self, messages: list[str]) -> None:
-        with trio.move_on_after(self._settings.write_timeout) as scope:
-            await self._transport.send(messages)
-        if scope.cancelled_caught:
-            seconds = self._settings.write_timeout
-            raise ConnectionLostError(f"the broker hasn't read for {seconds:g} s")
 
 
 def _too_late(request: Request) -> NotSentError:

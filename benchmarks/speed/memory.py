@@ -116,7 +116,7 @@ def _growth_table(grown: dict[str, list[Samples]], count: int) -> Table:
     return Table("Over many messages: median (least to most)", columns, rows)
 
 
-def _goal(transport: TransportName, runs: list[Samples], count: int) -> Goal:
+def _goal(transport: str, runs: list[Samples], count: int) -> Goal:
     def growth(what: str) -> float:
         return statistics.median(samples[-1][what] - samples[0][what] for samples in runs)
 

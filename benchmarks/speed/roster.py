@@ -9,7 +9,6 @@ from typing import Any, Final
 import attrs
 
 from benchmarks.speed.processes import Bench
-from trio_broker.settings import TransportName
 
 BASIC: Final = "trio-websocket"
 FAST: Final = "websockets"
@@ -56,7 +55,7 @@ AIOHTTP: Final = Peer("aiohttp", "peers.with_aiohttp")
 PLAIN: Final = Peer("bare Trio socket: the limit", "peers.plain")
 
 
-def library(transport: TransportName) -> Peer:
+def library(transport: str) -> Peer:
     """This library.
 
     Args:
@@ -65,7 +64,7 @@ def library(transport: TransportName) -> Peer:
     return Peer(f"trio-broker over {transport}", "peers.library", {"transport": transport})
 
 
-def iterating(transport: TransportName, *, batches: bool) -> Peer:
+def iterating(transport: str, *, batches: bool) -> Peer:
     """This library, and how its messages are taken.
 
     Args:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import math
+import statistics
 import time
 from collections.abc import Callable
 from functools import partial
@@ -55,12 +56,14 @@ def run(bench: Bench) -> Report:
         for name, values in times.items()
     ]
     table = Table("Signing: median (least to most)", _COLUMNS, rows)
-    goal = at_most(
-        "stamp, serialize and sign one operation, to hmac.new(…).hexdigest()",
-        6 / 11,
-        ratio(times[SERIALIZED], times[HMAC]),
-    )
-    return Report("signing", ABOUT.format(count=count), [table], [goal])
+    what = "stamp, serialize and sign one operation"
+    goals = [
+        at_most(f"{what}, µs", 6, statistics.median(times[SERIALIZED]) * 1e6),
+        at_most(
+            f"{what}, to the callback client", 6 / 11, ratio(times[SERIALIZED], times[CALLBACK])
+        ),
+    ]
+    return Report("signing", ABOUT.format(count=count), [table], goals)
 
 
 # --- In a process of its own ----------------------------------------------------------------

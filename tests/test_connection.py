@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from functools import partial
 
 import pytest
 import trio
@@ -16,6 +18,7 @@ from tests.scripted import (
     Body,
     count_tasks,
     open_scripted,
+    order,
     scripted_client,
     start,
 )
@@ -162,6 +165,27 @@ async def test_what_came_while_the_process_was_stopped_is_read_before_a_ping_dec
         assert client.is_connected()
 
 
+# --- The reader ------------------------------------------------------------------------------
+
+
+async def test_a_consumer_that_keeps_up_is_not_outrun_by_the_reader() -> None:
+    count = 20_000
+    pushes = [{"ch": "orders:o1", "data": order(at=at)} for at in range(1, count + 1)]
+    with trio.fail_after(PATIENCE):
+        async with scripted_client() as (client, line), trio.open_nursery() as nursery:
+            subscribing = start(nursery, partial(client.subscribe_order, "o1", snapshot=False))
+            await line.acknowledge()
+            updates = await subscribing.result()
+            nursery.start_soon(partial(line.send, *pushes))
+            received = 0
+            async for message in updates:
+                assert message.gap is None
+                received += 1
+                if received == count:
+                    break
+            assert updates.dropped == 0
+
+
 # --- The writer ------------------------------------------------------------------------------
 
 
@@ -180,6 +204,28 @@ async def test_a_peer_that_stops_reading_is_found_by_the_writer(
         assert trio.current_time() - began == pytest.approx(7)
         with pytest.raises(ConnectionLostError, match="hasn't read"):
             await client.wait_closed()
+
+
+async def test_thousands_of_messages_leave_in_writes_of_a_hundred(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A write's deadline is for what a peer can read meanwhile."""
+    limits = Limits(messages_per_second=100_000, max_subscriptions=1000)
+    async with scripted_client(limits=limits) as (client, line), trio.open_nursery() as nursery:
+        transport = client._supervisor._connection._transport  # type: ignore[union-attr]  # it is open
+        send, sizes = transport.send, []
+
+        async def noting(messages: Sequence[str]) -> None:
+            sizes.append(len(messages))
+            await send(messages)
+
+        monkeypatch.setattr(transport, "send", noting)
+        for number in range(1000):
+            nursery.start_soon(partial(client.subscribe, f"orders:{number}", snapshot=False))
+        for _ in range(1000):
+            await line.acknowledge()
+        assert sum(sizes) == 1000
+        assert max(sizes) == 100
 
 
 async def test_closing_does_not_wait_for_a_peer_that_stopped_reading(

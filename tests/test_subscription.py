@@ -1289,3 +1289,15 @@ class Streams(RuleBasedStateMachine):
 
 Streams.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestStreams = Streams.TestCase
+
+
+async def test_an_error_that_is_buffered_is_raised_by_an_iteration_which_goes_on() -> None:
+    feed: Feed[int] = Feed("orders:1", 8)
+    subscription = Subscription(feed)
+    feed.put(message(1))
+    feed.put_error("Order not found", at(2))
+    feed.put(message(3))
+    assert (await anext(subscription)).data == 1
+    with pytest.raises(ChannelError, match="Order not found"):
+        await anext(subscription)
+    assert (await anext(subscription)).data == 3

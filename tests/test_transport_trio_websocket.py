@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -9,17 +10,55 @@ from contextlib import asynccontextmanager, contextmanager
 import pytest
 import trio
 
-from tests.rawserver import frame, send, wait_gone
+from tests.rawserver import close_frame, frame, send, wait_gone
 from tests.test_transport import (
     PATIENCE,
+    CancelAtStep,
     Resolver,
     connected,
     echo,
     loss,
     opening,
+    sending,
     serve_raw_websocket,
+    take,
 )
 from trio_broker.exceptions import ConnectionLostError
+
+
+async def test_messages_of_a_large_read_come_several_at_once() -> None:
+    texts = [f"{number:0100}" for number in range(100)]
+    batches: list[list[str | bytes]] = []
+    async with connected(sending(b"".join(map(frame, texts)))) as transport:
+        while sum(map(len, batches)) < len(texts):
+            batches.append(await transport.receive())
+    assert [text for batch in batches for text in batch] == texts
+    assert len(batches) < 10
+
+
+async def test_messages_of_a_large_read_are_taken_though_the_connection_ends_with_it() -> None:
+    texts = [f"{number:0100}" for number in range(100)]
+    data = b"".join(map(frame, texts)) + close_frame(1001)
+    async with connected(sending(data)) as transport:
+        assert await take(transport, len(texts)) == texts
+        assert (await loss(transport)).code == 1001
+
+
+async def test_what_a_cancelled_receive_has_taken_comes_with_the_next() -> None:
+    texts = [f"{number:0100}" for number in range(100)]
+    received: list[str | bytes] = []
+    async with connected(sending(b"".join(map(frame, texts)))) as transport:
+        for step in itertools.count(1):
+            with trio.CancelScope() as scope:
+                instrument = CancelAtStep(scope, step)
+                trio.lowlevel.add_instrument(instrument)
+                try:
+                    received += await transport.receive()
+                finally:
+                    trio.lowlevel.remove_instrument(instrument)
+            if len(received) >= len(texts):
+                break
+    assert received == texts
 
 
 @contextmanager

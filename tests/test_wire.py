@@ -359,3 +359,10 @@ def test_a_reply_says_which_order_it_speaks_of_where_it_does() -> None:
     for nameless in bodies:
         assert wire.order_names(message(nameless)) == (None, None)
     assert wire.order_names(wire.decode_message("{}")) == (None, None)
+
+
+@given(st.integers(min_value=-(10**13), max_value=10**14))
+def test_times_are_exact_to_the_millisecond(milliseconds: int) -> None:
+    text = json.dumps({"ch": "orders:1", "data": {"status": "X", "updatedAt": milliseconds}})
+    expected = dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(milliseconds=milliseconds)
+    assert wire.decode_order(wire.decode_message(text)).updated_at == expected

@@ -458,4 +458,4 @@ _STATUSES: Final[Mapping[str, OrderStatus]] = {
 
 
 def _status(text: str) -> OrderStatus | str:
-    return _STATUSES.get(text) or _STATUSES.get(text.upper(), text)
+    return _STATUSES.get(text.upper(), text)

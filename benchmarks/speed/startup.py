@@ -15,9 +15,9 @@ from benchmarks.speed.figures import Report, Table, at_most, ratio, spread
 from benchmarks.speed.processes import ROOT, Bench, cores
 
 ABOUT: Final = """
-Each import in a fresh process, in turn, {count} times, from compiled modules. *Import* is the time of
-that statement, *process* that from the start of Python to its end, as whoever started it sees it. A
-transport's library is imported when the first client is made.
+Each import in a fresh process, in turn, {count} times, from compiled modules. *Import* is the time
+of that statement, *process* that from the start of Python to its end, as whoever started it sees
+it. A transport's library is imported when the first client is made.
 """
 
 NOTHING: Final = "pass"

@@ -291,3 +291,49 @@ async def test_goodbyes_that_cross_are_an_end() -> None:
         await transport.aclose()
         await received.wait()
     assert frames[0][0] == CLOSE
+
+
+async def test_empty_fragments_without_end_cost_no_memory() -> None:
+    empty = frame("", CONTINUATION, fin=False)
+    data = frame("a", TEXT, fin=False) + empty * 10_000 + frame("b", CONTINUATION)
+    proceed = trio.Event()
+
+    async def handler(stream: trio.abc.Stream) -> None:
+        await proceed.wait()
+        await send(stream, data)
+        await wait_gone(stream)
+
+    async with connected(handler) as transport:
+        transport._fragments = Counting()  # type: ignore[attr-defined]
+        proceed.set()
+        assert await take(transport, 1) == ["ab"]
+        assert Counting.most == 2
+
+
+class Counting(list[object]):
+    """A list that knows how long it ever was."""
+
+    most = 0
+
+    def append(self, item: object) -> None:
+        super().append(item)
+        Counting.most = max(Counting.most, len(self))
+
+
+async def test_goodbye_that_nobody_has_read_is_answered_by_ours() -> None:
+    """It came with a message, and whoever received that hasn't come back for more."""
+    answered: list[tuple[int, bytes]] = []
+    received = trio.Event()
+
+    async def handler(stream: trio.abc.Stream) -> None:
+        await send(stream, frame("last") + close_frame(1001))
+        answered.append(await receive_frame(stream))
+        received.set()
+        await wait_gone(stream)
+
+    async with connected(handler) as transport:
+        await wait_all_tasks_blocked()
+        assert await transport.receive() == ["last"]
+        await transport.aclose()
+        await received.wait()
+    assert answered[0][1][:2] == (1001).to_bytes(2, "big")

@@ -208,7 +208,10 @@ class _WebSocketsTransport:
             self._take_fragment(frame)
 
     def _take_fragment(self, frame: Frame) -> None:
-        self._fragments.append(frame)
+        if (
+            frame.data or not self._fragments or frame.fin
+        ):  # The limit on sizes knows no empty ones.
+            self._fragments.append(frame)
         if frame.fin:
             fragments, self._fragments = self._fragments, []
             payload = b"".join(fragment.data for fragment in fragments)
@@ -249,6 +252,7 @@ class _WebSocketsTransport:
             if self._protocol.state is OPEN:
                 self._check_open()
                 self._protocol.send_close(CloseCode.NORMAL_CLOSURE)
+            if self._end is None or self._outgoing:
                 await self._write()
             while self._end is None:
                 await self._read()

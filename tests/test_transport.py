@@ -233,6 +233,7 @@ async def test_handshake_names_host_path_and_library() -> None:
     assert lines[0] == b"GET /ws/v1/stream?a=b HTTP/1.1"
     assert f"Host: 127.0.0.1:{port}".encode() in lines
     assert f"User-Agent: trio-broker/{trio_broker.__version__}".encode() in lines
+    assert not any(line.lower().startswith(b"sec-websocket-extensions") for line in lines)
 
 
 async def test_connection_refused_says_so_at_once() -> None:

@@ -85,12 +85,9 @@ class Member:
         Args:
             message: The message.
         """
-        state = message.data
-        if isinstance(state, Order):
-            if self.newest is not None and state.is_older_than(self.newest):
-                return
-            self.newest = state
-        self.deliver(message)
+        state, newest = message.data, self.newest
+        if newest is None or not isinstance(state, Order) or not state.is_older_than(newest):
+            self.deliver(message)
 
     def deliver(self, message: Message[Any]) -> None:
         """Deliver a message, marked with what is missing before it.
@@ -98,6 +95,8 @@ class Member:
         Args:
             message: The message.
         """
+        if isinstance(message.data, Order):
+            self.newest = message.data
         if self.gap is not None:
             message, self.gap = attrs.evolve(message, gap=self.gap), None
         self.has_begun = True

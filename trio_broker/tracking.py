@@ -81,7 +81,6 @@ class Tracker(Member):
                 return
             if self.gap is None and _what_it_says(state) == _what_it_says(self.newest):
                 return
-        self.newest = state
         self.deliver(attrs.evolve(message, channel=self.feed.name))
         if state.is_final or (self.stop_at_partial and state.status is OrderStatus.PARTIAL):
             self.feed.end()

@@ -85,7 +85,7 @@ class HandshakeAnswer:
     """
 
     def __init__(self) -> None:
-        self.text = b""
+        self.text: bytes = b""
         self._is_whole = False
 
     def feed(self, data: bytes | bytearray) -> str | None:

@@ -23,7 +23,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import attrs
 import trio
@@ -40,6 +40,7 @@ from trio_broker import (
 )
 from trio_broker.exceptions import BrokerError
 from trio_broker.sandbox import Sandbox, open_sandbox
+from trio_broker.settings import TransportName
 
 ROUND: Final = 10.0  # seconds of faults between two truces
 PATIENCE: Final = 60.0  # seconds in which a truce has to bring everybody to the ledger
@@ -249,7 +250,12 @@ async def soak(arguments: argparse.Namespace) -> int:
     """Run it, print the table, and return the exit status."""
     async with open_sandbox(seed=arguments.seed, history_size=100) as sandbox:
         clients = [
-            sandbox.client(reconnect=_POLICY, heartbeat_interval=1.0, heartbeat_timeout=1.0)
+            sandbox.client(
+                reconnect=_POLICY,
+                heartbeat_interval=1.0,
+                heartbeat_timeout=1.0,
+                transport=arguments.transport,
+            )
             for _ in range(arguments.clients)
         ]
         async with trio.open_nursery() as nursery:
@@ -288,6 +294,7 @@ def main() -> None:
     parser.add_argument("--subscriptions", type=int, default=20, help="of each client")
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--transport", choices=get_args(TransportName), default="trio-websocket")
     sys.exit(trio.run(soak, parser.parse_args()))
 
 

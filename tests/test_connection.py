@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from functools import partial
 
@@ -34,9 +35,12 @@ from trio_broker import (
     NonceReusedError,
     NotAuthenticatedError,
     OddMessage,
+    Order,
     ProtocolError,
+    Subscription,
 )
 from trio_broker.connection import Bell
+from trio_broker.subscription import Overflow
 
 pytestmark = pytest.mark.usefixtures("each_transport")
 
@@ -184,6 +188,86 @@ async def test_a_consumer_that_keeps_up_is_not_outrun_by_the_reader() -> None:
                 if received == count:
                     break
             assert updates.dropped == 0
+
+
+@pytest.mark.parametrize("overflow", ["drop_oldest", "error"])
+async def test_a_consumer_that_waits_is_not_outrun_by_one_read(overflow: Overflow) -> None:
+    count = 320
+    async with scripted_client() as (client, line), trio.open_nursery() as nursery:
+        subscribe = partial(
+            client.subscribe_order, "o1", snapshot=False, buffer_size=16, overflow=overflow
+        )
+        subscribing = start(nursery, subscribe)
+        await line.acknowledge()
+        updates = await subscribing.result()
+        consuming = start(nursery, partial(take_until, updates, count))
+        await wait_all_tasks_blocked()
+        await line.send(*({"ch": "orders:o1", "data": order(at=at)} for at in range(1, count + 1)))
+        with trio.fail_after(PATIENCE):
+            assert await consuming.result() == count
+        assert updates.dropped == 0
+
+
+async def take_until(updates: Subscription[Order], count: int) -> int:
+    taken = 0
+    async for _ in updates:
+        taken += 1
+        if taken == count:
+            break
+    return taken
+
+
+async def test_what_came_before_a_loss_is_believed() -> None:
+    """A reply comes behind much else in one read, and meanwhile a write fails."""
+    pushes = [{"ch": "orders:o1", "data": order(at=at)} for at in range(1, 100)]
+    async with scripted_client() as (client, line), trio.open_nursery() as nursery:
+        connection = client._supervisor._connection
+        assert connection is not None
+        asking = start(nursery, client.get_balances)
+        await line.receive("balances")
+        lose_after_first = True
+
+        def losing(_: Sequence[str | bytes]) -> None:
+            nonlocal lose_after_first
+            if lose_after_first:
+                lose_after_first = False
+                connection.lose(ConnectionLostError("a write has failed"))
+
+        connection._on_read = losing
+        await line.send(*pushes[:20], BALANCES, *pushes[20:])
+        with trio.fail_after(PATIENCE):
+            await asking.result()
+        with pytest.raises(ConnectionLostError, match="a write has failed"):
+            await client.wait_closed()
+
+
+async def test_a_write_that_was_done_when_its_deadline_passed_is_no_loss() -> None:
+    """This process stood still meanwhile."""
+    async with (
+        scripted_client(write_timeout=0.05) as (client, line),
+        trio.open_nursery() as nursery,
+    ):
+        connection = client._supervisor._connection
+        assert connection is not None
+        send = connection._transport.send
+
+        async def sending(messages: Sequence[str]) -> None:
+            await send(messages)
+            time.sleep(0.1)  # noqa: ASYNC251 - that is what happens here
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
+        connection._transport.send = sending  # type: ignore[method-assign]  # as it may happen
+        asking = start(nursery, client.get_balances)
+        await line.receive("balances")
+        await line.send(BALANCES)
+        with trio.fail_after(PATIENCE):
+            await asking.result()
+        connection._transport.send = send  # type: ignore[method-assign]
+        again = start(nursery, client.get_balances)
+        await line.receive("balances")
+        await line.send(BALANCES)
+        with trio.fail_after(PATIENCE):
+            await again.result()
 
 
 # --- The writer ------------------------------------------------------------------------------

@@ -1216,6 +1216,19 @@ def test_a_broker_that_takes_us_for_a_stranger_costs_the_connection(flying: int)
 # --- Nonces ----------------------------------------------------------------------------------
 
 
+def test_what_came_along_with_a_breach_is_not_believed() -> None:
+    line = Line()
+    line.ask("balances")
+    reply = json.dumps({"op": "balances", "data": {"status": "5"}})
+    line.session.receive([*["{"] * MALFORMED_IN_A_ROW, reply], line.now)
+    assert len(line.broken) == 1
+    assert line.ended == []
+    line.reconnect()
+    request = line.ask("balances")
+    line.session.receive([reply], line.now)
+    assert request.result == "5"
+
+
 def test_a_reply_that_echoes_a_nonce_answers_that_request_alone() -> None:
     line = Line()
     first, second = (line.submit("order_status", order_id=name) for name in "ab")

@@ -10,7 +10,7 @@ import struct
 import sys
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import (
     AbstractAsyncContextManager,
     asynccontextmanager,
@@ -1016,6 +1016,30 @@ async def test_leaving_without_a_close_drops_the_connection() -> None:
             await transport.ping()
         await transport.aclose()
     assert frames == []
+
+
+async def test_whoever_still_uses_it_when_the_block_is_left_is_told() -> None:
+    told: list[str] = []
+
+    async def use(call: Callable[..., Awaitable[object]], *arguments: object) -> None:
+        with pytest.raises(ConnectionLostError) as caught:
+            await call(*arguments)
+        told.append(str(caught.value))
+
+    async def never_read(_: trio.abc.Stream) -> None:
+        await trio.sleep_forever()
+
+    with trio.fail_after(PATIENCE):
+        async with (
+            serve_raw_websocket(never_read) as port,
+            trio.open_nursery() as nursery,
+            opening(port) as transport,
+        ):
+            nursery.start_soon(use, transport.receive)
+            nursery.start_soon(use, transport.send, ["x" * 1_000_000] * 20)
+            await wait_all_tasks_blocked(0.05)
+    assert len(told) == 2
+    assert all("this side dropped the connection" in text for text in told)
 
 
 async def test_socket_is_closed_though_the_peer_closed_first() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import tracemalloc
 
 import pytest
 import trio
@@ -293,31 +294,37 @@ async def test_goodbyes_that_cross_are_an_end() -> None:
     assert frames[0][0] == CLOSE
 
 
-async def test_empty_fragments_without_end_cost_no_memory() -> None:
-    empty = frame("", CONTINUATION, fin=False)
-    data = frame("a", TEXT, fin=False) + empty * 10_000 + frame("b", CONTINUATION)
-    proceed = trio.Event()
+async def test_a_message_of_very_many_fragments_costs_little_more_than_its_text() -> None:
+    piece = frame("b", CONTINUATION, fin=False) + frame("", CONTINUATION, fin=False)
+    data = frame("a", TEXT, fin=False) + piece * 60_000 + frame("c", CONTINUATION)
+    async with connected(sending(data)) as transport:
+        tracemalloc.start()
+        try:
+            assert await take(transport, 1) == ["a" + "b" * 60_000 + "c"]
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < 80 * 60_000  # a frame takes four times as much
+
+
+async def test_a_cancelled_receive_that_had_a_ping_to_answer_harms_nothing() -> None:
+    answered = trio.Event()
 
     async def handler(stream: trio.abc.Stream) -> None:
-        await proceed.wait()
-        await send(stream, data)
+        await send(stream, frame("hello") + frame("p", PING))
+        assert await receive_frame(stream) == (PONG, b"p")
+        assert await receive_frame(stream) == (TEXT, b"still there")
+        answered.set()
         await wait_gone(stream)
 
     async with connected(handler) as transport:
-        transport._fragments = Counting()  # type: ignore[attr-defined]
-        proceed.set()
-        assert await take(transport, 1) == ["ab"]
-        assert Counting.most == 2
-
-
-class Counting(list[object]):
-    """A list that knows how long it ever was."""
-
-    most = 0
-
-    def append(self, item: object) -> None:
-        super().append(item)
-        Counting.most = max(Counting.most, len(self))
+        await wait_all_tasks_blocked()
+        assert await transport.receive() == ["hello"]
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await transport.receive()
+        await transport.send(["still there"])
+        await answered.wait()
 
 
 async def test_goodbye_that_nobody_has_read_is_answered_by_ours() -> None:

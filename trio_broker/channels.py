@@ -97,6 +97,7 @@ class Channels:
             deadline=self._deadline,
             time=time,
             wall_time=wall_time,
+            received_at=self._received_at,
             on_event=on_event,
         )
 
@@ -241,7 +242,7 @@ class Channels:
             if member.yields:
                 member.wants_snapshot = True
             else:
-                member.feed.put_error(error, self._wall_time())
+                member.feed.put_error(error, self._received_at())
         self._snapshots.take(channel)
 
     def _take_push(
@@ -251,12 +252,16 @@ class Channels:
             channel.overtaken = True
         data = channel.decode(message)
         channel.is_answered, channel.by_client = True, False  # It is named as the broker names it.
-        if self._read != self._session.reads:
-            # Asking for the time costs as much as a delivery; what one read brought came together.
-            self._read, self._read_at = self._session.reads, self._wall_time()
-        delivery = Message(channel.name, data, "push", None, self._read_at, text)
+        delivery = Message(channel.name, data, "push", None, self._received_at(), text)
         for member in members:
             member.offer(delivery)
+
+    def _received_at(self) -> dt.datetime:
+        """The time of what came now; what one read brought came together."""
+        if self._read != self._session.reads:
+            # Asking for it costs as much as a delivery.
+            self._read, self._read_at = self._session.reads, self._wall_time()
+        return self._read_at
 
     def restore(self) -> int:
         """A connection is authenticated: ask for every channel that is wanted.

@@ -84,6 +84,7 @@ class Connection:
         self._on_read = on_read
         self._pacer = Pacer(settings.limits.messages_per_second)
         self._bell = Bell()
+        self._arrived: list[str | bytes] = []
         self._closing = False
         self._written = trio.Event()
         self._error: BrokerError | None = None
@@ -179,33 +180,55 @@ class Connection:
 
     @enable_ki_protection
     async def _read(self) -> None:
-        while True:
-            messages = await self._transport.receive()
-            self._on_read(messages)
-            self._session.receive(messages, trio.current_time())
-            # An iteration takes so many in each turn of Trio's: with as many turns as it needs for
-            # these, a consumer that keeps up isn't outrun by what comes next. Two at least, so that
-            # whoever waited has these before this task looks for more.
-            for _ in range(max(2, len(messages) // MAX_RUN)):
-                await trio.lowlevel.checkpoint()
+        try:
+            while True:
+                self._arrived += await self._transport.receive()
+                while self._arrived:
+                    self._take_arrived(MAX_RUN)
+                    # Tasks run in any order in a turn of Trio's: after two, everybody has run who
+                    # waited for these, and before this task looks for more.
+                    await trio.lowlevel.checkpoint()
+                    await trio.lowlevel.checkpoint()
+        except trio.Cancelled:
+            # What came before the connection was given up has come: it may be an answer.
+            self._arrived += self._transport.taken()
+            self._take_arrived(len(self._arrived))
+            raise
+
+    def _take_arrived(self, count: int) -> None:
+        """Give the session so many messages.
+
+        As many as an iteration takes in a turn of Trio's, so that neither what one read brings nor
+        a steady stream outruns a consumer that keeps up.
+        """
+        messages = self._arrived[:count]
+        del self._arrived[:count]
+        self._on_read(messages)
+        self._session.receive(messages, trio.current_time())
 
     @enable_ki_protection
     async def _write(self) -> None:
-        # One scope for all writes, whose deadline is moved: making one takes longer than signing.
-        with trio.CancelScope() as scope:
-            while not self._closing:
-                messages = self._take_what_may_leave()
-                if messages:
-                    scope.deadline = trio.current_time() + self._settings.write_timeout
-                    await self._transport.send(messages)
-                    scope.deadline = math.inf
-                    self._pacer.note(trio.current_time(), len(messages))
-                else:
-                    await self._wait_for_more()
-            self._written.set()
-        if scope.cancelled_caught:
-            seconds = self._settings.write_timeout
-            raise ConnectionLostError(f"the broker hasn't read for {seconds:g} s")
+        # One scope for many writes, whose deadline is moved: making one takes longer than signing.
+        # A deadline that passes while this process stands still may find its write done: then the
+        # scope is left without harm, and the next one is made.
+        while not self._closing:
+            with trio.CancelScope() as scope:
+                await self._write_within(scope)
+            if scope.cancelled_caught:
+                seconds = self._settings.write_timeout
+                raise ConnectionLostError(f"the broker hasn't read for {seconds:g} s")
+        self._written.set()
+
+    async def _write_within(self, scope: trio.CancelScope) -> None:
+        while not (self._closing or scope.cancel_called):
+            messages = self._take_what_may_leave()
+            if messages:
+                scope.deadline = trio.current_time() + self._settings.write_timeout
+                await self._transport.send(messages)
+                scope.deadline = math.inf
+                self._pacer.note(trio.current_time(), len(messages))
+            else:
+                await self._wait_for_more()
 
     async def _wait_for_more(self) -> None:
         """Wait until something may leave, or until the pacer has room for what could."""

@@ -108,6 +108,7 @@ class Session:
         self._again: deque[Request] = deque()
         self._alone: dict[Request, None] = {}
         self._auth: Request | None = None
+        self._is_distrusted = False
         self._echoes = False
         self._malformed = 0
         self._swapped: OrderedDict[str, str | None] = OrderedDict()
@@ -240,6 +241,8 @@ class Session:
         """
         self.reads += 1
         for message in messages:
+            if self._is_distrusted:
+                return
             if isinstance(message, str):
                 self._take(message, now)
             else:
@@ -262,6 +265,11 @@ class Session:
             if message.error:
                 self._check_standing(message.op, message.error)
 
+    def _distrust(self, why: ConnectionLostError) -> None:
+        """Nothing of this connection is believed any more, however much has come already."""
+        self._is_distrusted = True
+        self.listener.broken(why)
+
     def take_malformed(self, error: ProtocolError, text: str) -> None:
         """A message can't be read; several in a row cost the connection its trust.
 
@@ -272,7 +280,7 @@ class Session:
         self._malformed += 1
         self.report_odd(str(error), text)
         if self._malformed == MALFORMED_IN_A_ROW:
-            self.listener.broken(
+            self._distrust(
                 ConnectionLostError(f"{MALFORMED_IN_A_ROW} malformed messages came in a row")
             )
 
@@ -357,7 +365,7 @@ class Session:
         # A goodbye isn't worth a connection: the next one holds nothing that isn't wanted.
         wanted = (request for _, _, request in lane.waiting if request.op != "unsubscribe")
         if any(request.stage is Stage.WAITING for request in wanted):
-            self.listener.broken(
+            self._distrust(
                 ConnectionLostError(
                     f"a reply to {holder.op!r} that nobody waits for any more has not come: the "
                     "connection can't be trusted with the next one"
@@ -396,6 +404,7 @@ class Session:
     def _drop(self, error: BrokerError, unsent: NotSentError, keep: Priority | None) -> None:
         self.authenticated = False
         self._auth = None
+        self._is_distrusted = False
         self._echoes = False
         self._malformed = 0
         self._looked_up.clear()
@@ -558,7 +567,7 @@ class Session:
         """Whoever was meant: a broker that takes us for a stranger will do so again."""
         error = server_error(op, text)
         if self.authenticated and isinstance(error, NotAuthenticatedError):
-            self.listener.broken(ConnectionLostError(f"the broker says {error.message!r}"))
+            self._distrust(ConnectionLostError(f"the broker says {error.message!r}"))
 
     def _is_own(self, request: Request, result: Any) -> bool:
         """Whether a swap's order, or what was found by a swap's id, was never another swap's."""

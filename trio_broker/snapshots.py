@@ -47,7 +47,8 @@ class Snapshots:
         on_end: Called when a request has ended, after everything else.
         deadline: When a request that is made now is overdue.
         time: Trio's clock.
-        wall_time: The time for messages and events.
+        wall_time: The time for events.
+        received_at: The time of what comes now, for messages.
         on_event: Takes what a user should know.
     """
 
@@ -61,6 +62,7 @@ class Snapshots:
         deadline: Callable[[float], float],
         time: Callable[[], float],
         wall_time: Callable[[], dt.datetime],
+        received_at: Callable[[], dt.datetime],
         on_event: Callable[[ConnectionEvent], None],
     ) -> None:
         self._session = session
@@ -70,6 +72,7 @@ class Snapshots:
         self._deadline = deadline
         self._time = time
         self._wall_time = wall_time
+        self._received_at = received_at
         self._on_event = on_event
         self._delayed: list[tuple[float, int, Channel]] = []
         self._count = itertools.count()
@@ -147,7 +150,7 @@ class Snapshots:
         wanting = channel.wanting()
         for member in wanting:
             member.wants_snapshot = False
-        now = self._wall_time()
+        now = self._received_at()
         message = Message(channel.name, request.result, "snapshot", None, now, request.reply)
         for member in wanting:
             member.offer(message)

@@ -24,7 +24,7 @@ class Transport(Protocol):
         ...
 
     async def receive(self) -> list[str | bytes]:
-        """Wait for at least one message, and take all that one read has brought.
+        """Wait for at least one message, and take what a read has brought, or some of it.
 
         Only one task may receive. Cancelling is safe. Pings are answered, and pongs are heard,
         only as far as somebody receives.
@@ -35,6 +35,10 @@ class Transport(Protocol):
         Raises:
             ConnectionLostError: The connection is gone, and every message before has been taken.
         """
+        ...
+
+    def taken(self) -> list[str | bytes]:
+        """What a `receive` had taken when it was cancelled, for who won't call it again."""
         ...
 
     async def send(self, messages: Sequence[str]) -> None:
@@ -91,9 +95,9 @@ def opener(name: TransportName) -> OpenTransport:
     else:
         try:
             from trio_broker.transports.websockets import open_transport
-        except ModuleNotFoundError as error:
+        except ImportError as error:
             raise ConfigurationError(
-                "transport='websockets' needs the package websockets: install "
+                "transport='websockets' needs the package websockets, at least 15: install "
                 "trio-broker[speed], or leave the option out"
             ) from error
     return open_transport

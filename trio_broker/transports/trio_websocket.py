@@ -49,6 +49,10 @@ _RECEIVE_BUFFER_SIZE: Final = 64 * 1024
 _MUCH: Final = 2048
 _MOST_AT_ONCE: Final = 32
 
+# Between two of them trio-websocket may have a ping to answer, which a peer that doesn't read holds
+# up: then what was taken is enough.
+_LONGEST_WAIT: Final = 0.01
+
 # What RFC 6455 (section 7.4.1) calls it when there was no close frame.
 _NO_CLOSE_FRAME: Final = 1006
 
@@ -152,6 +156,9 @@ class _TrioWebSocketTransport:
                 self._reader.stop()
             if not self._messages:
                 raise self._lost() from self._reader.crash
+        return self.taken()
+
+    def taken(self) -> list[str | bytes]:
         messages, self._messages = self._messages, []
         return messages
 
@@ -301,8 +308,8 @@ class _WatchedStream:
 
     @contextmanager
     def until_next_read(self) -> Iterator[trio.CancelScope]:
-        """A scope that is cancelled when all that the last read has brought has been dealt with."""
-        with trio.CancelScope() as self._next_read:
+        """A scope that ends when what the last read has brought has been dealt with, or soon."""
+        with trio.move_on_after(_LONGEST_WAIT) as self._next_read:
             yield self._next_read
 
     async def receive_some(self, max_bytes: int) -> bytes | bytearray:

@@ -88,14 +88,14 @@ class _WebSocketsTransport:
     """`Transport` over websockets' Sans-I/O layer."""
 
     def __init__(self, stream: trio.abc.Stream, endpoint: Endpoint, max_receive_size: int) -> None:
-        path, _, query = endpoint.resource.partition("?")
-        uri = WebSocketURI(endpoint.secure, endpoint.host, endpoint.port, path, query)
+        uri = WebSocketURI(endpoint.secure, endpoint.host, endpoint.port, endpoint.resource, "")
         self._stream = stream
         self._protocol = ClientProtocol(uri, max_size=max_receive_size, logger=_SILENT)
         self.last_heard: float = trio.current_time()
         self._reading = trio.Lock()
         self._messages: list[str | bytes] = []
-        self._fragments: list[Frame] = []
+        self._fragments = bytearray()
+        self._is_text = False
         self._pings: dict[bytes, trio.Event] = {}
         self._writing = trio.Lock()
         self._outgoing: list[bytes] = []
@@ -136,6 +136,9 @@ class _WebSocketsTransport:
             await trio.lowlevel.checkpoint()
         while not self._messages:
             await self._read()
+        return self.taken()
+
+    def taken(self) -> list[str | bytes]:
         messages, self._messages = self._messages, []
         return messages
 
@@ -172,6 +175,8 @@ class _WebSocketsTransport:
             data = await self._stream.receive_some(_RECEIVE_SIZE)
         except trio.BrokenResourceError as error:
             return b"", self._how_writing_failed or ending.how_it_broke(error)
+        except trio.ClosedResourceError:
+            return b"", ending.DROPPED
         if not data:
             return b"", self._how_writing_failed or ending.HUNG_UP
         self.last_heard = trio.current_time()
@@ -208,15 +213,12 @@ class _WebSocketsTransport:
             self._take_fragment(frame)
 
     def _take_fragment(self, frame: Frame) -> None:
-        if (
-            frame.data or not self._fragments or frame.fin
-        ):  # The limit on sizes knows no empty ones.
-            self._fragments.append(frame)
+        if frame.opcode is not Opcode.CONT:
+            self._is_text = frame.opcode is Opcode.TEXT
+        self._fragments += frame.data
         if frame.fin:
-            fragments, self._fragments = self._fragments, []
-            payload = b"".join(fragment.data for fragment in fragments)
-            is_text = fragments[0].opcode is Opcode.TEXT
-            self._messages.append(payload.decode() if is_text else payload)
+            payload, self._fragments = self._fragments, bytearray()
+            self._messages.append(payload.decode() if self._is_text else bytes(payload))
 
     def _take_pong(self, payload: bytes) -> None:
         while payload in self._pings:  # It answers those that left earlier too.
@@ -269,6 +271,8 @@ class _WebSocketsTransport:
         """Let all that waits leave, in one write."""
         await _acquire(self._writing)
         try:
+            # Here nothing has been begun yet: a task that is cancelled does no harm.
+            await trio.lowlevel.checkpoint_if_cancelled()
             data = b"".join((*self._outgoing, *self._protocol.data_to_send()))
             self._outgoing.clear()
             if self._is_half_written:
@@ -279,6 +283,8 @@ class _WebSocketsTransport:
         except trio.BrokenResourceError as error:
             self._how_writing_failed = ending.how_it_broke(error)
             raise ending.cut(self._how_writing_failed) from error
+        except trio.ClosedResourceError:
+            raise ending.cut(ending.DROPPED) from None
         finally:
             self._writing.release()
 

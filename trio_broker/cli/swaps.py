@@ -15,7 +15,7 @@ import attrs
 import click
 
 from trio_broker import JournalRow, SwapJournal, SwapOutcome
-from trio_broker.cli.shared import run
+from trio_broker.cli.ending import run
 
 _NO_SCREEN: Final = 100_000
 

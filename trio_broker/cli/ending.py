@@ -79,11 +79,9 @@ _ADVICE: Final[tuple[tuple[type[BaseException], str], ...]] = (
 class CommandFailed(click.ClickException):
     """A failure that is told in one line, with the status that belongs to it."""
 
-    exit_code: int  # click has it in the class
-
     def __init__(self, message: str, status: Status = Status.FAILURE) -> None:
         super().__init__(message)
-        self.exit_code = status
+        self.exit_code = status  # type: ignore[misc]  # click looks at the instance too
 
 
 def run(main: Callable[[], Awaitable[int]], *, debug: bool = False) -> None:

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import attrs
 import click
@@ -23,6 +23,8 @@ from trio_broker.settings import (
     stream_url,
 )
 from trio_broker.signing import SigningKey
+
+Client = TypeVar("Client", bound=BrokerWSClient)
 
 ENV_FILE: Final = Path(".env")
 
@@ -69,7 +71,16 @@ class Account:
         Args:
             options: Options of `BrokerWSClient`.
         """
-        return BrokerWSClient(
+        return self.client_of(BrokerWSClient, **options)
+
+    def client_of(self, kind: type[Client], **options: Any) -> Client:
+        """A client of a kind of its own, not yet connected.
+
+        Args:
+            kind: Its class.
+            options: Options of `BrokerWSClient`.
+        """
+        return kind(
             self.api_key,
             self.secret_key,
             self.ws_url,

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias, get_args
 
 import click
+from click.core import ParameterSource
 
-from trio_broker.cli.account import find_account
+from trio_broker.cli.account import Account, find_account
 from trio_broker.cli.output import Output
 from trio_broker.settings import TransportName
 from trio_broker.signing import SigningKey
@@ -85,12 +86,51 @@ def account_options(function: Command) -> Command:
         function: The command, which takes ``account``.
     """
 
+    @lazy_account_options
+    @functools.wraps(function)
+    def command(*args: Any, find: Callable[[], Account], **kwargs: Any) -> Any:
+        return function(*args, account=find(), **kwargs)
+
+    return command
+
+
+def lazy_account_options(function: Command) -> Command:
+    """Give a command the same flags, for an account that it may do without.
+
+    Args:
+        function: The command, which takes ``find``: it gives the `Account`, or raises
+            `click.UsageError`.
+    """
+
     @functools.wraps(function)
     def command(*args: Any, **kwargs: Any) -> Any:
         named = {name: kwargs.pop(name) for name in _ACCOUNT_NAMES}
-        return function(*args, account=find_account(**named), **kwargs)
+        return function(*args, find=functools.partial(find_account, **named), **kwargs)
 
     return _with(_ACCOUNT, command)
+
+
+def given_account_flags() -> list[str]:
+    """The account's flags as this command was given them, to be shown in another command.
+
+    A query in the URL isn't for every eye, and is left out.
+    """
+    context = click.get_current_context()
+    words = []
+    for option in context.command.params:
+        name = option.name or ""
+        if name not in _ACCOUNT_NAMES:
+            continue
+        if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+            continue
+        value = context.params[name]
+        words.append(option.opts[0])
+        if isinstance(value, Path):
+            words.append(str(value.absolute()))
+        elif isinstance(value, str):
+            url, query, _ = value.partition("?")
+            words.append(f"{url}?…" if query else url)
+    return words
 
 
 _ACCOUNT_NAMES: Final = (

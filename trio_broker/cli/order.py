@@ -7,36 +7,43 @@ import click
 from trio_broker import Order, OrderStatus
 from trio_broker.cli.account import Account
 from trio_broker.cli.ending import Status, run, usage_errors
+from trio_broker.cli.following import follow, waiting
+from trio_broker.cli.interrupt import ctrl_c_cancels
 from trio_broker.cli.options import account_options, output_options
 from trio_broker.cli.output import Output, fields, plain, print_json, printable
 
 
 @click.command()
 @click.argument("order_id", metavar="ID")
-@click.option("--follow", is_flag=True, help="Go on until the order has ended.")
+@click.option("--follow", "follows", is_flag=True, help="Go on until the order has ended.")
 @account_options
 @output_options
-def command(*, order_id: str, follow: bool, account: Account, output: Output) -> None:
+def command(*, order_id: str, follows: bool, account: Account, output: Output) -> None:
     """Show an order, or follow it to its end.
 
     ID is the order's id, or the client order id of its swap. With --json, one object a state:
     order_id, status, filled_out, tx_hash, updated_at, client_order_id. With --follow, the status is
     1 if the order ended FAILED or CANCELLED.
     """
-    run(lambda: _show(order_id, account, output, follow=follow), debug=output.debug)
+    shown = _follow if follows else _show
+    run(lambda: shown(order_id, account, output), debug=output.debug)
 
 
-async def _show(order_id: str, account: Account, output: Output, *, follow: bool) -> int:
+async def _show(order_id: str, account: Account, output: Output) -> int:
     async with account.client() as client:
         with usage_errors():
-            if not follow:
-                show(await client.get_order_status(order_id), output)
-                return Status.OK
-            tracked = client.track_order(order_id)
-        async with tracked as progress:
-            async for message in progress:
-                show(message.data, output)
-    return ended(message.data)
+            order = await client.get_order_status(order_id)
+    show(order, output)
+    return Status.OK
+
+
+async def _follow(order_id: str, account: Account, output: Output) -> int:
+    async with account.client() as client:
+        with ctrl_c_cancels():
+            async with waiting(client, output, f"order {order_id}") as line:
+                order = await follow(client, order_id, line, lambda state: show(state, output))
+            return ended(order)
+    return Status.INTERRUPTED
 
 
 def ended(order: Order) -> Status:

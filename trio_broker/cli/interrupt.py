@@ -19,12 +19,17 @@ def ctrl_c_cancels() -> Iterator[trio.CancelScope]:
     """Cancel the block by the first Ctrl-C or SIGTERM, and leave the next one to whoever had it.
 
     So a block in a block makes the first Ctrl-C end the inner one and the second one the outer one.
+    A signal that is ignored, as in the background of a shell, stays so.
 
     Yields:
         The block's scope; its ``cancelled_caught`` tells afterwards whether it was ended.
     """
     token = trio.lowlevel.current_trio_token()
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    before = {
+        number: handler
+        for number in _SIGNALS
+        if (handler := signal.getsignal(number)) is not signal.SIG_IGN
+    }
 
     def restore() -> None:
         for number, handler in before.items():
@@ -36,7 +41,7 @@ def ctrl_c_cancels() -> Iterator[trio.CancelScope]:
         token.run_sync_soon(scope.cancel)
 
     with trio.CancelScope() as scope:
-        for number in _SIGNALS:
+        for number in before:
             signal.signal(number, interrupted)
         try:
             yield scope

@@ -23,13 +23,14 @@ from trio_broker import BrokerWSClient, SwapReceipt
 class SwappingClient(BrokerWSClient):
     """A client with `swap`, for one swap."""
 
-    _following: trio.CancelScope
+    _following: trio.CancelScope | None = None
     _receipt: SwapReceipt
 
     async def do_swap(self, *args: Any, **options: Any) -> SwapReceipt:
-        """As ever; a `swap` that waits behind it is told."""
+        """As ever; a `swap_and_wait` that `swap` has begun ends with it."""
         self._receipt = await super().do_swap(*args, **options)
-        self._following.cancel()
+        if self._following is not None:
+            self._following.cancel()
         return self._receipt
 
     async def swap(self, *args: Any, min_out: Decimal | None, **options: Any) -> SwapReceipt:
@@ -45,9 +46,8 @@ class SwappingClient(BrokerWSClient):
             QuoteExpiredError: The estimate has ended. Nothing was sent.
             BrokerError: As `estimate_swap`, with `min_out`: nothing was sent. Then as `do_swap`.
         """
+        if min_out is None:
+            return await self.do_swap(*args, **options)
         with trio.CancelScope() as self._following:
-            if min_out is None:
-                await self.do_swap(*args, **options)
-            else:
-                await self.swap_and_wait(*args, min_out=min_out, **options)
+            await self.swap_and_wait(*args, min_out=min_out, **options)
         return self._receipt

@@ -44,7 +44,8 @@ def swapped(broker: Broker, client_order_id: str = "mine") -> str:
 
 def on_first_state(monkeypatch: pytest.MonkeyPatch, what: Callable[[], object]) -> None:
     """Have something done once the first state is shown."""
-    show, shown = order_command.show, []
+    show = order_command.show
+    shown: list[Order] = []
 
     def show_and_do(order: Order, output: Output) -> None:
         show(order, output)

@@ -38,12 +38,13 @@ async def _show(order_id: str, account: Account, output: Output) -> int:
 
 
 async def _follow(order_id: str, account: Account, output: Output) -> int:
+    status = Status.INTERRUPTED
     async with account.client() as client:
         with ctrl_c_cancels():
             async with waiting(client, output, f"order {order_id}") as line:
                 order = await follow(client, order_id, line, lambda state: show(state, output))
-            return ended(order)
-    return Status.INTERRUPTED
+            status = ended(order)
+    return status
 
 
 def ended(order: Order) -> Status:

@@ -153,7 +153,7 @@ def _judge_unfinished(end: End, receipt: SwapReceipt, command: str) -> Verdict:
     broken_pipe = isinstance(end.error, BrokenPipeError)
     return Verdict(
         Status.FAILURE if broken_pipe else Status.CONNECTION,
-        f"{taken}, and its end can't be waited for ({end.error or type(end.error).__name__}): "
+        f"{taken}, and its end can't be waited for ({told(end.error)}): "
         f"don't repeat it; this follows the order: {command}",
         command,
     )

@@ -166,12 +166,13 @@ async def _reconcile(
     if not rows:
         output.note(f"No unresolved swaps of this account at {account.endpoint.netloc}.")
         return Status.OK
+    status = Status.INTERRUPTED
     async with account.client(journal=SwapJournal(place.path)) as client:
         with ctrl_c_cancels():
             async with waiting(client, output, f"asking for {counted(len(rows), 'swap')}"):
                 findings = await client.reconcile()
-            return _tell(findings, commands, output)
-    return Status.INTERRUPTED
+            status = _tell(findings, commands, output)
+    return status
 
 
 def _tell(findings: Iterable[SwapFinding], commands: NextCommands, output: Output) -> Status:
@@ -258,6 +259,7 @@ class _Closing:
 async def _settle(place: _Place, account: Account, closing: _Closing, output: Output) -> int:
     # Looked at first: a client would make a journal that isn't there.
     _named(closing.client_order_id, await place.unresolved(account))
+    status = Status.INTERRUPTED
     async with account.client(journal=SwapJournal(place.path)) as client:
         with ctrl_c_cancels():
             swap = _named(closing.client_order_id, client.unresolved_swaps())
@@ -266,8 +268,8 @@ async def _settle(place: _Place, account: Account, closing: _Closing, output: Ou
             with usage_errors():
                 await client.settle_swap(closing.client_order_id, closing.note)
             _tell_closed(swap, closing.note, output)
-            return Status.OK
-    return Status.INTERRUPTED
+            status = Status.OK
+    return status
 
 
 def _named(client_order_id: str, unresolved: Iterable[Swap]) -> Swap:

@@ -97,7 +97,7 @@ class Broker:
 
 @contextmanager
 def threaded_sandbox(**settings: Any) -> Iterator[Broker]:
-    began: queue.SimpleQueue[tuple[Broker, trio.Event] | BaseException] = queue.SimpleQueue()
+    began: queue.SimpleQueue[tuple[Broker, trio.Event] | Exception] = queue.SimpleQueue()
 
     async def serve() -> None:
         async with open_sandbox(**settings) as sandbox:
@@ -108,13 +108,13 @@ def threaded_sandbox(**settings: Any) -> Iterator[Broker]:
     def run() -> None:
         try:
             trio.run(serve)
-        except BaseException as error:  # noqa: BLE001 - the test is to have it
+        except Exception as error:  # noqa: BLE001 - the test is to have it
             began.put(error)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     got = began.get(timeout=PATIENCE)
-    if isinstance(got, BaseException):
+    if isinstance(got, Exception):
         raise got
     broker, stop = got
     try:

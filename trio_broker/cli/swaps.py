@@ -6,7 +6,7 @@ for swaps, or to close one by hand, the journal is taken for a client: nobody el
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -27,7 +27,15 @@ from trio_broker.cli.following import waiting
 from trio_broker.cli.interrupt import ctrl_c_cancels
 from trio_broker.cli.journals import VARIABLE, NextCommands, counted, usual_path
 from trio_broker.cli.options import given_account_flags, lazy_account_options, output_options
-from trio_broker.cli.output import Output, fields, plain, print_json, print_table, printable
+from trio_broker.cli.output import (
+    Output,
+    console,
+    fields,
+    plain,
+    print_json,
+    print_table,
+    printable,
+)
 from trio_broker.cli.prompt import check_answerable, confirm
 
 Swap = TypeVar("Swap", JournalRow, UnresolvedSwap)
@@ -135,11 +143,37 @@ async def _list(place: _Place, output: Output, *, unresolved: bool) -> int:
         for row in rows:
             print_json(**fields(row))
     elif rows:
-        styles = ["bold red" if row.outcome is SwapOutcome.UNKNOWN else "" for row in rows]
-        print_table(_COLUMNS, map(_cells, rows), styles=styles)
+        _print_rows(rows)
     else:
         click.echo("No swaps.")
     return Status.OK
+
+
+def _print_rows(rows: Sequence[JournalRow]) -> None:
+    cells = [[printable(cell) for cell in _cells(row)] for row in rows]
+    styles = ["bold red" if row.outcome is SwapOutcome.UNKNOWN else "" for row in rows]
+    *widths, detail = (max(map(len, column)) for column in zip(_COLUMNS, *cells, strict=True))
+    # The widest column is folded first: as long as that is the detail, ids stay in one piece.
+    needed = sum(widths) + min(detail, max(widths)) + 2 * len(widths)
+    if console().width >= needed:
+        print_table(_COLUMNS, cells, styles=styles)
+        return
+    from rich.text import Text  # noqa: PLC0415 - `--help` doesn't need it
+
+    for row, style in zip(cells, styles, strict=True):
+        for text in _record(row):
+            console().print(Text(text, style=style))
+
+
+def _record(cells: Sequence[str]) -> Iterable[str]:
+    """A swap in lines of its own, for a screen on which columns would cut its id into pieces."""
+    when, name, trade, outcome, order_id, host, key, detail = cells
+    yield name
+    yield f"  {when}  {trade}"
+    yield f"  {outcome}  {order_id}".rstrip()
+    yield f"  {host}  {key}"
+    if detail:
+        yield f"  {detail}"
 
 
 def _cells(row: JournalRow) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ with threaded_sandbox() as broker:
 
 from __future__ import annotations
 
+import math
 import os
 import pty
 import queue
@@ -146,6 +147,19 @@ def set_default(monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
     assert defaults is not None
     for name, value in options.items():
         monkeypatch.setitem(defaults, name, value)
+
+
+def closings(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """For each closing of a client, whether it was given the time to say goodbye."""
+    close = BrokerWSClient.aclose
+    politely = []
+
+    async def aclose(self: BrokerWSClient) -> None:
+        politely.append(trio.current_effective_deadline() > -math.inf)
+        await close(self)
+
+    monkeypatch.setattr(BrokerWSClient, "aclose", aclose)
+    return politely
 
 
 def status(*args: object) -> object:

@@ -43,7 +43,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def broker(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Broker]:
     """A broker that the environment names, and whose orders are filled."""
-    with threaded_sandbox(outcomes={"filled": 1}) as broker:
+    quick = (0.01, 0.02)
+    with threaded_sandbox(
+        outcomes={"filled": 1}, pending_delay=quick, processing_delay=quick
+    ) as broker:
         for name, text in broker.variables.items():
             monkeypatch.setenv(name, text)
         yield broker

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import get_args
 
 import pytest
 
-from trio_broker import BrokerWSClient
+from tests.clibroker import ROOT, Broker, set_default, threaded_sandbox
+from trio_broker import BrokerWSClient, ReconnectPolicy
 from trio_broker.settings import TransportName
 
 
@@ -16,3 +20,48 @@ def each_transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     defaults = BrokerWSClient.__init__.__kwdefaults__
     assert defaults is not None
     monkeypatch.setitem(defaults, "transport", request.param)
+
+
+# --- For the commands -----------------------------------------------------------------------
+
+_SCREEN = ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS")
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's directory without any settings, and without what a real user has."""
+    for name in list(os.environ):
+        if name in _SCREEN or name.startswith("BROKER_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def broker(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Broker]:
+    """A broker that the environment names, and whose orders are filled."""
+    quick = (0.01, 0.02)
+    with threaded_sandbox(
+        outcomes={"filled": 1}, pending_delay=quick, processing_delay=quick
+    ) as broker:
+        for name, text in broker.variables.items():
+            monkeypatch.setenv(name, text)
+        yield broker
+
+
+@pytest.fixture
+def slow_broker(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Broker]:
+    """The same, whose orders take longer than any test has patience."""
+    with threaded_sandbox(outcomes={"filled": 1}, pending_delay=(1e6, 1e6)) as broker:
+        for name, text in broker.variables.items():
+            monkeypatch.setenv(name, text)
+        yield broker
+
+
+@pytest.fixture
+def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients give a lost connection up at once."""
+    set_default(monkeypatch, reconnect=ReconnectPolicy(max_attempts=0))

@@ -37,7 +37,7 @@ from trio_broker import (
     ServerError,
     Subscription,
 )
-from trio_broker.cli import demo, main, shared
+from trio_broker.cli import demo, ending, main
 from trio_broker.sandbox import Outcome, Sandbox, open_sandbox
 
 ROOT = Path(__file__).parents[1]
@@ -129,7 +129,7 @@ def test_status_is_the_commands() -> None:
         return 3
 
     with pytest.raises(click.exceptions.Exit) as ended:
-        shared.run(command)
+        ending.run(command)
     assert ended.value.exit_code == 3
 
 
@@ -151,7 +151,7 @@ async def interrupted() -> int:
 def test_ctrl_c_ends_with_130_wherever_it_lands() -> None:
     for command in (interrupted, interrupted_in_a_task):
         with pytest.raises(click.exceptions.Exit) as ended:
-            shared.run(command)
+            ending.run(command)
         assert ended.value.exit_code == 130
 
 

@@ -1,4 +1,7 @@
-"""The command ``trio-broker``: one module a command, and `shared` for what they have in common.
+"""The command ``trio-broker``: one module a command, and a few that they share.
+
+`account` says whose account it is, `options` has their common flags, `output` prints, and `ending`
+ends.
 
 It needs the extra ``cli``; without it, it says so and nothing more.
 """
@@ -17,10 +20,10 @@ def main(args: Sequence[str] | None = None) -> None:
         args: The arguments, ``sys.argv``'s if None.
 
     Raises:
-        SystemExit: With 0 if all went well, 1 after an error, which was told in one line, 2 for
-            arguments that can't be used, 130 after Ctrl-C.
+        SystemExit: With one of `Status`.
     """
-    if any(importlib.util.find_spec(name) is None for name in ("click", "rich")):
+    needed = ("click", "dotenv", "platformdirs", "rich")
+    if any(importlib.util.find_spec(name) is None for name in needed):
         sys.exit("trio-broker: the command needs its extra: pip install 'trio-broker[cli]'")
     # Not at the top, since it needs the extra.
     from trio_broker.cli.app import app  # noqa: PLC0415

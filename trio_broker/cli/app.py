@@ -1,19 +1,54 @@
-"""The command line's root: which commands there are."""
+"""The command line's root: which commands there are. None is imported before it is needed."""
 
 from __future__ import annotations
+
+import importlib
+from typing import Final
 
 import click
 
 from trio_broker import __version__
-from trio_broker.cli import demo, sandbox, swaps
+
+# The lines of `--help`. A command's own help begins with the same words.
+_COMMANDS: Final = {
+    "balances": "Show what the account holds.",
+    "watch": "Watch the connection, the balances and orders on a live screen.",
+    "estimate": "Ask what a swap would bring.",
+    "swap": "Swap, and follow the order to its end.",
+    "order": "Show an order, or follow it to its end.",
+    "swaps": "List the swaps in a journal, and ask for those that aren't resolved.",
+    "doctor": "Check each step from the configuration to a subscription.",
+    "demo": "Show the whole story against a broker of play money.",
+    "sandbox": "Serve a broker of play money until Ctrl-C.",
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """Imports a command's module when the command is run, or its help is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"trio_broker.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="trio-broker %(version)s")
 def app() -> None:
-    """A client for TheOne Trading API, and a broker of play money to try it with."""
+    """A client for TheOne Trading API, and a broker of play money to try it with.
 
+    Keys and URL come from BROKER_API_KEY, BROKER_SECRET_KEY and BROKER_WS_URL (or
+    BROKER_BASE_URL), in the environment or in a .env file.
 
-app.add_command(demo.command, "demo")
-app.add_command(sandbox.command, "sandbox")
-app.add_command(swaps.command, "swaps")
+    Exit statuses: 0 all went well; 1 failure; 2 usage; 3 authentication; 4 connection; 5 refused
+    by the broker; 6 a swap's outcome is unknown; 130 Ctrl-C.
+    """

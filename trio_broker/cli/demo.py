@@ -25,7 +25,7 @@ from trio_broker import (
     Restored,
     SwapReceipt,
 )
-from trio_broker.cli.shared import run
+from trio_broker.cli.ending import run
 from trio_broker.sandbox import Outcome, Sandbox, open_sandbox
 
 _AMOUNT: Final = Decimal(2)

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import trio
 
-from trio_broker.cli.shared import INTERRUPTED, run
+from trio_broker.cli.ending import Status, run
 from trio_broker.sandbox import open_sandbox
 
 
@@ -53,4 +53,4 @@ async def _serve(host: str, port: int, seed: int | None, state: Path | None) -> 
             click.echo(f"BROKER_SECRET_KEY={sandbox.secret_key}")
             click.echo("Serving play money until Ctrl-C.", err=True)
             received = await anext(aiter(signals))
-    return INTERRUPTED if received == signal.SIGINT else 0
+    return Status.INTERRUPTED if received == signal.SIGINT else 0

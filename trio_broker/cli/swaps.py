@@ -1,94 +1,332 @@
-"""``trio-broker swaps``: what a journal knows of each swap, for people or for programs.
+"""``trio-broker swaps``: what a journal knows of each swap, and what becomes of those in doubt.
 
-Nothing is asked of the broker, and nothing is changed: it may look while a client trades. Texts of
-the broker's are shown with their control characters escaped, as a terminal would obey them.
+A listing asks nothing of the broker, and changes nothing: it may look while a client trades. To ask
+for swaps, or to close one by hand, the journal is taken for a client: nobody else may have it then.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import attrs
 import click
 
-from trio_broker import JournalRow, SwapJournal, SwapOutcome
-from trio_broker.cli.shared import run
+from trio_broker import (
+    JournalRow,
+    SwapFinding,
+    SwapJournal,
+    SwapOutcome,
+    UnresolvedSwap,
+    key_fingerprint,
+)
+from trio_broker.cli.account import Account
+from trio_broker.cli.ending import CommandFailed, Status, run, usage_errors
+from trio_broker.cli.following import waiting
+from trio_broker.cli.interrupt import ctrl_c_cancels
+from trio_broker.cli.journals import VARIABLE, NextCommands, counted, usual_path
+from trio_broker.cli.options import given_account_flags, lazy_account_options, output_options
+from trio_broker.cli.output import (
+    Output,
+    console,
+    fields,
+    plain,
+    print_json,
+    print_table,
+    printable,
+)
+from trio_broker.cli.prompt import check_answerable, confirm
 
-_NO_SCREEN: Final = 100_000
+Swap = TypeVar("Swap", JournalRow, UnresolvedSwap)
+
+_COLUMNS: Final = (
+    "when (UTC)", "client order id", "swap", "outcome", "order id", "host", "key", "detail"
+)  # fmt: skip
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
-@click.option("--unresolved", is_flag=True, help="Only those of which the outcome is unknown.")
-def command(*, file: Path, as_json: bool, unresolved: bool) -> None:
-    """List the swaps in a journal, the oldest first.
+@click.argument("file", type=click.Path(path_type=Path), required=False, envvar=VARIABLE)
+@click.option("--unresolved", is_flag=True, help="List only those of which the outcome is unknown.")
+@click.option("--reconcile", is_flag=True, help="Ask the broker for each of those.")
+@click.option("--settle", metavar="ID", help="Close the swap with this client order id by hand.")
+@click.option("--note", metavar="TEXT", help="How you have found out what became of it.")
+@click.option("--yes", is_flag=True, help="Close it without asking.")
+@lazy_account_options
+@output_options
+def command(
+    *,
+    file: Path | None,
+    unresolved: bool,
+    reconcile: bool,
+    settle: str | None,
+    note: str | None,
+    yes: bool,
+    find: Callable[[], Account],
+    output: Output,
+) -> None:
+    """List the swaps in a journal, and ask for those that aren't resolved.
 
-    "unknown" means that a swap may have left, and that nobody knows what became of it: look it up
-    at the broker, by its client order id, before you repeat it.
+    FILE is the journal; without it, it is BROKER_JOURNAL's, or the user's own. The oldest swap
+    comes first. "unknown" means that a swap may have left, and that nobody knows what became of it:
+    --reconcile asks the broker for each such swap of the account, by its client order id. The
+    status is 0 if nothing stays unknown, and 6 otherwise. What the broker doesn't know in the end
+    is to be looked up in another way, before you repeat it; and then --settle closes it.
+
+    With --json, one object a swap. Listed: host, key_fingerprint, client_order_id, attempt,
+    amount_in, asset_in, asset_out, at, outcome, order_id, detail, updated_at. With --reconcile:
+    client_order_id, amount_in, asset_in, asset_out, at, outcome ("confirmed", "refused" or
+    "unknown"), order_id, status (the order's), reason, may_still_execute. With --settle:
+    client_order_id, outcome, note.
     """
-    run(lambda: _list(SwapJournal(file), as_json=as_json, unresolved=unresolved))
+    if (settle is None) != (note is None):
+        raise click.UsageError("--settle and --note go together")
+    if reconcile and settle is not None:
+        raise click.UsageError("--reconcile and --settle don't go together")
+    place = _Place((file or usual_path()).absolute(), is_usual=file is None)
+    if reconcile:
+        account = find()
+        commands = NextCommands(place.path, given_account_flags())
+        run(lambda: _reconcile(place, account, commands, output), debug=output.debug)
+    elif settle is not None and note is not None:
+        check_answerable(output, yes=yes)
+        closing, account = _Closing(settle, note, is_asked=not yes), find()
+        run(lambda: _settle(place, account, closing, output), debug=output.debug)
+    else:
+        run(lambda: _list(place, output, unresolved=unresolved), debug=output.debug)
 
 
-async def _list(journal: SwapJournal, *, as_json: bool, unresolved: bool) -> int:
+@attrs.frozen
+class _Place:
+    """Where a journal is.
+
+    Attributes:
+        path: Its file.
+        is_usual: Whether it is the user's own, which needn't be there.
+    """
+
+    path: Path
+    is_usual: bool
+
+    async def rows(self) -> tuple[JournalRow, ...]:
+        """Its swaps, the oldest first.
+
+        Raises:
+            JournalError: It can't be read, or isn't there and should be.
+        """
+        if self.is_usual and not self.path.exists():
+            return ()
+        return await SwapJournal(self.path).rows()
+
+    async def unresolved(self, account: Account) -> list[JournalRow]:
+        """Those whose outcome is unknown, of one account.
+
+        Args:
+            account: The account.
+        """
+        owner = (account.endpoint.netloc, key_fingerprint(account.api_key))
+        return [
+            row
+            for row in await self.rows()
+            if row.outcome is SwapOutcome.UNKNOWN and (row.host, row.key_fingerprint) == owner
+        ]
+
+
+# --- Listing --------------------------------------------------------------------------------
+
+
+async def _list(place: _Place, output: Output, *, unresolved: bool) -> int:
     rows = [
-        row for row in await journal.rows() if not unresolved or row.outcome is SwapOutcome.UNKNOWN
+        row for row in await place.rows() if not unresolved or row.outcome is SwapOutcome.UNKNOWN
     ]
-    if as_json:
+    if output.as_json:
         for row in rows:
-            click.echo(json.dumps({**attrs.asdict(row), **_json_values(row)}))
+            print_json(**fields(row))
     elif rows:
-        _print_table(rows)
+        _print_rows(rows)
     else:
         click.echo("No swaps.")
-    return 0
+    return Status.OK
 
 
-def _json_values(row: JournalRow) -> dict[str, str]:
-    """What JSON has no value of its own for."""
+def _print_rows(rows: Sequence[JournalRow]) -> None:
+    cells = [[printable(cell) for cell in _cells(row)] for row in rows]
+    styles = ["bold red" if row.outcome is SwapOutcome.UNKNOWN else "" for row in rows]
+    *widths, detail = (max(map(len, column)) for column in zip(_COLUMNS, *cells, strict=True))
+    # The widest column is folded first: as long as that is the detail, ids stay in one piece.
+    needed = sum(widths) + min(detail, max(widths)) + 2 * len(widths)
+    if console().width >= needed:
+        print_table(_COLUMNS, cells, styles=styles)
+        return
+    from rich.text import Text  # noqa: PLC0415 - `--help` doesn't need it
+
+    for row, style in zip(cells, styles, strict=True):
+        for text in _record(row):
+            console().print(Text(text, style=style))
+
+
+def _record(cells: Sequence[str]) -> Iterable[str]:
+    """A swap in lines of its own, for a screen on which columns would cut its id into pieces."""
+    when, name, trade, outcome, order_id, host, key, detail = cells
+    yield name
+    yield f"  {when}  {trade}"
+    yield f"  {outcome}  {order_id}".rstrip()
+    yield f"  {host}  {key}"
+    if detail:
+        yield f"  {detail}"
+
+
+def _cells(row: JournalRow) -> tuple[str, ...]:
+    return (
+        f"{row.at:%Y-%m-%d %H:%M:%S}",
+        row.client_order_id,
+        f"{row.amount_in:f} {row.asset_in} -> {row.asset_out}",
+        row.outcome.value,
+        row.order_id or "",
+        row.host,
+        row.key_fingerprint,
+        row.detail,
+    )
+
+
+# --- Asking ---------------------------------------------------------------------------------
+
+
+async def _reconcile(
+    place: _Place, account: Account, commands: NextCommands, output: Output
+) -> int:
+    # Looked at first: a client would make a journal that isn't there.
+    rows = await place.unresolved(account)
+    if not rows:
+        output.note(f"No unresolved swaps of this account at {account.endpoint.netloc}.")
+        return Status.OK
+    status = Status.INTERRUPTED
+    async with account.client(journal=SwapJournal(place.path)) as client:
+        with ctrl_c_cancels():
+            async with waiting(client, output, f"asking for {counted(len(rows), 'swap')}"):
+                findings = await client.reconcile()
+            status = _tell(findings, commands, output)
+    return status
+
+
+def _tell(findings: Iterable[SwapFinding], commands: NextCommands, output: Output) -> Status:
+    status = Status.OK
+    for finding in findings:
+        if finding.outcome is SwapOutcome.UNKNOWN:
+            status = Status.UNKNOWN
+        if output.as_json:
+            print_json(**_facts(finding))
+        else:
+            click.echo(line(finding, commands))
+    return status
+
+
+def _facts(finding: SwapFinding) -> dict[str, object]:
+    swap, receipt = finding.swap, finding.receipt
     return {
-        "amount_in": f"{row.amount_in:f}",
-        "at": row.at.isoformat(),
-        "outcome": row.outcome.value,
-        "updated_at": row.updated_at.isoformat(),
+        "client_order_id": swap.client_order_id,
+        "amount_in": swap.amount_in,
+        "asset_in": swap.asset_in,
+        "asset_out": swap.asset_out,
+        "at": swap.at,
+        "outcome": finding.outcome,
+        "order_id": receipt.order_id if receipt is not None else None,
+        "status": receipt.status if receipt is not None else None,
+        "reason": finding.reason,
+        "may_still_execute": finding.outcome is SwapOutcome.UNKNOWN and swap.may_still_execute,
     }
 
 
-def _print_table(rows: Sequence[JournalRow]) -> None:
-    # Not at the top: rich is slow to import, and `--help` needs none of it.
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+def line(finding: SwapFinding, commands: NextCommands) -> str:
+    """What asking for a swap has brought, for people.
 
-    table = Table(box=None, pad_edge=False)
-    for name in (
-        "when (UTC)", "client order id", "swap", "outcome", "order id", "host", "key", "detail"
-    ):  # fmt: skip
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        cells = (
-            f"{row.at:%Y-%m-%d %H:%M:%S}",
-            row.client_order_id,
-            f"{row.amount_in:f} {row.asset_in} -> {row.asset_out}",
-            row.outcome.value,
-            row.order_id or "",
-            row.host,
-            row.key_fingerprint,
-            row.detail,
+    Args:
+        finding: It.
+        commands: What can be done about it.
+    """
+    swap, receipt = finding.swap, finding.receipt
+    facts = [swap.client_order_id, traded(swap), finding.outcome.value]
+    if receipt is not None:
+        facts.append(f"order {receipt.order_id}: {commands.follow(receipt.order_id)}")
+    elif finding.outcome is not SwapOutcome.UNKNOWN:
+        facts.append(f"{finding.reason}: nothing was executed")
+    elif swap.may_still_execute:
+        facts.append(
+            f"{finding.reason}; it may be executed even now, so ask again in two minutes: "
+            f"{commands.reconcile()}"
         )
-        style = "bold red" if row.outcome is SwapOutcome.UNKNOWN else ""
-        table.add_row(*(Text(_printable(cell)) for cell in cells), style=style)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        # Where there is no screen, each swap has one line, however long.
-        console.width = _NO_SCREEN
-    console.print(table)
+    else:
+        facts.append(
+            f"{finding.reason}; look it up in another way before you repeat it, and then close "
+            f"it: {commands.settle(swap.client_order_id)}"
+        )
+    return printable("  ".join(" ".join(fact.split()) for fact in facts))
 
 
-def _printable(text: str) -> str:
-    return "".join(
-        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
+def traded(swap: UnresolvedSwap) -> str:
+    """What a swap was to do.
+
+    Args:
+        swap: The swap.
+    """
+    return f"{plain(swap.amount_in)} {swap.asset_in} -> {swap.asset_out}"
+
+
+# --- Closing by hand ------------------------------------------------------------------------
+
+
+@attrs.frozen
+class _Closing:
+    """A swap that is to be closed by hand.
+
+    Attributes:
+        client_order_id: Its client order id.
+        note: How its owner has found out about it.
+        is_asked: Whether the user is asked once more.
+    """
+
+    client_order_id: str
+    note: str
+    is_asked: bool
+
+
+async def _settle(place: _Place, account: Account, closing: _Closing, output: Output) -> int:
+    # Looked at first: a client would make a journal that isn't there.
+    _named(closing.client_order_id, await place.unresolved(account))
+    status = Status.INTERRUPTED
+    async with account.client(journal=SwapJournal(place.path)) as client:
+        with ctrl_c_cancels():
+            swap = _named(closing.client_order_id, client.unresolved_swaps())
+            if closing.is_asked and not await confirm(_question(swap, account)):
+                raise CommandFailed("you didn't say yes; nothing was closed")
+            with usage_errors():
+                await client.settle_swap(closing.client_order_id, closing.note)
+            _tell_closed(swap, closing.note, output)
+            status = Status.OK
+    return status
+
+
+def _named(client_order_id: str, unresolved: Iterable[Swap]) -> Swap:
+    for swap in unresolved:
+        if swap.client_order_id == client_order_id:
+            return swap
+    raise click.UsageError(
+        f"no unresolved swap of this account has the client order id {printable(client_order_id)}"
     )
+
+
+def _question(swap: UnresolvedSwap, account: Account) -> str:
+    doubt = "It may be executed even now. " if swap.may_still_execute else ""
+    return (
+        f"{doubt}Close {swap.client_order_id} ({traded(swap)}, asked for at "
+        f"{swap.at:%Y-%m-%d %H:%M:%S} UTC) at {account.endpoint.netloc}, {account.label}, so that "
+        "it is never asked for again?"
+    )
+
+
+def _tell_closed(swap: UnresolvedSwap, note: str, output: Output) -> None:
+    if output.as_json:
+        print_json(client_order_id=swap.client_order_id, outcome=SwapOutcome.SETTLED, note=note)
+    else:
+        name = printable(swap.client_order_id)
+        click.echo(f"{name}  {printable(traded(swap))}  settled: {printable(note)}")

@@ -1,0 +1,899 @@
+"""``trio-broker swap``: what it sends, what it tells, and with which status it ends."""
+
+from __future__ import annotations
+
+import datetime as dt
+import io
+import json
+import os
+import shlex
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from decimal import Decimal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import trio
+import trio.testing
+
+from tests.clibroker import (
+    COMMAND,
+    IMPATIENT,
+    PATIENCE,
+    Broker,
+    Terminal,
+    closings,
+    set_default,
+    status,
+    when_taken,
+)
+from trio_broker import (
+    BrokerWSClient,
+    ClientClosedError,
+    DuplicateClientOrderIdError,
+    OrderStatus,
+    ReconnectPolicy,
+    ServerError,
+    SwapEstimate,
+    SwapJournal,
+    SwapOutcome,
+    SwapOutcomeUnknownError,
+    SwapReceipt,
+    UnresolvedSwap,
+)
+from trio_broker.cli import prompt, swap as swap_command
+from trio_broker.cli.account import find_account
+from trio_broker.cli.ending import Status
+from trio_broker.cli.interrupt import ctrl_c_cancels
+from trio_broker.cli.journals import NextCommands
+from trio_broker.cli.swapend import End, find_end, judge
+from trio_broker.cli.swapping import SwappingClient
+from trio_broker.sandbox import Sandbox, open_sandbox
+
+TRADE = ("swap", "0.5", "ETH", "USDT")
+
+
+def events(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def rows(path: Path) -> dict[str, SwapOutcome]:
+    """What a journal says of each swap."""
+    return {row.client_order_id: row.outcome for row in trio.run(SwapJournal(path).rows)}
+
+
+def usual_journal(place: Path) -> Path:
+    return place / "state" / "trio-broker" / "swaps.journal"
+
+
+def named_command(text: str) -> list[str]:
+    """The arguments of the command at the end of a text, as a shell would take them."""
+    return shlex.split(text[text.rindex("trio-broker ") :])[1:]
+
+
+def lose_the_swap(broker: Broker) -> Callable[[], None]:
+    """What loses the receipt of a swap that is taken, and the broker with it."""
+
+    def lose() -> None:
+        broker.sandbox.faults.swallow(op="swap")
+        broker.soon(broker.sandbox.faults.kill)
+
+    return lose
+
+
+def back(broker: Broker) -> None:
+    broker.do(lambda sandbox: sandbox.faults.clear())
+    broker.revive()
+
+
+# --- All goes well --------------------------------------------------------------------------
+
+
+def test_json_tells_each_step(
+    broker: Broker, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status(*TRADE, "--yes", "--json", "--client-order-id", "mine") == 0
+    told = events(capsys)
+    kinds = list(dict.fromkeys(event["event"] for event in told))
+    assert kinds == ["estimate", "swap", "receipt", "order", "end"]
+    estimate, sent, receipt, *orders, end = told
+    trade = {"amount_in": "0.5", "asset_in": "ETH", "asset_out": "USDT"}
+    assert estimate.items() >= {"label": "SANDBOX", "host": broker.host, **trade}.items()
+    assert sent == {
+        "event": "swap",
+        "client_order_id": "mine",
+        **trade,
+        "min_out": None,
+        "slippage_bps": None,
+    }
+    (order,) = broker.orders()
+    assert receipt == {
+        "event": "receipt",
+        "order_id": order.order_id,
+        "status": "PENDING",
+        "client_order_id": "mine",
+    }
+    assert [state["status"] for state in orders][-1] == "FILLED"
+    assert end == {
+        "event": "end",
+        "status": 0,
+        "outcome": "confirmed",
+        "client_order_id": "mine",
+        "order_id": order.order_id,
+        "order_status": "FILLED",
+        "filled_out": orders[-1]["filled_out"],
+        "error": None,
+        "command": None,
+    }
+    assert Decimal(end["filled_out"]) == order.filled_out
+    assert (order.client_order_id, order.terms.amount_in) == ("mine", Decimal("0.5"))
+    assert rows(usual_journal(place)) == {"mine": SwapOutcome.CONFIRMED}
+    assert stat.S_IMODE(usual_journal(place).parent.stat().st_mode) == 0o700
+
+
+def test_people_are_told_each_step(broker: Broker, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status(*TRADE, "--yes") == 0
+    printed = capsys.readouterr()
+    (order,) = broker.orders()
+    first, *_, taken, state, last = (
+        line for line in printed.out.splitlines() if "PENDING" not in line and "PROC" not in line
+    )
+    assert first.startswith("0.5 ETH would bring ")
+    assert taken == f"Taken as order {order.order_id}"
+    assert state.startswith(f"{order.order_id}  FILLED  filled ")
+    bought = format(order.filled_out.normalize(), "f")
+    assert last == f"Swapped 0.5 ETH for {bought} USDT"
+    banner, name = printed.err.splitlines()
+    assert banner == f"SANDBOX: play money at {broker.url}"
+    assert name == f"Swapping, with the client order id {order.client_order_id}"
+    assert "\x1b" not in printed.out + printed.err
+
+
+def test_quiet_leaves_the_results(broker: Broker, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status(*TRADE, "--yes", "--quiet") == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert "Swapped 0.5 ETH for " in printed.out
+
+
+def test_options_go_along(broker: Broker) -> None:
+    assert status(
+        *TRADE, "--yes", "--slippage-bps", "70", "--source", "gate", "--source", "bybit",
+        "--wallet", "0xabc",
+    ) == 0  # fmt: skip
+    (order,) = broker.orders()
+    assert order.terms.slippage_bps == 70
+    assert order.terms.sources == ("bybit", "gate")
+    assert order.terms.wallet == "0xabc"
+
+
+def test_real_money_is_named_so(broker: Broker, capsys: pytest.CaptureFixture[str]) -> None:
+    live = attrs.evolve(find_account(environ=broker.variables), api_key="not the sandbox's")
+    swap_command._print_banner(live)
+    assert capsys.readouterr().err == f"LIVE: real money at {broker.url}\n"
+    plan = swap_command.Plan(
+        amount="2", asset_in="ETH", asset_out="USDT", min_out=Decimal("4000.50")
+    )
+    estimate = SwapEstimate((), price=Decimal(2500), expected_out=Decimal("5000.10"))
+    assert plan.question(estimate, live) == (
+        f"Swap 2 ETH for about 5000.1 USDT (at least 4000.5) at {broker.host}, LIVE?"
+    )
+
+
+# --- Orders that end otherwise --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("outcome", "ended", "text"),
+    [
+        ("failed", "FAILED", "Error: the order ended FAILED\n"),
+        ("cancelled", "CANCELLED", "Error: the order ended CANCELLED\n"),
+        ("partly_filled", "CANCELLED", "Error: the order ended CANCELLED, after "),
+    ],
+)
+def test_an_order_that_is_not_filled_is_a_failure(
+    broker: Broker, outcome: str, ended: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broker.do(lambda sandbox: sandbox.next_outcome(outcome))
+    assert status(*TRADE, "--yes", "--json") == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith(text)
+    end = json.loads(printed.out.splitlines()[-1])
+    assert (end["status"], end["outcome"], end["order_status"]) == (1, "confirmed", ended)
+    assert end["error"] in printed.err
+
+
+def test_a_failure_is_no_swap(broker: Broker, capsys: pytest.CaptureFixture[str]) -> None:
+    broker.do(lambda sandbox: sandbox.next_outcome("failed"))
+    assert status(*TRADE, "--yes", "--quiet") == 1
+    printed = capsys.readouterr()
+    assert "FAILED" in printed.out
+    assert "Swapped" not in printed.out
+    assert printed.err == "Error: the order ended FAILED\n"
+
+
+def test_a_refused_swap_is_told_so(
+    broker: Broker, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status("swap", "1000000", "ETH", "USDT", "--yes", "--json") == 5
+    end = events(capsys)[-1]
+    assert (end["status"], end["outcome"]) == (5, "refused")
+    assert end["error"] == "the broker refused swap: Insufficient balance"
+    assert broker.orders() == ()
+    assert list(rows(usual_journal(place)).values()) == [SwapOutcome.REFUSED]
+
+
+# --- What is refused here -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--yes", "--slippage-bps", "10001"],
+        ["--yes", "--min-out", "NaN"],
+        ["--yes", "--min-out", "-1"],
+        ["--yes", "--min-out", "much"],
+        ["--yes", "--journal", "here", "--no-journal"],
+        ["--json"],
+        [],
+    ],
+    ids=str,
+)
+def test_what_cannot_be_meant_is_refused_at_once(broker: Broker, options: list[str]) -> None:
+    assert status(*TRADE, *options) == 2
+    assert broker.received() == []
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["swap", "none", "ETH", "USDT"],
+        [*TRADE, "--client-order-id", "x" * 65],
+        ["swap", "1", "ETH", ""],
+    ],
+    ids=str,
+)
+def test_what_the_library_refuses_is_refused_here(
+    broker: Broker, args: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status(*args, "--yes", "--json") == 2
+    end = events(capsys)[-1]
+    assert (end["status"], end["outcome"]) == (2, "not sent")
+    assert "swap" not in broker.received()
+
+
+def test_nobody_to_be_asked_is_said(broker: Broker, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status(*TRADE) == 2
+    assert "standard input is no terminal" in capsys.readouterr().err
+    assert status(*TRADE, "--json") == 2
+    assert "--json asks no question" in capsys.readouterr().err
+
+
+def test_a_closed_standard_input_asks_nobody(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert status(*TRADE) == 2
+
+
+def test_a_broker_that_is_away_gets_nothing(
+    broker: Broker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broker.do(lambda sandbox: sandbox.faults.kill())
+    assert status(*TRADE, "--yes", "--json") == 4
+    (end,) = events(capsys)
+    assert (end["status"], end["outcome"], end["command"]) == (4, "not sent", None)
+    assert "doctor" in end["error"]
+
+
+def test_a_wrong_key_gets_nothing(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BROKER_SECRET_KEY", "wrong")
+    assert status(*TRADE, "--yes") == 3
+    assert broker.orders() == ()
+
+
+def test_a_folder_that_cannot_be_made_stops_it(
+    broker: Broker, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "state").write_text("in the way")
+    assert status(*TRADE, "--yes", "--json") == 1
+    (end,) = events(capsys)
+    assert "--no-journal" in end["error"]
+    assert broker.received() == []
+
+
+# --- The least that it must bring -----------------------------------------------------------
+
+
+def test_too_little_is_not_even_asked(broker: Broker, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status(*TRADE, "--yes", "--json", "--min-out", "1e6") == 1
+    end = events(capsys)[-1]
+    assert (end["status"], end["outcome"]) == (1, "not sent")
+    assert "less than min_out=1000000" in end["error"]
+    assert broker.received().count("estimate") == 1
+    assert "swap" not in broker.received()
+
+
+def test_enough_is_held_to_by_the_broker(
+    broker: Broker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status(*TRADE, "--yes", "--json", "--min-out", "1", "--slippage-bps", "10000") == 0
+    told = events(capsys)
+    assert [one["event"] for one in told][:3] == ["estimate", "swap", "receipt"]
+    assert told[1]["min_out"] == "1"
+    # A fresh estimate at the moment of swapping, and what it leaves: nearly all, and not quite.
+    assert broker.received().count("estimate") == 2
+    (order,) = broker.orders()
+    assert order.terms.slippage_bps is not None
+    assert 9900 < order.terms.slippage_bps < 10000
+
+
+def test_a_price_that_falls_while_one_thinks_stops_it(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask, asked = BrokerWSClient.estimate_swap, []
+
+    async def estimate(self: BrokerWSClient, *args: Any, **options: Any) -> SwapEstimate:
+        asked.append(await ask(self, *args, **options))
+        fallen = Decimal(100 if len(asked) == 1 else 99)
+        return attrs.evolve(asked[-1], expected_out=fallen)
+
+    monkeypatch.setattr(BrokerWSClient, "estimate_swap", estimate)
+    assert status(*TRADE, "--yes", "--json", "--min-out", "100") == 1
+    end = events(capsys)[-1]
+    assert (end["status"], end["outcome"]) == (1, "not sent")
+    assert "brings 99, less than min_out=100" in end["error"]
+    assert len(asked) == 2
+    assert "swap" not in broker.received()
+
+
+# --- What leaves money in doubt -------------------------------------------------------------
+
+
+def told_unknown(capsys: pytest.CaptureFixture[str], client_order_id: str) -> list[str]:
+    """Check what is told of a swap in doubt; the command that asks."""
+    printed = capsys.readouterr()
+    (error,) = (line for line in printed.err.splitlines() if line.startswith("Error: "))
+    assert f"the outcome of swap {client_order_id} is unknown (" in error
+    assert "don't repeat it" in error
+    return named_command(error)
+
+
+@pytest.mark.usefixtures("no_patience")
+@pytest.mark.parametrize("where", ["usual", "named", "variable"])
+@pytest.mark.parametrize("least", [[], ["--min-out", "1"]], ids=["", "min-out"])
+def test_a_lost_swap_is_in_doubt_and_the_named_command_finds_it(
+    broker: Broker,
+    where: str,
+    least: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    place = Path.cwd()
+    journal, options = usual_journal(place), []
+    if where == "named":
+        journal = place / "my swaps"
+        options = ["--journal", "my swaps", "--url", broker.url]
+    elif where == "variable":
+        journal = place / "from the variable"
+        monkeypatch.setenv("BROKER_JOURNAL", str(journal))
+    with when_taken(lose_the_swap(broker)):
+        assert status(*TRADE, "--yes", "--client-order-id", "lost", *least, *options) == 6
+    again = told_unknown(capsys, "lost")
+    named = {"usual": [], "named": [str(journal)], "variable": [str(journal)]}[where]
+    url = ["--url", broker.url] if where == "named" else []
+    assert again == ["swaps", *named, "--reconcile", *url]
+    assert rows(journal) == {"lost": SwapOutcome.UNKNOWN}
+
+    monkeypatch.delenv("BROKER_JOURNAL", raising=False)
+    back(broker)
+    assert status(*again, "--json") == 0
+    (found,) = events(capsys)
+    (order,) = broker.orders()
+    assert (found["outcome"], found["order_id"]) == ("confirmed", order.order_id)
+    assert rows(journal) == {"lost": SwapOutcome.CONFIRMED}
+    assert broker.received().count("swap") == 1
+
+
+def test_without_a_journal_the_named_command_asks_for_the_order(
+    broker: Broker, place: Path, no_patience: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with when_taken(lose_the_swap(broker)):
+        assert status(*TRADE, "--yes", "--no-journal", "--client-order-id", "-lost") == 6
+    again = told_unknown(capsys, "-lost")
+    assert again == ["order", "--", "-lost"]
+    assert not usual_journal(place).exists()
+    back(broker)
+    assert status(*again) == 0
+    assert capsys.readouterr().out.startswith(broker.orders()[0].order_id)
+
+
+def test_json_tells_the_doubt_and_the_command(
+    broker: Broker, no_patience: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with when_taken(lose_the_swap(broker)):
+        assert status(*TRADE, "--yes", "--json") == 6
+    told = events(capsys)
+    sent = next(event for event in told if event["event"] == "swap")
+    end = told[-1]
+    assert (end["event"], end["status"], end["outcome"]) == ("end", 6, "unknown")
+    assert end["client_order_id"] == sent["client_order_id"]
+    assert end["command"] == "trio-broker swaps --reconcile"
+    assert (end["order_id"], end["order_status"]) == (None, None)
+
+
+def test_a_mute_broker_leaves_it_in_doubt(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_default(monkeypatch, request_timeout=1.0, resolve_timeout=0.1)
+
+    def mute(sandbox: Sandbox) -> None:
+        sandbox.faults.swallow(op="swap")
+        sandbox.faults.swallow(op="order_status")
+
+    broker.do(mute)
+    assert status(*TRADE, "--yes", "--client-order-id", "mute") == 6
+    again = told_unknown(capsys, "mute")
+    broker.do(lambda sandbox: sandbox.faults.clear())
+    assert status(*again) == 0
+    assert len(broker.orders()) == 1
+
+
+def test_a_swap_that_is_found_out_about_goes_on_as_if_nothing_had_been(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_default(monkeypatch, reconnect=ReconnectPolicy(initial_delay=0.01))
+
+    def cut() -> None:
+        broker.sandbox.faults.swallow(op="swap")
+        broker.soon(broker.sandbox.faults.reset)
+
+    with when_taken(cut):
+        assert status(*TRADE, "--yes") == 0
+    printed = capsys.readouterr()
+    assert "Swapped 0.5 ETH for " in printed.out
+    assert "Connection lost: " in printed.err
+    assert "Connected again.\n" in printed.err
+    assert broker.received().count("swap") == 1
+
+
+def test_debug_keeps_the_status_of_a_doubt(
+    broker: Broker, no_patience: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with when_taken(lose_the_swap(broker)):
+        assert status(*TRADE, "--yes", "--debug", "--client-order-id", "lost") == 6
+    error = capsys.readouterr().err
+    assert "Traceback" in error
+    assert "SwapOutcomeUnknownError" in error
+    assert "trio-broker swaps --reconcile" in error
+
+
+def test_earlier_doubts_are_told_first(
+    broker: Broker, place: Path, no_patience: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("first", "second"):
+        with when_taken(lose_the_swap(broker)):
+            assert status(*TRADE, "--yes", "--client-order-id", name) == 6
+        back(broker)
+        capsys.readouterr()
+    assert status(*TRADE, "--yes", "--json") == 0
+    printed = capsys.readouterr()
+    first = json.loads(printed.out.splitlines()[0])
+    assert first == {"event": "unresolved", "client_order_ids": ["first", "second"]}
+    assert "became of 2 earlier swaps" in printed.err
+    assert named_command(printed.err) == ["swaps", "--reconcile"]
+    # A second swap under the name of one in doubt is refused before anything is asked.
+    assert status(*TRADE, "--yes", "--json", "--client-order-id", "first") == 1
+    (end,) = events(capsys)
+    assert (end["status"], end["outcome"]) == (1, "not sent")
+    assert broker.received().count("swap") == 3
+
+
+def test_a_name_that_was_used_is_refused(
+    broker: Broker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status(*TRADE, "--yes", "--client-order-id", "once") == 0
+    capsys.readouterr()
+    assert status(*TRADE, "--yes", "--json", "--client-order-id", "once") == 1
+    end = events(capsys)[-1]
+    assert (end["status"], end["outcome"]) == (1, "not sent")
+    assert "its outcome: confirmed" in end["error"]
+    assert broker.received().count("swap") == 1
+
+
+# --- Taken, and its end isn't known ---------------------------------------------------------
+
+
+def on_receipt(monkeypatch: pytest.MonkeyPatch, what: Callable[[], object]) -> None:
+    """Have something done when the receipt is told."""
+    tell = swap_command._Story.receipt
+
+    def receipt(self: Any, receipt: SwapReceipt) -> None:
+        tell(self, receipt)
+        what()
+
+    monkeypatch.setattr(swap_command._Story, "receipt", receipt)
+
+
+def test_an_order_whose_end_cannot_be_waited_for_is_named(
+    slow_broker: Broker,
+    no_patience: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    broker = slow_broker
+    on_receipt(monkeypatch, partial(broker.soon, broker.sandbox.faults.kill))
+    assert status(*TRADE, "--yes", "--client-order-id", "mine", "--url", broker.url) == 4
+    printed = capsys.readouterr()
+    (order,) = broker.orders()
+    assert f"was taken as order {order.order_id} (client order id mine)" in printed.err
+    assert "don't repeat it" in printed.err
+    again = named_command(printed.err)
+    assert again == ["order", order.order_id, "--follow", "--url", broker.url]
+
+
+def test_a_fault_of_our_own_does_not_hide_what_was_taken(
+    slow_broker: Broker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("a fault of our own")
+
+    on_receipt(monkeypatch, fail)
+    assert status(*TRADE, "--yes", "--json") == 4
+    end = events(capsys)[-1]
+    assert (end["status"], end["outcome"]) == (4, "confirmed")
+    assert "a fault of our own" in end["error"]
+    assert end["order_id"] == slow_broker.orders()[0].order_id
+
+
+# --- Ctrl-C ---------------------------------------------------------------------------------
+
+
+def interrupt(number: int = signal.SIGINT) -> None:
+    os.kill(os.getpid(), number)
+
+
+def test_ctrl_c_before_the_connection_is_there_sends_nothing(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broker.do(lambda sandbox: sandbox.faults.ignore(op="auth"))
+    connect = BrokerWSClient.connect
+
+    async def interrupted(self: BrokerWSClient, nursery: trio.Nursery) -> None:
+        interrupt()
+        await connect(self, nursery)
+
+    monkeypatch.setattr(BrokerWSClient, "connect", interrupted)
+    assert status(*TRADE, "--yes") == 130
+    assert capsys.readouterr().err == "interrupted; nothing was sent\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_while_a_swap_is_under_way_leaves_it_in_doubt(
+    broker: Broker, number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def mute_and_interrupt() -> None:
+        broker.sandbox.faults.swallow(op="swap")
+        interrupt(number)
+
+    with when_taken(mute_and_interrupt):
+        assert status(*TRADE, "--yes", "--client-order-id", "left") == 6
+    again = told_unknown(capsys, "left")
+    broker.do(lambda sandbox: sandbox.faults.clear())
+    assert status(*again, "--json") == 0
+    assert events(capsys)[0]["order_id"] == broker.orders()[0].order_id
+    assert broker.received().count("swap") == 1
+
+
+@pytest.mark.parametrize("least", [[], ["--min-out", "1"]], ids=["", "min-out"])
+def test_ctrl_c_while_an_order_is_followed_names_the_order(
+    slow_broker: Broker,
+    least: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    politely = closings(monkeypatch)
+    on_receipt(monkeypatch, interrupt)
+    assert status(*TRADE, "--yes", "--client-order-id", "taken", *least) == 130
+    printed = capsys.readouterr()
+    (order,) = slow_broker.orders()
+    last = printed.err.splitlines()[-1]
+    assert last.startswith(
+        f"interrupted; the swap was taken as order {order.order_id} (client order id taken)"
+    )
+    assert named_command(last) == ["order", order.order_id, "--follow"]
+    assert politely == [True]
+
+
+def test_a_second_ctrl_c_ends_the_goodbye(
+    slow_broker: Broker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_default(monkeypatch, close_timeout=PATIENCE)
+    close = BrokerWSClient.aclose
+
+    async def interrupted(self: BrokerWSClient) -> None:
+        slow_broker.soon(slow_broker.sandbox.faults.go_silent)
+        interrupt()
+        await close(self)
+
+    monkeypatch.setattr(BrokerWSClient, "aclose", interrupted)
+    on_receipt(monkeypatch, interrupt)
+    began = time.monotonic()
+    assert status(*TRADE, "--yes") == 130
+    assert time.monotonic() - began < PATIENCE / 2
+    slow_broker.do(lambda sandbox: sandbox.faults.clear())
+    assert "the swap was taken as order " in capsys.readouterr().err
+
+
+# --- At a terminal --------------------------------------------------------------------------
+
+
+def test_a_yes_swaps(broker: Broker) -> None:
+    with Terminal(*TRADE) as terminal:
+        shown = terminal.until("[y/N]: ")
+        assert "swap" not in broker.received()
+        assert f"SANDBOX: play money at {broker.url}" in shown
+        assert f"USDT at {broker.host}, SANDBOX?" in shown.replace("\r\n", "")
+        terminal.type("y\n")
+        assert terminal.end() == 0
+        assert "Swapped 0.5 ETH for " in terminal.shown
+    assert len(broker.orders()) == 1
+
+
+@pytest.mark.parametrize("answer", ["\n", "\x04"], ids=["enter", "^D"])
+def test_all_else_sends_nothing(broker: Broker, answer: str) -> None:
+    with Terminal(*TRADE) as terminal:
+        terminal.until("[y/N]: ")
+        terminal.type(answer)
+        assert terminal.end() == 1
+        assert terminal.shown.endswith("\r\nError: you didn't say yes; nothing was sent\r\n")
+    assert "swap" not in broker.received()
+
+
+def test_ctrl_c_at_the_question_sends_nothing(broker: Broker) -> None:
+    with Terminal(*TRADE) as terminal:
+        terminal.until("[y/N]: ")
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.end() == 130
+        assert terminal.shown.endswith("\r\ninterrupted; nothing was sent\r\n")
+    assert "swap" not in broker.received()
+
+
+def test_a_terminal_shows_what_is_waited_for(slow_broker: Broker) -> None:
+    with Terminal(*TRADE, "--yes", "--no-journal", stdout=subprocess.PIPE) as terminal:
+        terminal.until("is PENDING")
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.end() == 130
+        assert terminal.process.stdout is not None
+        results = terminal.process.stdout.read().decode()
+    (order,) = slow_broker.orders()
+    # The line is on the terminal, and taken away in the end; results go where they are wanted.
+    assert "\x1b[?25h" in terminal.shown.rsplit("is PENDING", 1)[1]
+    assert f"Taken as order {order.order_id}\n{order.order_id}  PENDING" in results
+    assert "\x1b" not in results
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [("Yes\n", True), ("y\n", True), ("n\n", False), ("yy\n", False), ("", False)],
+)
+def test_an_answer_is_read_where_a_terminal_cannot_be_waited_for(
+    answer: str,
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def cannot(_: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise OSError("not a socket")
+
+    monkeypatch.setattr(trio.lowlevel, "wait_readable", cannot)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
+    assert trio.run(prompt.confirm, "Really?\x1b[2J") is expected
+    assert capsys.readouterr().err.startswith("Really?\\x1b[2J [y/N]: ")
+
+
+# --- Readers that have read enough ----------------------------------------------------------
+
+
+def test_a_reader_that_goes_before_it_is_sent_stops_it(broker: Broker) -> None:
+    outside, inside = os.pipe()
+    os.close(outside)
+    ended = subprocess.run(  # noqa: S603 - our own command
+        [*COMMAND, *TRADE, "--yes"], stdout=inside, stderr=subprocess.PIPE, check=False
+    )
+    os.close(inside)
+    assert ended.returncode == 1
+    assert ended.stderr.decode() == f"SANDBOX: play money at {broker.url}\n"
+    assert "swap" not in broker.received()
+
+
+@contextmanager
+def read_along(*args: str, command: Sequence[str] = COMMAND) -> Iterator[Any]:
+    with subprocess.Popen(  # noqa: S603 - our own command
+        [*command, *args],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["", "json"])
+def test_a_reader_that_goes_afterwards_is_told_of_the_order(
+    slow_broker: Broker, form: list[str]
+) -> None:
+    with read_along(*TRADE, "--yes", "--quiet", *form) as process:
+        while '"order"' not in (line := process.stdout.readline()) and "  PENDING" not in line:
+            assert line
+        process.stdout.close()
+        (order,) = slow_broker.orders()
+        state = {"status": "PROCESSING", "updatedAt": order.updated_at + 1}
+        push = json.dumps({"ch": f"orders:{order.order_id}", "data": state})
+        assert slow_broker.do(lambda sandbox: sandbox.push(push)) == 1
+        told = process.stderr.read()
+        assert process.wait(PATIENCE) == 1
+    assert told.startswith(f"Error: the swap was taken as order {order.order_id} ")
+    assert told.count("\n") == 1
+    assert named_command(told) == ["order", order.order_id, "--follow"]
+
+
+def test_a_doubt_keeps_its_status_though_nobody_reads(broker: Broker) -> None:
+    is_gone = threading.Event()
+
+    def lose() -> None:
+        lose_the_swap(broker)()
+        is_gone.wait(PATIENCE)
+
+    with when_taken(lose), read_along(*TRADE, "--yes", "--json", command=IMPATIENT) as process:
+        while '"swap"' not in process.stdout.readline():
+            pass
+        process.stdout.close()
+        is_gone.set()
+        told = process.stderr.read()
+        assert process.wait(PATIENCE) == 6
+    assert "is unknown (" in told
+    assert told.count("\n") == 1
+
+
+# --- What is known in the end ---------------------------------------------------------------
+
+AT = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
+COMMANDS = NextCommands(Path("/swaps"), ["--url", "wss://broker.example"])
+RECEIPT = SwapReceipt("ord_1", OrderStatus.PENDING, "mine")
+
+
+class Book:
+    """A closed client, as far as `find_end` looks at it."""
+
+    def __init__(self, outcome: SwapReceipt | Exception, *unresolved: str) -> None:
+        self._outcome = outcome
+        self._unresolved = unresolved
+
+    def unresolved_swaps(self) -> tuple[UnresolvedSwap, ...]:
+        return tuple(
+            UnresolvedSwap(
+                client_order_id=name, amount_in=Decimal(1), asset_in="ETH", asset_out="USDT",
+                at=AT, outcome=SwapOutcome.UNKNOWN, reason="lost", may_still_execute=True,
+            )
+            for name in self._unresolved
+        )  # fmt: skip
+
+    async def resolve_swap(self, client_order_id: str) -> SwapReceipt:
+        await trio.lowlevel.checkpoint()
+        assert client_order_id == "mine"
+        if isinstance(self._outcome, Exception):
+            raise self._outcome
+        return self._outcome
+
+
+@pytest.mark.parametrize(
+    ("book", "error", "outcome"),
+    [
+        (Book(RECEIPT), None, SwapOutcome.CONFIRMED),
+        (Book(RECEIPT), SwapOutcomeUnknownError("mine", "then"), SwapOutcome.CONFIRMED),
+        (Book(RECEIPT, "mine"), None, SwapOutcome.UNKNOWN),
+        (Book(ServerError("swap", "no")), None, SwapOutcome.REFUSED),
+        (Book(ClientClosedError("closed"), "another"), None, SwapOutcome.NOT_SENT),
+        (Book(ValueError("no id")), ValueError("no id"), SwapOutcome.NOT_SENT),
+        (
+            Book(RECEIPT, "mine"),
+            DuplicateClientOrderIdError("mine", "unknown"),
+            SwapOutcome.NOT_SENT,
+        ),
+    ],
+)
+async def test_the_book_counts_and_not_the_error(
+    book: Any, error: Exception | None, outcome: SwapOutcome
+) -> None:
+    end = await find_end(book, "mine", None, error)
+    assert end.outcome is outcome
+    assert end.receipt == (RECEIPT if outcome is SwapOutcome.CONFIRMED else None)
+
+
+def test_a_refusal_that_came_with_ctrl_c_is_told() -> None:
+    end = End(client_order_id="mine", outcome=SwapOutcome.REFUSED, reason="the broker says no")
+    verdict = judge(end, COMMANDS)
+    assert verdict.status is Status.INTERRUPTED
+    assert verdict.text == "interrupted; the broker says no: nothing was executed"
+
+
+def test_what_the_broker_says_is_not_obeyed(
+    slow_broker: Broker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = {"op": "swap", "data": {"orderId": "\x1b[2J[red]", "status": "PENDING"}}
+    slow_broker.do(lambda sandbox: sandbox.faults.replace(odd, op="swap"))
+    on_receipt(monkeypatch, interrupt)
+    assert status(*TRADE, "--yes") == 130
+    printed = capsys.readouterr()
+    assert "Taken as order \\x1b[2J[red]\n" in printed.out
+    assert "as order \\x1b[2J[red] (client" in printed.err
+    assert "\x1b" not in printed.out + printed.err
+
+
+@pytest.mark.parametrize(
+    ("journal", "expected"),
+    [
+        (Path("/my swaps"), "trio-broker swaps '/my swaps' --reconcile --url wss://broker.example"),
+        (None, "trio-broker order mine --url wss://broker.example"),
+    ],
+)
+def test_a_command_can_be_pasted(place: Path, journal: Path | None, expected: str) -> None:
+    assert NextCommands(journal, COMMANDS.flags).ask("mine") == expected
+
+
+def test_flags_are_repeated_as_they_were_given(
+    broker: Broker,
+    place: Path,
+    no_patience: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (place / "keys").write_text("BROKER_API_KEY=test_key_1\nBROKER_SECRET_KEY=test_secret_1\n")
+    for name in broker.variables:
+        monkeypatch.delenv(name)
+    given = ["--env-file", "keys", "--transport", "websockets", "--allow-insecure"]
+    url = f"{broker.url}?token=secret"
+    with when_taken(lose_the_swap(broker)):
+        assert status(*TRADE, "--yes", "--url", url, *given) == 6
+    printed = capsys.readouterr()
+    assert "token=secret" not in printed.out + printed.err
+    assert named_command(printed.err) == [
+        "swaps", "--reconcile", "--url", f"{broker.url}?…", "--env-file", str(place / "keys"),
+        "--transport", "websockets", "--allow-insecure",
+    ]  # fmt: skip
+
+
+async def test_a_swap_without_a_least_is_do_swap(place: Path) -> None:
+    async with (
+        open_sandbox() as sandbox,
+        SwappingClient(sandbox.api_key, sandbox.secret_key, sandbox.url) as client,
+    ):
+        receipt = await client.swap("1", "ETH", "USDT", min_out=None, client_order_id="mine")
+    assert [order.order_id for order in sandbox.orders()] == [receipt.order_id]
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    async def run() -> bool:
+        with ctrl_c_cancels() as scope:
+            interrupt()
+            await trio.testing.wait_all_tasks_blocked()
+            await trio.lowlevel.checkpoint()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        return scope.cancelled_caught
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert trio.run(run) is False
+    finally:
+        signal.signal(signal.SIGINT, before)

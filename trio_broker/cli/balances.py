@@ -1,0 +1,58 @@
+"""``trio-broker balances``: what the account holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+import click
+
+from trio_broker import Balance
+from trio_broker.cli.account import Account
+from trio_broker.cli.ending import run
+from trio_broker.cli.options import account_options, output_options
+from trio_broker.cli.output import Output, plain, print_json, print_table
+
+_COLUMNS: Final = ("asset", "total", "locked", "available")
+
+
+@click.command()
+@account_options
+@output_options
+def command(*, account: Account, output: Output) -> None:
+    """Show what the account holds.
+
+    With --json, one object an asset: asset, total, locked, available.
+    """
+    run(lambda: _show(account, output), debug=output.debug)
+
+
+async def _show(account: Account, output: Output) -> int:
+    async with account.client() as client:
+        balances = await client.get_balances()
+    if output.as_json:
+        for balance in balances:
+            print_json(
+                asset=balance.asset,
+                total=balance.total,
+                locked=balance.locked,
+                available=balance.available,
+            )
+    else:
+        print_table(_COLUMNS, rows(balances), right=_COLUMNS[1:])
+    return 0
+
+
+def rows(balances: Iterable[Balance]) -> Iterable[tuple[str, ...]]:
+    """A table's rows, by asset.
+
+    Args:
+        balances: What the account holds.
+    """
+    for balance in sorted(balances, key=lambda balance: balance.asset):
+        yield (
+            balance.asset,
+            plain(balance.total),
+            plain(balance.locked),
+            plain(balance.available),
+        )

@@ -1,0 +1,144 @@
+"""The flags that commands have in common."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeAlias, get_args
+
+import click
+from click.core import ParameterSource
+
+from trio_broker.cli.account import Account, find_account
+from trio_broker.cli.output import Output
+from trio_broker.settings import TransportName
+from trio_broker.signing import SigningKey
+
+Command: TypeAlias = Callable[..., Any]
+
+_OUTPUT: Final = (
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line."),
+    click.option("-q", "--quiet", is_flag=True, help="Print nothing but results and errors."),
+    click.option("-v", "--verbose", count=True, help="Show the log; twice for all of it."),
+    click.option("--debug", is_flag=True, help="Show an error's traceback."),
+)
+
+_ACCOUNT: Final = (
+    click.option(
+        "--url",
+        metavar="URL",
+        help="The broker: wss://…, or a base URL https://…  [env: BROKER_WS_URL, BROKER_BASE_URL]",
+    ),
+    click.option(
+        "--env-file",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="A file with BROKER_API_KEY and so on, instead of .env.",
+    ),
+    click.option(
+        "--secret-key-stdin",
+        is_flag=True,
+        help="Read the secret key from the first line of standard input.",
+    ),
+    click.option(
+        "--signing-key",
+        type=click.Choice(get_args(SigningKey)),
+        default="derived",
+        show_default=True,
+        help="Sign as the broker's own clients do, or with the secret itself.",
+    ),
+    click.option(
+        "--transport",
+        type=click.Choice(get_args(TransportName)),
+        default="trio-websocket",
+        show_default=True,
+        help="The library that speaks WebSocket.",
+    ),
+    click.option(
+        "--allow-insecure", is_flag=True, help="Allow ws:// to a broker on another machine."
+    ),
+)
+
+
+def output_options(function: Command) -> Command:
+    """Give a command ``--json``, ``--quiet``, ``--verbose`` and ``--debug``, as `Output`.
+
+    Args:
+        function: The command, which takes ``output``.
+    """
+
+    @functools.wraps(function)
+    def command(
+        *args: Any, as_json: bool, quiet: bool, verbose: int, debug: bool, **kwargs: Any
+    ) -> Any:
+        output = Output(as_json=as_json, quiet=quiet, verbose=verbose, debug=debug)
+        output.start_log()
+        return function(*args, output=output, **kwargs)
+
+    return _with(_OUTPUT, command)
+
+
+def account_options(function: Command) -> Command:
+    """Give a command the flags that say whose account it works with, as `Account`.
+
+    Args:
+        function: The command, which takes ``account``.
+    """
+
+    @lazy_account_options
+    @functools.wraps(function)
+    def command(*args: Any, find: Callable[[], Account], **kwargs: Any) -> Any:
+        return function(*args, account=find(), **kwargs)
+
+    return command
+
+
+def lazy_account_options(function: Command) -> Command:
+    """Give a command the same flags, for an account that it may do without.
+
+    Args:
+        function: The command, which takes ``find``: it gives the `Account`, or raises
+            `click.UsageError`.
+    """
+
+    @functools.wraps(function)
+    def command(*args: Any, **kwargs: Any) -> Any:
+        named = {name: kwargs.pop(name) for name in _ACCOUNT_NAMES}
+        return function(*args, find=functools.partial(find_account, **named), **kwargs)
+
+    return _with(_ACCOUNT, command)
+
+
+def given_account_flags() -> list[str]:
+    """The account's flags as this command was given them, to be shown in another command.
+
+    A query in the URL isn't for every eye, and is left out.
+    """
+    context = click.get_current_context()
+    words = []
+    for option in context.command.params:
+        name = option.name or ""
+        if name not in _ACCOUNT_NAMES:
+            continue
+        if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+            continue
+        value = context.params[name]
+        words.append(option.opts[0])
+        if isinstance(value, Path):
+            words.append(str(value.absolute()))
+        elif isinstance(value, str):
+            url, query, _ = value.partition("?")
+            words.append(f"{url}?…" if query else url)
+    return words
+
+
+_ACCOUNT_NAMES: Final = (
+    "url", "env_file", "secret_key_stdin", "signing_key", "transport", "allow_insecure",
+)  # fmt: skip
+
+
+def _with(options: tuple[Callable[[Command], Command], ...], command: Command) -> Command:
+    for option in reversed(options):
+        command = option(command)
+    return command

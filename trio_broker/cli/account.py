@@ -93,7 +93,7 @@ class Found:
 
     Attributes:
         values: The settings, by the names of their variables.
-        sources: Where each was found: a flag, ``environment``, or a file's name.
+        sources: Where each was found: a flag, ``the environment``, or a file's name.
         secret_file: The file that holds a secret key, whether that one counts or not.
     """
 
@@ -153,7 +153,7 @@ def gather(
     sources: dict[str, str] = {}
     for source, settings in (
         (str(path), in_file),
-        ("environment", _named(environ)),
+        ("the environment", _named(environ)),
         ("--url", {} if url is None else {_WS_URL: url}),
         ("--secret-key-stdin", {_SECRET_KEY: _first_line()} if secret_key_stdin else {}),
     ):

@@ -82,7 +82,7 @@ async def configure(visit: Visit) -> Finding:
         visit.account = account_of(found, **options)
         visit.client = _client(visit)
     except ConfigurationError as error:
-        origins = ", ".join(_origins(found.sources)) or "nothing was found"
+        origins = "; ".join(_origins(found.sources)) or "nothing was found"
         return failed(f"{error} ({origins})", HOW_TO_SET, Status.USAGE, error)
     if importlib.util.find_spec(_module(visit.account.transport)) is None:
         return failed(
@@ -116,7 +116,9 @@ def _configuration(account: Account, found: Found) -> str:
 
 
 def _origins(sources: Mapping[str, str]) -> Iterator[str]:
-    return (f"{name} from {source}" for name, source in sources.items())
+    for source in dict.fromkeys(sources.values()):
+        names = (name for name, origin in sources.items() if origin == source)
+        yield f"{', '.join(names)} from {source}"
 
 
 def _exposures(account: Account, secret_file: Path | None) -> Iterator[str]:

@@ -52,7 +52,7 @@ class Checked:
     Attributes:
         step: Its name.
         finding: What it has found.
-        seconds: How long it took, None if it was skipped for another's sake.
+        seconds: How long it took, None if it was skipped.
     """
 
     step: str
@@ -153,6 +153,8 @@ async def _take(step: Step, visit: Visit) -> Checked:
         finding = overdue(visit, advice=step.if_slow)
         with trio.move_on_after(visit.timeout):
             finding = await step.check(visit)
+    if finding.result == "skipped":
+        return Checked(step=step.name, finding=finding)
     seconds = trio.current_time() - began
     if finding.result == "ok" and seconds > step.slow_above:
         finding = attrs.evolve(finding, result="slow", advice=step.if_slow)

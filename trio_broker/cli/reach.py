@@ -35,7 +35,6 @@ SOON: Final = 14.0
 
 # As Trio's own happy eyeballs, which the client connects with.
 _HEAD_START: Final = 0.25
-_NO_ANSWER: Final = "no answer"
 _IS_IT_UP: Final = "is the broker up, is it the right port, and does a firewall let you through?"
 
 # Of the time that the step has: whatever becomes of the look, the verdict must be told.
@@ -99,15 +98,15 @@ async def connect(visit: Visit) -> Finding:
     Args:
         visit: The check-up.
     """
-    outcomes: dict[str, str] = {}
+    outcomes: dict[str, OSError | None] = {}
     reached: list[tuple[Address, trio.SocketStream]] = []
 
     async def attempt(address: Address, over: trio.Event) -> None:
-        outcomes[_shown(address)] = _NO_ANSWER
+        outcomes[_shown(address)] = None
         try:
             reached.append((address, await _open(address)))
         except OSError as error:
-            outcomes[_shown(address)] = _reason(error)
+            outcomes[_shown(address)] = error
             over.set()
         else:
             nursery.cancel_scope.cancel()
@@ -129,22 +128,27 @@ async def connect(visit: Visit) -> Finding:
     return ok("; ".join([f"{answered} answered", *_others(outcomes, answered)]))
 
 
-def _unreached(visit: Visit, outcomes: Mapping[str, str]) -> Finding:
+def _unreached(visit: Visit, outcomes: Mapping[str, OSError | None]) -> Finding:
+    port = visit.account.endpoint.port
     reasons = "; ".join(_others(outcomes))
-    if _NO_ANSWER in outcomes.values():
-        return overdue(visit, f"{reasons} at port {visit.account.endpoint.port}", _IS_IT_UP)
-    return failed(f"port {visit.account.endpoint.port} at {reasons}", _IS_IT_UP)
+    errors = [error for error in outcomes.values() if error is not None]
+    if len(errors) < len(outcomes):
+        return overdue(visit, f"{reasons} at port {port}", _IS_IT_UP)
+    group = ExceptionGroup("no address has answered", errors)
+    return failed(f"port {port} at {reasons}", _IS_IT_UP, error=group)
 
 
-def _others(outcomes: Mapping[str, str], answered: str = "") -> Iterable[str]:
-    return (f"{name}: {why}" for name, why in outcomes.items() if name != answered)
+def _others(outcomes: Mapping[str, OSError | None], answered: str = "") -> Iterable[str]:
+    return (f"{name}: {_reason(error)}" for name, error in outcomes.items() if name != answered)
 
 
 def _shown(address: Address) -> str:
     return str(address[4][0])
 
 
-def _reason(error: OSError) -> str:
+def _reason(error: OSError | None) -> str:
+    if error is None:
+        return "no answer"
     # Trio's own text repeats the address.
     return str(error) if error.errno is None else os.strerror(error.errno)
 
@@ -193,7 +197,9 @@ async def secure(visit: Visit) -> Finding:
 async def _not_secured(visit: Visit, cause: BaseException) -> Finding:
     if not isinstance(cause, ssl.SSLCertVerificationError):
         advice = "does this port speak TLS? wss:// and https:// need it"
-        return failed(f"the TLS handshake failed ({cause})", advice, error=cause)
+        # OpenSSL's own word for it, without the place in its sources.
+        reason = str(getattr(cause, "reason", None) or cause).replace("_", " ").lower()
+        return failed(f"the TLS handshake failed ({reason})", advice, error=cause)
     detail = f"the certificate isn't trusted: {cause.verify_message.rstrip('.')}"
     dial = partial(_open, visit.address)
     shown = None

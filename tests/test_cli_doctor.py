@@ -1,4 +1,7 @@
-"""``trio-broker doctor``: what each step finds, and with which status it ends."""
+"""``trio-broker doctor``: what each step finds, and with which status it ends.
+
+Time is Trio's mock clock's: however busy the machine is, only what is meant to be slow is slow.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,9 @@ import importlib.metadata
 import importlib.util
 import io
 import json
-import os
-import pty
 import re
-import signal
 import socket
 import ssl
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
@@ -26,12 +25,12 @@ from urllib.parse import urlsplit
 
 import click
 import pytest
-import rich.console
 import trio
 import trustme
 from trio.testing import MockClock
 
 import trio_broker
+from tests.doctoring import KEY, NAMES, SECRET, VARIABLES, closed_port
 from tests.rawserver import (
     Handler,
     PeerGoneError,
@@ -43,48 +42,36 @@ from tests.rawserver import (
     wait_gone,
 )
 from trio_broker import key_fingerprint
-from trio_broker.cli import checks, doctor, main, reach
+from trio_broker.cli import checks, doctor
 from trio_broker.cli.account import find_account, gather
 from trio_broker.cli.certificate import Certificate, read
 from trio_broker.cli.checkup import (
     Checked,
-    Finding,
     Result,
     Visit,
     examine,
-    failed,
-    ok,
-    skipped,
     status,
 )
 from trio_broker.cli.skew import Skew
 from trio_broker.sandbox import Sandbox, open_sandbox
 
-ROOT: Final = Path(__file__).parents[1]
-COMMAND: Final = (sys.executable, "-m", "trio_broker.cli")
 # Long enough never to matter, short enough that a hang fails the test and doesn't stop it.
 PATIENCE: Final = 30.0
-
-KEY: Final = "test_key_1"
-SECRET: Final = "test_secret_1"
-NAMES: Final = tuple(step.name for step in doctor.STEPS)
-VARIABLES: Final = (
-    "BROKER_API_KEY", "BROKER_SECRET_KEY", "BROKER_WS_URL", "BROKER_BASE_URL", "SSL_CERT_FILE",
-    "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS",
-)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("BROKER_API_KEY", KEY)
+    monkeypatch.setenv("BROKER_SECRET_KEY", SECRET)
     monkeypatch.chdir(tmp_path)  # where there is no .env
 
 
 @pytest.fixture
-def keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BROKER_API_KEY", KEY)
-    monkeypatch.setenv("BROKER_SECRET_KEY", SECRET)
+def no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BROKER_API_KEY")
+    monkeypatch.delenv("BROKER_SECRET_KEY")
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +220,7 @@ async def in_front_of(
 # --- All is well ----------------------------------------------------------------------------
 
 
-async def test_a_broker_that_works_is_found_to_work(keys: None) -> None:
+async def test_a_broker_that_works_is_found_to_work(autojump_clock: MockClock) -> None:
     async with open_sandbox() as sandbox:
         taken = await checkup(sandbox.url + "?token=hidden")
         assert sandbox.orders() == ()
@@ -259,7 +246,7 @@ async def test_a_broker_that_works_is_found_to_work(keys: None) -> None:
 
 
 async def test_over_tls_it_tells_whose_certificate_it_is_and_what_time_it_is_there(
-    keys: None, trusted: None, authority: trustme.CA
+    trusted: None, authority: trustme.CA, autojump_clock: MockClock
 ) -> None:
     ends = dt.datetime.now(dt.UTC) + dt.timedelta(days=87.5)
     context = server_tls(authority, common_name="the broker", not_after=ends)
@@ -277,7 +264,7 @@ async def test_over_tls_it_tells_whose_certificate_it_is_and_what_time_it_is_the
     assert float(low) <= 0 <= float(high)
 
 
-async def test_each_transport_will_do(keys: None) -> None:
+async def test_each_transport_will_do(autojump_clock: MockClock) -> None:
     async with open_sandbox() as sandbox:
         taken = await checkup(sandbox.url, transport="websockets")
     assert results(taken) == all_ok()
@@ -294,7 +281,8 @@ def write(text: str, name: str = ".env", mode: int = 0o600) -> Path:
     return file
 
 
-async def test_without_settings_it_says_which_are_missing() -> None:
+@pytest.mark.usefixtures("no_keys")
+async def test_without_settings_it_says_which_are_missing(autojump_clock: MockClock) -> None:
     taken = await checkup(None)
     assert results(taken) == failing("configuration")
     assert told(taken, "configuration").startswith(
@@ -304,8 +292,9 @@ async def test_without_settings_it_says_which_are_missing() -> None:
     assert told(taken, "subscription") == "skipped: configuration failed; None"
 
 
+@pytest.mark.usefixtures("no_keys")
 async def test_what_was_found_is_told_with_what_is_missing(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     write(f"BROKER_API_KEY={KEY}\n")
     monkeypatch.setenv("BROKER_BASE_URL", "https://broker.example")
@@ -328,8 +317,8 @@ async def test_settings_that_cannot_work_are_told(
     url: str,
     flags: dict[str, Any],
     message: str,
-    keys: None,
     monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: MockClock,
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     taken = await checkup(url, **flags)
@@ -340,7 +329,7 @@ async def test_settings_that_cannot_work_are_told(
 
 
 async def test_a_transport_that_is_not_installed_is_told(
-    keys: None, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
 
@@ -357,7 +346,9 @@ async def test_a_transport_that_is_not_installed_is_told(
 @pytest.mark.parametrize(
     ("mode", "result"), [(0o600, "ok"), (0o640, "slow"), (0o604, "slow"), (0o622, "ok")]
 )
-async def test_a_secret_that_others_can_read_is_worth_a_warning(mode: int, result: str) -> None:
+async def test_a_secret_that_others_can_read_is_worth_a_warning(
+    mode: int, result: str, autojump_clock: MockClock
+) -> None:
     async with open_sandbox() as sandbox:
         settings = f"BROKER_API_KEY={KEY}\nBROKER_SECRET_KEY={SECRET}\n"
         file = write(settings + f"BROKER_WS_URL={sandbox.url}\n", "my keys.env", mode)
@@ -368,7 +359,9 @@ async def test_a_secret_that_others_can_read_is_worth_a_warning(mode: int, resul
     assert ("chmod 600 'my keys.env'" in told(taken, "configuration")) == (result == "slow")
 
 
-async def test_a_way_that_everyone_can_read_along_is_worth_a_warning(keys: None) -> None:
+async def test_a_way_that_everyone_can_read_along_is_worth_a_warning(
+    autojump_clock: MockClock,
+) -> None:
     async with open_sandbox() as sandbox:
         resolve_to("127.0.0.1")
         port = urlsplit(sandbox.url).port
@@ -413,13 +406,13 @@ def test_a_base_url_does_not_lose_to_what_counts_less() -> None:
     assert found.secret_file is None
 
 
-def test_a_base_url_by_flag_becomes_the_websockets(keys: None) -> None:
+def test_a_base_url_by_flag_becomes_the_websockets() -> None:
     assert find_account(url="https://broker.example/v2").endpoint.url == (
         "wss://broker.example/v2/ws/v1/stream"
     )
 
 
-def test_other_commands_end_where_this_one_reports(keys: None) -> None:
+def test_other_commands_end_where_this_one_reports() -> None:
     with pytest.raises(click.UsageError, match="BROKER_BASE_URL is set; set it in"):
         find_account()
     Path(".env").write_bytes(b"BROKER_WS_URL=\xff")
@@ -430,7 +423,7 @@ def test_other_commands_end_where_this_one_reports(keys: None) -> None:
 # --- DNS and TCP ----------------------------------------------------------------------------
 
 
-async def test_a_name_that_does_not_resolve_is_told(keys: None) -> None:
+async def test_a_name_that_does_not_resolve_is_told(autojump_clock: MockClock) -> None:
     async def answer() -> Iterable[str]:
         await trio.lowlevel.checkpoint()
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
@@ -444,7 +437,7 @@ async def test_a_name_that_does_not_resolve_is_told(keys: None) -> None:
 
 @pytest.mark.parametrize(("delay", "result"), [(0.5, "ok"), (1.5, "slow"), (11, "failed")])
 async def test_a_resolver_that_takes_its_time_is_slow_or_has_failed(
-    delay: float, result: str, keys: None, autojump_clock: MockClock
+    delay: float, result: str, autojump_clock: MockClock
 ) -> None:
     async def answer() -> Iterable[str]:
         await trio.sleep(delay)
@@ -463,13 +456,7 @@ async def test_a_resolver_that_takes_its_time_is_slow_or_has_failed(
         assert "not done within 10 s" in told(taken, "dns")
 
 
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
-
-
-async def test_a_broker_that_is_down_is_told(keys: None) -> None:
+async def test_a_broker_that_is_down_is_told(autojump_clock: MockClock) -> None:
     port = closed_port()
     taken = await checkup(f"ws://127.0.0.1:{port}")
     assert results(taken) == failing("tcp")
@@ -478,7 +465,7 @@ async def test_a_broker_that_is_down_is_told(keys: None) -> None:
     assert exit_status(taken) == 4
 
 
-async def test_each_address_that_refuses_is_told(keys: None) -> None:
+async def test_each_address_that_refuses_is_told(autojump_clock: MockClock) -> None:
     async with open_sandbox() as sandbox:
         resolve_to("127.0.0.9", "127.0.0.1")
         port = urlsplit(sandbox.url).port
@@ -511,9 +498,7 @@ class Sockets(trio.abc.SocketFactory):
         return trio.socket.from_stdlib_socket(socket.socket(*args))
 
 
-async def test_an_address_that_does_not_answer_holds_nobody_up(
-    keys: None, autojump_clock: MockClock
-) -> None:
+async def test_an_address_that_does_not_answer_holds_nobody_up(autojump_clock: MockClock) -> None:
     async with serve_raw(wait_gone) as port:
         resolve_to("192.0.2.1", "127.0.0.1")
         trio.socket.set_custom_socket_factory(Sockets(1))
@@ -522,9 +507,7 @@ async def test_an_address_that_does_not_answer_holds_nobody_up(
     assert taken["tcp"].seconds == pytest.approx(0.25)
 
 
-async def test_addresses_none_of_which_answers_are_told(
-    keys: None, autojump_clock: MockClock
-) -> None:
+async def test_addresses_none_of_which_answers_are_told(autojump_clock: MockClock) -> None:
     resolve_to("192.0.2.1", "192.0.2.2")
     trio.socket.set_custom_socket_factory(Sockets(2))
     taken = await checkup("wss://broker.example", limit=3)
@@ -551,9 +534,13 @@ LONG_AGO: Final = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
     ],
     ids=["expired", "too early", "wrong host"],
 )  # fmt: skip
-@pytest.mark.usefixtures("keys", "trusted")
+@pytest.mark.usefixtures("trusted")
 async def test_a_certificate_that_does_not_fit_is_shown(
-    host: str, options: dict[str, Any], texts: tuple[str, ...], authority: trustme.CA
+    host: str,
+    options: dict[str, Any],
+    texts: tuple[str, ...],
+    authority: trustme.CA,
+    autojump_clock: MockClock,
 ) -> None:
     context = server_tls(authority, host, common_name="somebody", **options)
     async with serve_raw(wait_gone, ssl_context=context) as port:
@@ -564,7 +551,9 @@ async def test_a_certificate_that_does_not_fit_is_shown(
     assert exit_status(taken) == 4
 
 
-async def test_another_hosts_name_is_told(keys: None, trusted: None, authority: trustme.CA) -> None:
+async def test_another_hosts_name_is_told(
+    trusted: None, authority: trustme.CA, autojump_clock: MockClock
+) -> None:
     resolve_to("127.0.0.1")
     context = server_tls(authority, "other.example")
     async with serve_raw(wait_gone, ssl_context=context) as port:
@@ -574,7 +563,7 @@ async def test_another_hosts_name_is_told(keys: None, trusted: None, authority: 
 
 
 async def test_a_certificate_that_is_not_trusted_is_shown(
-    keys: None, authority: trustme.CA
+    authority: trustme.CA, autojump_clock: MockClock
 ) -> None:
     async with serve_raw(wait_gone, ssl_context=server_tls(authority)) as port:
         taken = await checkup(f"wss://127.0.0.1:{port}")
@@ -585,7 +574,7 @@ async def test_a_certificate_that_is_not_trusted_is_shown(
 
 
 async def test_a_certificate_that_cannot_be_had_again_is_told_without(
-    keys: None, authority: trustme.CA
+    authority: trustme.CA, autojump_clock: MockClock
 ) -> None:
     calls = 0
     context = server_tls(authority)
@@ -605,7 +594,7 @@ async def test_a_certificate_that_cannot_be_had_again_is_told_without(
 
 
 async def test_a_look_at_a_certificate_that_takes_too_long_is_given_up(
-    keys: None, authority: trustme.CA, autojump_clock: MockClock
+    authority: trustme.CA, autojump_clock: MockClock
 ) -> None:
     calls = 0
     context = server_tls(authority)
@@ -626,7 +615,7 @@ async def test_a_look_at_a_certificate_that_takes_too_long_is_given_up(
 
 
 async def test_a_certificate_that_ends_soon_is_worth_a_warning(
-    keys: None, trusted: None, authority: trustme.CA
+    trusted: None, authority: trustme.CA, autojump_clock: MockClock
 ) -> None:
     for days, result in ((13.9, "slow"), (14.1, "ok")):
         ends = dt.datetime.now(dt.UTC) + dt.timedelta(days=days)
@@ -642,7 +631,7 @@ async def test_a_certificate_that_ends_soon_is_worth_a_warning(
         assert ("the broker has to renew it" in told(taken, "tls")) == (result == "slow")
 
 
-async def test_a_port_without_tls_is_told(keys: None) -> None:
+async def test_a_port_without_tls_is_told(autojump_clock: MockClock) -> None:
     async with open_sandbox() as sandbox:
         taken = await checkup(sandbox.url.replace("ws://", "wss://"))
     assert results(taken) == failing("tls")
@@ -714,7 +703,7 @@ async def hang_up_after_the_request(stream: trio.abc.Stream) -> None:
          "reset"],
 )  # fmt: skip
 async def test_a_handshake_that_fails_is_told(
-    handler: Handler, texts: tuple[str, ...], keys: None
+    handler: Handler, texts: tuple[str, ...], autojump_clock: MockClock
 ) -> None:
     async with serve_raw(handler) as port:
         taken = await checkup(f"ws://127.0.0.1:{port}?token=z")
@@ -726,9 +715,7 @@ async def test_a_handshake_that_fails_is_told(
     assert exit_status(taken) == 4
 
 
-async def test_a_handshake_that_is_not_answered_is_told(
-    keys: None, autojump_clock: MockClock
-) -> None:
+async def test_a_handshake_that_is_not_answered_is_told(autojump_clock: MockClock) -> None:
     async with open_sandbox() as sandbox:
         with sandbox.faults.stall_handshakes():
             taken = await checkup(sandbox.url, limit=2)
@@ -739,16 +726,14 @@ async def test_a_handshake_that_is_not_answered_is_told(
     assert exit_status(taken) == 4
 
 
-async def test_a_handshake_that_takes_its_time_is_slow(
-    keys: None, autojump_clock: MockClock
-) -> None:
+async def test_a_handshake_that_takes_its_time_is_slow(autojump_clock: MockClock) -> None:
     async with open_sandbox() as sandbox, in_front_of(sandbox, delay=1.5) as url:
         taken = await checkup(url)
     assert results(taken) == all_ok(handshake="slow")
     assert exit_status(taken) == 0
 
 
-async def test_the_request_is_a_websockets_and_ends_politely(keys: None) -> None:
+async def test_the_request_is_a_websockets_and_ends_politely(autojump_clock: MockClock) -> None:
     requests: list[bytes] = []
     goodbyes: list[bytes] = []
 
@@ -778,7 +763,7 @@ async def test_the_request_is_a_websockets_and_ends_politely(keys: None) -> None
     [("BROKER_API_KEY", "check BROKER_API_KEY"), ("BROKER_SECRET_KEY", "check BROKER_SECRET_KEY")],
 )
 async def test_wrong_keys_are_told(
-    name: str, advice: str, keys: None, monkeypatch: pytest.MonkeyPatch
+    name: str, advice: str, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     monkeypatch.setenv(name, "wrong-indeed")
     async with open_sandbox() as sandbox:
@@ -790,7 +775,7 @@ async def test_wrong_keys_are_told(
 
 
 async def test_a_broker_that_does_not_answer_the_authentication_is_told(
-    keys: None, autojump_clock: MockClock
+    autojump_clock: MockClock,
 ) -> None:
     async with open_sandbox() as sandbox:
         with sandbox.faults.ignore(op="auth"):
@@ -800,7 +785,9 @@ async def test_a_broker_that_does_not_answer_the_authentication_is_told(
     assert exit_status(taken) == 4
 
 
-async def test_a_connection_that_worked_a_moment_ago_is_worth_another_try(keys: None) -> None:
+async def test_a_connection_that_worked_a_moment_ago_is_worth_another_try(
+    autojump_clock: MockClock,
+) -> None:
     async with open_sandbox() as sandbox:
         faults = sandbox.faults
         taken = await checkup(sandbox.url, after={"handshake": faults.kill})
@@ -813,7 +800,9 @@ async def test_a_connection_that_worked_a_moment_ago_is_worth_another_try(keys: 
 
 
 @pytest.mark.parametrize("offset", [60.0, -60.0])
-async def test_a_clock_that_the_broker_refuses_is_told(offset: float, keys: None) -> None:
+async def test_a_clock_that_the_broker_refuses_is_told(
+    offset: float, autojump_clock: MockClock
+) -> None:
     async with open_sandbox(clock=lambda: time.time() + offset) as sandbox:
         taken = await checkup(sandbox.url)
     assert results(taken) == failing("authentication", tls="skipped", clock="failed")
@@ -822,7 +811,9 @@ async def test_a_clock_that_the_broker_refuses_is_told(offset: float, keys: None
     assert exit_status(taken) == 3
 
 
-async def test_a_refused_clock_is_told_exactly_where_the_answer_has_a_date(keys: None) -> None:
+async def test_a_refused_clock_is_told_exactly_where_the_answer_has_a_date(
+    autojump_clock: MockClock,
+) -> None:
     def clock() -> float:
         return time.time() + 60
 
@@ -839,7 +830,7 @@ async def test_a_refused_clock_is_told_exactly_where_the_answer_has_a_date(keys:
     ("offset", "result"), [(0, "ok"), (4.9, "ok"), (-10, "slow"), (10, "slow"), (-40, "failed")]
 )
 async def test_a_clock_is_compared_with_the_answers_date(
-    offset: float, result: Result, keys: None
+    offset: float, result: Result, autojump_clock: MockClock
 ) -> None:
     now = float(int(time.time()))
     async with (
@@ -854,14 +845,14 @@ async def test_a_clock_is_compared_with_the_answers_date(
 
 
 @pytest.mark.parametrize("date", ["yesterday", "Thu, 01 Jan 99999999 00:00:00 GMT"])
-async def test_a_date_that_is_none_tells_nothing(date: str, keys: None) -> None:
+async def test_a_date_that_is_none_tells_nothing(date: str, autojump_clock: MockClock) -> None:
     answer = f"HTTP/1.1 503 No\r\nDate: {date}\r\n\r\n".encode()
     async with serve_raw(answering(answer)) as port:
         taken = await checkup(f"ws://127.0.0.1:{port}")
     assert "nothing has told" in told(taken, "clock")
 
 
-async def test_a_refusals_date_does_as_well(keys: None) -> None:
+async def test_a_refusals_date_does_as_well(autojump_clock: MockClock) -> None:
     date = format_datetime(dt.datetime.now(dt.UTC), usegmt=True)
     answer = f"HTTP/1.1 503 No\r\nDate: {date}\r\n\r\n".encode()
     async with serve_raw(answering(answer)) as port:
@@ -892,7 +883,7 @@ def test_latency_is_told_by_the_best_and_the_median() -> None:
 
 
 async def test_calls_that_take_long_are_as_many_as_there_is_time_for(
-    keys: None, autojump_clock: MockClock
+    autojump_clock: MockClock,
 ) -> None:
     async with open_sandbox() as sandbox:
         with sandbox.faults.delay(0.9, op="balances"):
@@ -913,11 +904,7 @@ async def test_calls_that_take_long_are_as_many_as_there_is_time_for(
     ids=["mute", "killed", "refused"],
 )  # fmt: skip
 async def test_calls_that_fail_are_told(
-    strike: Callable[[Any], object],
-    text: str,
-    expected: int,
-    keys: None,
-    autojump_clock: MockClock,
+    strike: Callable[[Any], object], text: str, expected: int, autojump_clock: MockClock
 ) -> None:
     async with open_sandbox() as sandbox:
         then = partial(strike, sandbox.faults)
@@ -927,7 +914,7 @@ async def test_calls_that_fail_are_told(
     assert exit_status(taken) == expected
 
 
-async def test_a_refused_channel_is_told(keys: None) -> None:
+async def test_a_refused_channel_is_told(autojump_clock: MockClock) -> None:
     async with open_sandbox() as sandbox:
         with sandbox.faults.refuse_channel("balances", "not for you"):
             taken = await checkup(sandbox.url)
@@ -941,7 +928,7 @@ async def test_a_refused_channel_is_told(keys: None) -> None:
     [("subscribe", "not acknowledged within 2 s"), ("balances", "no snapshot came within 2 s")],
 )
 async def test_a_subscription_that_brings_nothing_is_told(
-    op: str, text: str, keys: None, autojump_clock: MockClock
+    op: str, text: str, autojump_clock: MockClock
 ) -> None:
     async with open_sandbox() as sandbox:
         then = partial(sandbox.faults.swallow, op=op)
@@ -951,7 +938,7 @@ async def test_a_subscription_that_brings_nothing_is_told(
     assert exit_status(taken) == 4
 
 
-async def test_a_push_is_no_snapshot(keys: None, autojump_clock: MockClock) -> None:
+async def test_a_push_is_no_snapshot(autojump_clock: MockClock) -> None:
     push = json.dumps({"ch": "balances", "data": []})
     async with open_sandbox() as sandbox:
 
@@ -966,263 +953,3 @@ async def test_a_push_is_no_snapshot(keys: None, autojump_clock: MockClock) -> N
         async with trio.open_nursery() as nursery:
             taken = await checkup(sandbox.url, after={"latency": then})
     assert "a snapshot of 10 assets" in told(taken, "subscription")
-
-
-# --- What is printed ------------------------------------------------------------------------
-
-
-def printed(checked: Checked, width: int) -> list[str]:
-    screen = rich.console.Console(file=io.StringIO(), width=width, highlight=False)
-    screen.print(doctor.row(checked, is_narrow=width < 64))
-    assert isinstance(screen.file, io.StringIO)
-    return [line.rstrip() for line in screen.file.getvalue().splitlines()]
-
-
-LONG_STORY: Final = Checked(
-    step="tcp", finding=failed("port 7 [red]is \x1b[2Jclosed " + "x" * 40, "open it"), seconds=0.25
-)
-
-
-def test_a_step_has_one_line() -> None:
-    assert printed(LONG_STORY, 1000) == [
-        f"failed   tcp              250 ms  port 7 [red]is \\x1b[2Jclosed {'x' * 40}; open it"
-    ]
-    assert printed(Checked(step="clock", finding=skipped("tcp failed")), 1000) == [
-        "skipped  clock                    tcp failed"
-    ]
-
-
-@pytest.mark.parametrize("width", [80, 64, 63, 40])
-def test_a_narrow_screen_loses_nothing(width: int) -> None:
-    lines = printed(LONG_STORY, width)
-    assert max(map(len, lines)) <= width
-    shown = "".join("".join(lines).split())
-    assert shown == "".join(printed(LONG_STORY, 1000)[0].split())
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(None, ""), (0.0, "0 ms"), (0.25, "250 ms"), (2.26, "2.3 s")]
-)
-def test_times_are_for_people(seconds: float | None, text: str) -> None:
-    assert doctor.lasted(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("findings", "text"),
-    [
-        ([ok("fine"), skipped("not there")], "All is well."),
-        ([ok("fine", ["see to it"]), ok("fine", ["to it"])], "It works, but see to: 0, 1."),
-        ([ok("", ["see to it"]), failed("no", None), failed("", None)], "Failed: 1, 2."),
-    ],
-)
-def test_the_last_line_says_how_it_went(findings: list[Finding], text: str) -> None:
-    taken = [Checked(step=str(n), finding=each) for n, each in enumerate(findings)]
-    assert doctor.summary(taken) == text
-
-
-# --- The command ----------------------------------------------------------------------------
-
-
-def command_status(*args: str) -> object:
-    with pytest.raises(SystemExit) as ended:
-        main(["doctor", *args])
-    return ended.value.code
-
-
-def environment(**more: str) -> dict[str, str]:
-    plain = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-    return {
-        **plain, "PYTHONPATH": str(ROOT), "BROKER_API_KEY": KEY, "BROKER_SECRET_KEY": SECRET,
-        **more,
-    }  # fmt: skip
-
-
-async def run(*args: str, **environ: str) -> tuple[int, str, str]:
-    with trio.fail_after(PATIENCE):
-        ended = await trio.run_process(
-            [*COMMAND, "doctor", *args],
-            env=environment(**environ),
-            capture_stdout=True,
-            capture_stderr=True,
-            check=False,
-        )
-    out, err = ended.stdout.decode(), ended.stderr.decode()
-    assert SECRET not in out + err
-    assert KEY not in out + err
-    return ended.returncode, out, err
-
-
-async def test_through_a_pipe_each_step_has_a_line() -> None:
-    async with open_sandbox() as sandbox:
-        code, out, err = await run("--url", sandbox.url)
-    assert code == 0
-    assert err == "All is well.\n"
-    assert "\x1b" not in out
-    lines = [line.split()[:2] for line in out.splitlines()]
-    assert [name for _, name in lines] == list(NAMES)
-    assert {result for result, _ in lines} == {"ok", "skipped"}
-
-
-def test_json_has_an_object_a_step(keys: None, capsys: pytest.CaptureFixture[str]) -> None:
-    port = closed_port()
-    assert command_status("--json", "--url", f"ws://127.0.0.1:{port}") == 4
-    shown = capsys.readouterr()
-    assert shown.err == ""
-    objects = [json.loads(line) for line in shown.out.splitlines()]
-    assert [each["step"] for each in objects] == list(NAMES)
-    for each in objects:
-        assert list(each) == ["step", "result", "detail", "advice", "seconds"]
-    by_step = {each.pop("step"): each for each in objects}
-    assert by_step["dns"]["advice"] is None
-    assert 0 < by_step["tcp"].pop("seconds") < PATIENCE
-    assert by_step["tcp"] == {
-        "result": "failed",
-        "detail": f"port {port} at 127.0.0.1: Connection refused",
-        "advice": reach._IS_IT_UP,
-    }
-    assert by_step["latency"] == {
-        "result": "skipped",
-        "detail": "tcp failed",
-        "advice": None,
-        "seconds": None,
-    }
-
-
-def test_without_settings_it_ends_with_2_and_says_so(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert command_status() == 2
-    shown = capsys.readouterr()
-    assert shown.out.startswith("failed   configuration ")
-    assert shown.err == "Failed: configuration.\n"
-
-
-def test_only_debug_shows_a_traceback(keys: None, capsys: pytest.CaptureFixture[str]) -> None:
-    url = f"ws://user:{SECRET}@127.0.0.1"
-    assert command_status("--url", url) == 2
-    assert "Traceback" not in capsys.readouterr().err
-    assert command_status("--url", url, "--debug") == 2
-    shown = capsys.readouterr()
-    assert "Traceback" in shown.err
-    assert SECRET not in shown.out + shown.err
-    assert command_status("--url", f"ws://127.0.0.1:{closed_port()}", "--debug") == 4
-    assert "ConnectionRefusedError" in capsys.readouterr().err
-
-
-def test_quiet_leaves_the_last_line_out(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command_status("--quiet") == 2
-    assert capsys.readouterr().err == ""
-
-
-@pytest.mark.parametrize("timeout", ["0", "-1", "nan", "inf", "soon"])
-def test_a_timeout_that_is_none_is_refused(
-    timeout: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert command_status("--timeout", timeout) == 2
-    assert "--timeout" in capsys.readouterr().err
-
-
-def test_the_help_tells_of_every_step_and_of_what_is_slow(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert command_status("--help") == 0
-    shown = capsys.readouterr().out
-    for step in doctor.STEPS:
-        assert re.search(rf"^  {step.name} +\w", shown, re.MULTILINE)
-    for text in ("14 days", "1 s", "0.5 s", "3 s", "5 s", "30 s"):
-        assert text in " ".join(shown.split())
-
-
-async def test_help_waits_for_nothing_that_it_does_not_need() -> None:
-    code = (
-        "import sys\nfrom trio_broker.cli import main\n"
-        "try: main(['doctor', '--help'])\n"
-        "finally: assert not {'rich', 'h11', 'dotenv'} & set(sys.modules)"
-    )
-    ended = await trio.run_process(
-        [sys.executable, "-c", code], env=environment(), capture_stdout=True
-    )
-    assert ended.returncode == 0
-
-
-@asynccontextmanager
-async def stalled(*args: str) -> AsyncIterator[trio.Process]:
-    """The command in a process of its own, whose handshake isn't answered."""
-    asked = trio.Event()
-
-    async def handler(stream: trio.abc.Stream) -> None:
-        await receive_request(stream)
-        asked.set()
-        await wait_gone(stream)
-
-    async with serve_raw(handler) as port:
-        process = await trio.lowlevel.open_process(
-            [*COMMAND, "doctor", "--timeout", "60", "--url", f"ws://127.0.0.1:{port}", *args],
-            env=environment(PYTHONUNBUFFERED="1"),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        try:
-            with trio.fail_after(PATIENCE):
-                await asked.wait()
-                yield process
-        finally:
-            process.kill()
-            with trio.CancelScope(shield=True):
-                await process.wait()
-            for pipe in (process.stdout, process.stderr):
-                assert pipe is not None
-                await pipe.aclose()
-
-
-async def test_ctrl_c_ends_it_without_a_traceback() -> None:
-    async with stalled() as process:
-        process.send_signal(signal.SIGINT)
-        assert await process.wait() == 130
-        assert process.stderr is not None
-        assert b"Traceback" not in await process.stderr.receive_some()
-        assert process.stdout is not None
-        # What was found before was shown at once.
-        assert b"127.0.0.1 answered" in await process.stdout.receive_some()
-
-
-async def test_a_reader_that_has_read_enough_sees_no_traceback() -> None:
-    async with open_sandbox() as sandbox:
-        for args in ((), ("--json",)):
-            process = await trio.lowlevel.open_process(
-                [*COMMAND, "doctor", "--quiet", "--url", sandbox.url, *args],
-                env=environment(PYTHONUNBUFFERED="1"),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-            )
-            assert process.stdout is not None
-            assert process.stderr is not None
-            with trio.fail_after(PATIENCE):
-                await process.stdout.aclose()
-                complaint = b""
-                while chunk := await process.stderr.receive_some():
-                    complaint += chunk
-                assert complaint == b""
-                assert await process.wait() == 1
-            await process.stderr.aclose()
-
-
-@pytest.mark.parametrize("environ", [{}, {"NO_COLOR": "1"}], ids=["coloured", "NO_COLOR"])
-def test_on_a_terminal_results_are_coloured(environ: dict[str, str]) -> None:
-    terminal, inside = pty.openpty()
-    shown = b""
-    url = f"ws://127.0.0.1:{closed_port()}"
-    with subprocess.Popen(  # noqa: S603 - our own command
-        [*COMMAND, "doctor", "--url", url],
-        env=environment(TERM="xterm-256color", **environ),
-        stdout=inside,
-        stderr=subprocess.DEVNULL,
-    ) as process:
-        os.close(inside)
-        with suppress(OSError):  # how Linux says that the other end is closed
-            while chunk := os.read(terminal, 65536):
-                shown += chunk
-        assert process.wait(PATIENCE) == 4
-    os.close(terminal)
-    assert (b"\x1b[1;31mfailed" in shown) == (not environ)
-    assert b"Connection" in shown

@@ -824,6 +824,7 @@ async def test_a_refused_clock_is_told_exactly_where_the_answer_has_a_date(
         taken = await checkup(url)
     low, high = re.findall(r"[+-]\d+\.\d", told(taken, "clock"))
     assert -62.5 < float(low) <= -60 <= float(high) < -50
+    assert "the broker refused the timestamp" in told(taken, "clock")
 
 
 @pytest.mark.parametrize(

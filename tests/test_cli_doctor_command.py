@@ -174,6 +174,15 @@ def test_without_settings_it_ends_with_2_and_says_so(
     assert shown.err == "Failed: configuration.\n"
 
 
+def test_other_commands_take_the_same_for_a_usage_error(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["balances"])
+    assert ended.value.code == 2
+    assert "BROKER_API_KEY is not set; set it in" in " ".join(capsys.readouterr().err.split())
+
+
 def test_only_debug_shows_a_traceback(keys: None, capsys: pytest.CaptureFixture[str]) -> None:
     url = f"ws://user:{SECRET}@127.0.0.1"
     assert command_status("--url", url) == 2

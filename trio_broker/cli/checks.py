@@ -235,6 +235,9 @@ async def compare_clocks(visit: Visit) -> Finding:
             )
         return skipped("nothing has told the broker's time")
     detail = f"off by {visit.skew} (+ is ahead), by the Date of the broker's answer"
+    if is_refused:
+        # Where the two disagree, the Date is of something in front of the broker.
+        detail += "; the broker refused the timestamp"
     if is_refused or visit.skew.certain >= BROKERS_WINDOW:
         return failed(detail, _SET_THE_CLOCK, Status.FAILURE)
     return ok(detail, [_SET_THE_CLOCK] if visit.skew.certain > OFF else [])

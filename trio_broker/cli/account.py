@@ -27,6 +27,13 @@ from trio_broker.signing import SigningKey
 Client = TypeVar("Client", bound=BrokerWSClient)
 
 ENV_FILE: Final = Path(".env")
+HOW_TO_SET: Final = "set it in the environment or in a .env file (the URL by --url too)"
+
+_API_KEY: Final = "BROKER_API_KEY"
+_SECRET_KEY: Final = "BROKER_SECRET_KEY"  # noqa: S105 - the variable's name
+_WS_URL: Final = "BROKER_WS_URL"
+_BASE_URL: Final = "BROKER_BASE_URL"
+_NAMES: Final = (_API_KEY, _SECRET_KEY, _WS_URL, _BASE_URL)
 
 
 @attrs.frozen(kw_only=True)
@@ -91,6 +98,21 @@ class Account:
         )
 
 
+@attrs.frozen(kw_only=True)
+class Found:
+    """What was found of an account, before anybody looks whether it can work.
+
+    Attributes:
+        values: The settings, by the names of their variables.
+        sources: Where each was found: a flag, ``the environment``, or a file's name.
+        secret_file: The file that holds a secret key, whether that one counts or not.
+    """
+
+    values: Mapping[str, str] = attrs.field(repr=False)
+    sources: Mapping[str, str]
+    secret_file: Path | None = None
+
+
 def find_account(
     *,
     url: str | None = None,
@@ -111,36 +133,94 @@ def find_account(
     Raises:
         click.UsageError: Something is missing, or can't work; the message names it.
     """
-    found = {**_from_file(env_file), **{name: text for name, text in environ.items() if text}}
-    if url is not None:
-        found["BROKER_WS_URL"] = url
-    if secret_key_stdin:
-        found["BROKER_SECRET_KEY"] = sys.stdin.readline().strip()
-        if not found["BROKER_SECRET_KEY"]:
-            raise click.UsageError("--secret-key-stdin: the first line of standard input is empty")
+    found = gather(url=url, env_file=env_file, secret_key_stdin=secret_key_stdin, environ=environ)
     try:
-        if found.get("BROKER_WS_URL", "").startswith(("https://", "http://")):
-            found["BROKER_WS_URL"] = stream_url(found["BROKER_WS_URL"])
-        api_key, secret_key, ws_url = from_environment(found)
-        endpoint = parse_url(ws_url, allow_insecure=options.get("allow_insecure", False))
+        return account_of(found, **options)
     except ConfigurationError as error:
-        raise click.UsageError(
-            f"{error}; set it in the environment or in a .env file (the URL by --url too)"
-        ) from None
+        raise click.UsageError(f"{error}; {HOW_TO_SET}") from None
+
+
+def gather(
+    *,
+    url: str | None = None,
+    env_file: Path | None = None,
+    secret_key_stdin: bool = False,
+    environ: Mapping[str, str] = os.environ,
+) -> Found:
+    """Find the settings of an account, each where it counts most.
+
+    Args:
+        url: As in `find_account`, and so the others.
+        env_file: The file.
+        secret_key_stdin: Whether the secret key is read from standard input.
+        environ: The environment.
+
+    Raises:
+        click.UsageError: A flag names what isn't there, or can't be read.
+    """
+    path = env_file if env_file is not None else ENV_FILE
+    in_file = _named(_from_file(path, is_wanted=env_file is not None))
+    values: dict[str, str] = {}
+    sources: dict[str, str] = {}
+    for source, settings in (
+        (str(path), in_file),
+        ("the environment", _named(environ)),
+        ("--url", {} if url is None else {_WS_URL: url}),
+        ("--secret-key-stdin", {_SECRET_KEY: _first_line()} if secret_key_stdin else {}),
+    ):
+        if settings.keys() & {_WS_URL, _BASE_URL}:
+            # One place's base URL mustn't lose to another's WebSocket URL, which counts less.
+            for name in (_WS_URL, _BASE_URL):
+                values.pop(name, None)
+                sources.pop(name, None)
+        values.update(settings)
+        sources.update(dict.fromkeys(settings, source))
+    return Found(
+        values=values, sources=sources, secret_file=path if _SECRET_KEY in in_file else None
+    )
+
+
+def account_of(found: Found, **options: Any) -> Account:
+    """The account that settings make.
+
+    Args:
+        found: The settings.
+        **options: The other attributes of the account.
+
+    Raises:
+        ConfigurationError: Something is missing, or can't work; the message names it.
+    """
+    values = dict(found.values)
+    if values.get(_WS_URL, "").startswith(("https://", "http://")):
+        values[_WS_URL] = stream_url(values[_WS_URL])
+    api_key, secret_key, ws_url = from_environment(values)
+    endpoint = parse_url(ws_url, allow_insecure=options.get("allow_insecure", False))
     return Account(
         api_key=api_key, secret_key=secret_key, ws_url=ws_url, endpoint=endpoint, **options
     )
 
 
-def _from_file(env_file: Path | None) -> dict[str, str]:
+def _named(variables: Mapping[str, str | None]) -> dict[str, str]:
+    """Those of the variables that are an account's, and set."""
+    texts = {name: (variables.get(name) or "").strip() for name in _NAMES}
+    return {name: text for name, text in texts.items() if text}
+
+
+def _first_line() -> str:
+    line = sys.stdin.readline().strip()
+    if not line:
+        raise click.UsageError("--secret-key-stdin: the first line of standard input is empty")
+    return line
+
+
+def _from_file(path: Path, *, is_wanted: bool) -> Mapping[str, str | None]:
     from dotenv import dotenv_values  # noqa: PLC0415 - `--help` doesn't need it
 
-    path = env_file if env_file is not None else ENV_FILE
     if not path.is_file():
-        if env_file is not None:
-            raise click.UsageError(f"--env-file: there is no file {str(env_file)!r}")
+        if is_wanted:
+            raise click.UsageError(f"--env-file: there is no file {str(path)!r}")
         return {}
     try:
-        return {name: text for name, text in dotenv_values(path).items() if text}
+        return dotenv_values(path)
     except (OSError, UnicodeError) as error:
         raise click.UsageError(f"{str(path)!r} can't be read: {error}") from None

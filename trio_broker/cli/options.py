@@ -102,10 +102,25 @@ def lazy_account_options(function: Command) -> Command:
             `click.UsageError`.
     """
 
+    @account_flags
+    @functools.wraps(function)
+    def command(*args: Any, flags: dict[str, Any], **kwargs: Any) -> Any:
+        return function(*args, find=functools.partial(find_account, **flags), **kwargs)
+
+    return command
+
+
+def account_flags(function: Command) -> Command:
+    """Give a command the same flags as they are: it looks the account up by itself.
+
+    Args:
+        function: The command, which takes ``flags``: arguments of `find_account`.
+    """
+
     @functools.wraps(function)
     def command(*args: Any, **kwargs: Any) -> Any:
-        named = {name: kwargs.pop(name) for name in _ACCOUNT_NAMES}
-        return function(*args, find=functools.partial(find_account, **named), **kwargs)
+        flags = {name: kwargs.pop(name) for name in _ACCOUNT_NAMES}
+        return function(*args, flags=flags, **kwargs)
 
     return _with(_ACCOUNT, command)
 

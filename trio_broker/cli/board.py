@@ -132,7 +132,7 @@ class Holding:
 
 @attrs.frozen
 class OrderSeen:
-    """An order's newest state, and when it came."""
+    """An order's newest state, and since when it is in it, as far as that is known."""
 
     order: Order
     at: dt.datetime
@@ -323,9 +323,7 @@ class Board:
     def _take_order(self, message: Message[Order]) -> None:
         order = message.data
         seen = self.orders.get(message.channel)
-        if seen is not None and seen.order == order:
-            return
-        self.orders[message.channel] = OrderSeen(order, message.received_at)
+        self.orders[message.channel] = OrderSeen(order, order.updated_at or message.received_at)
         if seen is None or seen.order.status != order.status:
             name = message.channel.removeprefix(ORDERS)
             facts = [f"order {printable(name)} is {self.shown(order.status)}"]

@@ -107,7 +107,7 @@ class Picture:
             tables = _fitted(tables, room - kept, drawn([_MORE]))
             room -= sum(map(len, tables))
         log = log[max(0, len(log) - room) :] if room > 0 else []
-        hint = Text(self.hint, style="dim", no_wrap=True, overflow="ellipsis")
+        hint = Text(self.hint, style="dim", no_wrap=True, overflow="crop")
         end = drawn([Text(), hint]) if self.hint and room - len(log) > 1 else []
         for line in itertools.chain(head, *tables, title, log, end):
             yield from line
@@ -180,10 +180,10 @@ class _Drawing:
             yield f"down for {span(self.now - board.lost_at)}"
         if board.connected_at is not None:
             yield f"up {span(self.now - board.connected_at)}"
+            if board.latency is not None:
+                yield f"latency {_milliseconds(board.latency)}"
         if board.outages:
             yield f"{board.outages} outage{'s' * (board.outages > 1)}"
-        if board.latency is not None:
-            yield f"latency {_milliseconds(board.latency)}"
         if board.last_message_at is None:
             yield "no message yet"
         else:
@@ -197,7 +197,7 @@ class _Drawing:
         width = max(0, min(len(counts), self.width - len(title) - len(figures)))
         shown = counts[len(counts) - width :]
         line = Text.assemble((title, "dim"), (self._spark(shown), "cyan"), (figures, "dim"))
-        line.no_wrap, line.overflow = True, "ellipsis"
+        line.no_wrap, line.overflow = True, "crop"
         return line
 
     def _spark(self, counts: Sequence[int]) -> str:
@@ -263,9 +263,8 @@ class _Drawing:
                 about = f"{seen.count} message{'s' * (seen.count > 1)}, {self._ago(seen.at)}"
             yield from self.title(printable(name), about)
             if seen is not None:
-                text = Text(self.board.shown(seen.text), overflow="fold")
-                text.truncate(self.width * _DATA_MOST, overflow="ellipsis")
-                yield text
+                text, most = self.board.shown(seen.text), self.width * _DATA_MOST
+                yield Text(text if len(text) <= most else text[: most - 3] + "...", overflow="fold")
 
     def _balances(self, *, is_wanted: bool) -> Iterator[RenderableType]:
         held = self.board.holdings

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+import signal
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import click
 import trio
@@ -25,6 +26,13 @@ from trio_broker.cli.erasing import without_signatures
 from trio_broker.cli.output import Output, console, fields, json_text, printable
 from trio_broker.cli.pipe import Pipe
 
+if TYPE_CHECKING:
+    from rich.live import Live
+
+    from trio_broker.cli.screen import Picture
+
+# Ctrl-Z, where there is such a thing.
+_SUSPEND: Final = tuple(one for one in signal.Signals if one.name == "SIGTSTP")
 # Often enough for the eye: a stream of thousands of messages costs no more than a few frames.
 _FRAME: Final = 0.25
 _HINT: Final = "Ctrl-C ends"
@@ -67,6 +75,7 @@ class Screen:
 
     def __init__(self, board: Board) -> None:
         self._board = board
+        self._drawn: object = None
 
     async def run(self, client: BrokerWSClient) -> None:
         """Draw, until the client's end or a cancellation; the last picture stays.
@@ -77,26 +86,41 @@ class Screen:
         # Not at the top: rich is slow to import, and `--help` needs none of it.
         from rich.live import Live  # noqa: PLC0415
 
-        from trio_broker.cli.screen import Picture  # noqa: PLC0415 - imports rich
-
-        terminal = console()
-        drawn: object = None
+        live = Live(
+            console=console(),
+            screen=True,
+            auto_refresh=False,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
         try:
-            with Live(
-                console=terminal, screen=True, auto_refresh=False,
-                redirect_stdout=False, redirect_stderr=False,
-            ) as live:  # fmt: skip
-                while not client.state.is_over:
-                    now = self._look(client)
-                    seen = (self._board.changes, terminal.size, int(now.timestamp()))
-                    if seen != drawn:
-                        picture = Picture(self._board, now, terminal.height, _HINT)
-                        live.update(picture, refresh=True)
-                        drawn = seen
-                    await trio.sleep(_FRAME)
+            with live:
+                async with trio.open_nursery() as nursery:
+                    for number in _SUSPEND:
+                        nursery.start_soon(self._give_way, live, number)
+                    while not client.state.is_over:
+                        self._draw(client, live)
+                        await trio.sleep(_FRAME)
+                    nursery.cancel_scope.cancel()
         finally:
-            # The screen is left as it was before, and what was seen last is below that.
-            terminal.print(Picture(self._board, self._look(client)))
+            # The screen is as it was before by now, and what was seen last comes below that.
+            live.console.print(_picture(self._board, self._look(client)))
+
+    def _draw(self, client: BrokerWSClient, live: Live) -> None:
+        now, size = self._look(client), live.console.size
+        seen = (self._board.changes, size, int(now.timestamp()))
+        if seen != self._drawn:
+            live.update(_picture(self._board, now, size.height, _HINT), refresh=True)
+            self._drawn = seen
+
+    async def _give_way(self, live: Live, number: signal.Signals) -> None:
+        """Leave the screen to the shell when Ctrl-Z stops this process, and take it again."""
+        with trio.open_signal_receiver(number) as signals:
+            async for _ in signals:
+                live.stop()
+                signal.raise_signal(signal.SIGSTOP)
+                live.start()
+                self._drawn = None
 
     def _look(self, client: BrokerWSClient) -> dt.datetime:
         now = dt.datetime.now(dt.UTC)
@@ -119,6 +143,12 @@ class Screen:
             messages: What, the oldest first.
         """
         self._board.take(messages)
+
+
+def _picture(board: Board, now: dt.datetime, height: int | None = None, hint: str = "") -> Picture:
+    from trio_broker.cli.screen import Picture  # noqa: PLC0415 - as above
+
+    return Picture(board, now, height, hint)
 
 
 class Lines:

@@ -39,6 +39,7 @@ from trio_broker.cli.board import (
     span,
 )
 from trio_broker.cli.screen import Picture
+from trio_broker.models import Origin
 
 START = dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC)
 LOST = ConnectionError("the peer hung up")
@@ -60,7 +61,7 @@ def board(*channels: str, **options: Any) -> Board:
 
 
 def balances(
-    seconds: float, *, origin: str = "push", gap: Gap | None = None, **totals: str
+    seconds: float, origin: Origin = "push", gap: Gap | None = None, /, **totals: str
 ) -> Message[tuple[Balance, ...]]:
     """A message of balances; a total may have what is locked after a slash."""
     data = []
@@ -75,7 +76,7 @@ def order(seconds: float, status: OrderStatus | str, **more: Any) -> Message[Ord
 
 
 def message(
-    channel: str, data: Any, seconds: float, *, origin: Any = "push", gap: Gap | None = None
+    channel: str, data: Any, seconds: float, *, origin: Origin = "push", gap: Gap | None = None
 ) -> Message[Any]:
     return Message(channel, data, origin, gap, at(seconds), "")
 
@@ -105,7 +106,7 @@ def busy() -> Board:
         shown.tell(Subscribed(at=at(0), channel=channel))
     refusal = ServerError("subscribe", "Invalid channel format")
     shown.tell(ChannelRefused(at=at(0), channel="secret", error=refusal))
-    shown.take([balances(1, origin="snapshot", BTC="10", ETH="1000", USDT="100000", ADA="0")])
+    shown.take([balances(1, "snapshot", BTC="10", ETH="1000", USDT="100000", ADA="0")])
     shown.take([order(2, OrderStatus.PENDING)])
     shown.take([balances(2, ETH="1000/2")])
     shown.take([order(3, OrderStatus.PARTIAL, filled_out=Decimal("3110.50"))])
@@ -124,7 +125,7 @@ def test_what_the_account_holds_at_first_is_no_change() -> None:
     assert "no message yet" in drawn(shown, 0)
     # A push may come before the snapshot that was asked for.
     shown.take([balances(0, ETH="5")])
-    shown.take([balances(0, origin="snapshot", ETH="5", USDT="7")])
+    shown.take([balances(0, "snapshot", ETH="5", USDT="7")])
     picture = drawn(shown, 0)
     assert row(picture, "ETH") == ["ETH", "5", "5"]
     assert row(picture, "USDT") == ["USDT", "7", "7"]
@@ -132,7 +133,7 @@ def test_what_the_account_holds_at_first_is_no_change() -> None:
 
 def test_a_change_is_marked_for_some_seconds() -> None:
     shown = board()
-    shown.take([balances(0, origin="snapshot", ETH="5", USDT="7")])
+    shown.take([balances(0, "snapshot", ETH="5", USDT="7")])
     shown.take([balances(10, ETH="3", USDT="7.50")])
     assert row(drawn(shown, 10), "ETH") == ["ETH", "3", "3", "-2"]
     last = 10 + MARKED_FOR.total_seconds()
@@ -142,7 +143,7 @@ def test_a_change_is_marked_for_some_seconds() -> None:
 
 def test_changes_in_a_row_are_shown_as_one() -> None:
     shown = board()
-    shown.take([balances(0, origin="snapshot", ETH="5")])
+    shown.take([balances(0, "snapshot", ETH="5")])
     shown.take([balances(10, ETH="4"), balances(14, ETH="2.5")])
     assert row(drawn(shown, 18), "ETH")[-1] == "-2.5"
     shown.take([balances(20, ETH="2")])
@@ -151,14 +152,14 @@ def test_changes_in_a_row_are_shown_as_one() -> None:
 
 def test_what_is_told_again_is_no_change() -> None:
     shown = board()
-    shown.take([balances(0, origin="snapshot", ETH="5")])
+    shown.take([balances(0, "snapshot", ETH="5")])
     shown.take([balances(1, ETH="5")])
     assert row(drawn(shown, 1), "ETH") == ["ETH", "5", "5"]
 
 
 def test_what_gets_locked_is_a_change_too() -> None:
     shown = board()
-    shown.take([balances(0, origin="snapshot", ETH="5")])
+    shown.take([balances(0, "snapshot", ETH="5")])
     shown.take([balances(1, ETH="5/2")])
     assert row(drawn(shown, 1), "ETH") == ["ETH", "5", "2", "3", "locked", "+2"]
     shown.take([balances(10, ETH="5/0")])
@@ -168,15 +169,15 @@ def test_what_gets_locked_is_a_change_too() -> None:
 def test_changes_are_exact() -> None:
     shown = board()
     large = "123456789012345678901234567890"
-    shown.take([balances(0, origin="snapshot", PEPE=f"{large}.000000000000000001")])
+    shown.take([balances(0, "snapshot", PEPE=f"{large}.000000000000000001")])
     shown.take([balances(1, PEPE=large)])
     assert "-0.000000000000000001" in drawn(shown, 1, width=160)
 
 
 def test_a_snapshot_is_the_whole_account() -> None:
     shown = board()
-    shown.take([balances(0, origin="snapshot", ETH="5", USDT="7")])
-    shown.take([balances(20, origin="snapshot", USDT="7", BTC="1")])
+    shown.take([balances(0, "snapshot", ETH="5", USDT="7")])
+    shown.take([balances(20, "snapshot", USDT="7", BTC="1")])
     picture = drawn(shown, 20)
     assert "ETH" not in picture
     # By now the account is known, so what is new in it is a change.
@@ -185,7 +186,7 @@ def test_a_snapshot_is_the_whole_account() -> None:
 
 def test_what_is_nothing_comes_last() -> None:
     shown = board()
-    shown.take([balances(0, origin="snapshot", ADA="0", BTC="1", ETH="2")])
+    shown.take([balances(0, "snapshot", ADA="0", BTC="1", ETH="2")])
     picture = drawn(shown, 0)
     assert picture.index("BTC") < picture.index("ETH") < picture.index("ADA")
 
@@ -291,7 +292,7 @@ def test_an_outage_is_told_while_it_lasts_and_afterwards() -> None:
         shown.tell(Disconnected(at=at(tried), error=ConnectionError(), retry_in=8.0))
     picture = drawn(shown, 22)
     assert "next try in 7 s" in picture
-    assert "\nConnectionError" not in picture
+    assert "\nConnectionError\n" in picture
     assert "down for 12 s" in picture
     assert "no connection: ConnectionError (x3)" in picture  # not one line for each
     shown.tell(Connected(at=at(30)))
@@ -328,7 +329,7 @@ def test_what_is_missed_is_told() -> None:
         Gap(frozenset({"reconnected"}), 0, START),
         Gap(reasons, 2, START),  # type: ignore[arg-type]
     )
-    shown.take([balances(0, gap=gap) for gap in gaps])
+    shown.take([balances(0, "push", gap) for gap in gaps])
     assert [entry.text for entry in shown.log] == [
         "balances: since 03:04:05 3 messages were dropped",
         "balances: since 03:04:05 updates may be missing",
@@ -377,7 +378,7 @@ def test_the_sparkline_is_of_the_last_minute() -> None:
         shown.look(ConnectionState.CONNECTED, None, received, at(second + 0.4))
         shown.look(ConnectionState.CONNECTED, None, received, at(second + 0.9))
     assert shown.rate(at(5))[-6:] == [0, 1, 0, 8, 4, 5]
-    assert re.search(r"messages/s  +▁ █▄▅ 5 now, 8 most", drawn(shown, 5))
+    assert re.search(r"messages/s ▁+▂▁█▅▆ 5 now, 8 most", drawn(shown, 5))
     # The second that runs isn't over yet.
     shown.look(ConnectionState.CONNECTED, None, received + 2, at(5))
     assert shown.rate(at(5))[-1] == 5
@@ -400,18 +401,83 @@ def test_only_what_is_new_is_a_change() -> None:
 # --- Sizes and terminals --------------------------------------------------------------------
 
 
+def plain_lines(picture: str) -> str:
+    return "".join(f"{line.rstrip()}\n" for line in picture.splitlines())
+
+
+WIDE = """\
+ SANDBOX  127.0.0.1:8765                                             ● connected
+up 4 s · latency 1.2 ms · last message 1 s ago
+messages/s ▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▂▄▆█ 7 now, 7 most
+secret is refused: the broker refused subscribe: Invalid channel format
+
+ORDERS ─────────────────────────────────────────────────────────────────────────
+order   progress       status           filled   changed
+ord_1   ━━━━━━━━━╌╌╌   PARTIAL          3110.5   1 s ago
+ord_2                  no message yet
+
+news 1 message, 1 s ago ────────────────────────────────────────────────────────
+{"headline": "up"}
+
+BALANCES ───────────────────────────────────────────────────────────────────────
+asset      total   locked   available    change
+BTC           10                   10
+ETH          999        1         998        -1
+USDT    103110.5             103110.5   +3110.5
+ADA            0                    0
+
+EVENTS UTC ─────────────────────────────────────────────────────────────────────
+03:04:05  connected
+03:04:05  subscribed to balances
+03:04:05  subscribed to orders:ord_1
+03:04:05  secret is refused: the broker refused subscribe: Invalid channel
+          format
+03:04:07  order ord_1 is PENDING
+03:04:08  order ord_1 is PARTIAL, filled 3110.5
+"""
+
+NARROW = """\
+ SANDBOX  127.0.0.1:8765     ● connected
+up 4 s · latency 1.2 ms
+last message 1 s ago
+messages/s ▁▁▁▁▁▁▁▁▁▁▁▂▄▆█ 7 now, 7 most
+secret is refused: the broker refused
+subscribe: Invalid channel format
+
+ORDERS ─────────────────────────────────
+order status         filled
+ord_1 PARTIAL        3110.5
+ord_2 no message yet
+
+news 1 message, 1 s ago ────────────────
+{"headline": "up"}
+
+BALANCES ───────────────────────────────
+asset    total locked  change
+BTC         10
+ETH        999      1      -1
+USDT  103110.5        +3110.5
+ADA          0
+
+EVENTS UTC ─────────────────────────────
+03:04:05  connected
+03:04:05  subscribed to balances
+03:04:05  subscribed to orders:ord_1
+03:04:05  secret is refused: the broker
+          refused subscribe: Invalid
+          channel format
+03:04:07  order ord_1 is PENDING
+03:04:08  order ord_1 is PARTIAL, filled
+          3110.5
+"""
+
+
 def test_a_wide_screen_shows_all() -> None:
-    picture = drawn(busy(), 4)
-    assert picture.splitlines() == [
-        " SANDBOX  127.0.0.1:8765                                            ● connected",
-    ]
+    assert plain_lines(drawn(busy(), 4, 80)) == WIDE
 
 
 def test_a_narrow_screen_shows_what_matters_most() -> None:
-    picture = drawn(busy(), 4, 40)
-    assert picture.splitlines() == [
-        " SANDBOX  127.0.0.1:8765     ● connected",
-    ]
+    assert plain_lines(drawn(busy(), 4, 40)) == NARROW
 
 
 @pytest.mark.parametrize("width", [1, 8, 20, 200])
@@ -420,16 +486,31 @@ def test_any_width_will_do(width: int) -> None:
 
 
 @pytest.mark.parametrize("height", range(1, 40))
-def test_a_low_screen_cuts_tables_before_the_log(height: int) -> None:
-    shown = busy()
+def test_a_low_screen_is_filled_with_what_matters_most(height: int) -> None:
     console = Console(width=80, record=True, file=io.StringIO(), force_terminal=True)
-    console.print(Picture(shown, at(4), height, "Ctrl-C ends"))
+    console.print(Picture(busy(), at(4), height, "Ctrl-C ends"))
     lines = console.export_text().splitlines()
     assert lines[0].endswith("● connected")
-    if height >= 24:
-        assert len(lines) <= height
-        assert any("order ord_1 is PARTIAL" in line for line in lines)
-    assert lines[-1] == "Ctrl-C ends" or height < 37
+    if height < 21:
+        return  # what is below that isn't seen, and the most important is above
+    assert len(lines) <= height
+    shown = "\n".join(lines)
+    for text in ("ord_1", "headline", "USDT", "order ord_1 is PARTIAL"):
+        assert text in shown
+    assert "more than fits" not in shown
+    assert (shown.count("\n\n") > 0) == (height >= 25)
+    assert (lines[-1] == "Ctrl-C ends") == (height >= 30)
+
+
+def test_where_not_all_fits_the_changed_balances_come_first() -> None:
+    names = [f"COIN{number}" for number in range(40)]
+    shown = board()
+    shown.take([balances(0, "snapshot", **dict.fromkeys(names, "1"))])
+    shown.take([balances(1, COIN39="2")])
+    assert row(drawn(shown, 1, height=12), "COIN39")[-1] == "+1"
+    assert "more than fits" in drawn(shown, 60, height=12)
+    whole = drawn(shown, 60, height=100)
+    assert whole.index("COIN0") < whole.index("COIN39")
 
 
 def test_without_a_log_there_is_none() -> None:

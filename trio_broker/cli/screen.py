@@ -28,8 +28,8 @@ Row: TypeAlias = dict[str, Text | str]
 
 _NARROW: Final = 60  # columns: with fewer, only what matters most is shown
 _LOG_UNBOUNDED: Final = 12  # lines of the log, where the height sets no limit
-_LOG_LEAST: Final = 4  # lines that tables leave to the log
-_TABLE_LEAST: Final = 4  # lines that a table leaves to each that follows
+_LOG_LEAST: Final = 4  # lines that the parts above it leave to the log
+_PART_LEAST: Final = 4  # lines that a part leaves to each that follows
 _DATA_MOST: Final = 4  # lines of a message that has no form of its own
 
 # On a narrow screen these columns are left out.
@@ -66,8 +66,8 @@ class _Signs:
     heights: str
 
 
-_UNICODE: Final = _Signs("●", " · ", "━", "╌", " ▁▂▃▄▅▆▇█")
-_ASCII: Final = _Signs("*", " - ", "=", ".", " .:-=+*#@")
+_UNICODE: Final = _Signs("●", " · ", "━", "╌", "▁▂▃▄▅▆▇█")
+_ASCII: Final = _Signs("*", " - ", "=", ".", "_.:-=+*#@")
 
 
 @attrs.frozen
@@ -96,39 +96,64 @@ class Picture:
             ]
 
         signs = _ASCII if options.ascii_only else _UNICODE
-        drawing = _Drawing(self.board, self.now, options.max_width, signs)
-        head, log = drawn(drawing.head()), drawn(drawing.log(self.height or _LOG_UNBOUNDED))
-        tables = [table for parts in drawing.tables() if (table := drawn(parts))]
-        title = drawn(drawing.title("EVENTS", "UTC")) if log else []
-        room = _LOG_UNBOUNDED
-        if self.height is not None:
-            room = self.height - len(head) - len(title)
-            kept = min(len(log), _LOG_LEAST)
-            tables = _fitted(tables, room - kept, drawn([_MORE]))
-            room -= sum(map(len, tables))
-        log = log[max(0, len(log) - room) :] if room > 0 else []
-        hint = Text(self.hint, style="dim", no_wrap=True, overflow="crop")
-        end = drawn([Text(), hint]) if self.hint and room - len(log) > 1 else []
-        for line in itertools.chain(head, *tables, title, log, end):
+        drawing = _Drawing(self.board, self.now, options.max_width, signs, self._is_crowded())
+        head = drawn(drawing.head())
+        parts = [part for parts in drawing.parts() if (part := drawn(parts))]
+        title = drawn(drawing.log_title())
+        entries = (drawn([entry]) for entry in drawing.log())
+        if self.height is None:
+            log = _last(entries, _LOG_UNBOUNDED)
+        else:
+            room = self.height - len(head)
+            if sum(map(len, parts)) + len(title) + _LOG_LEAST > room:
+                # Without the empty lines above their titles.
+                parts, title = [part[1:] for part in parts], title[1:]
+            kept = len(title) + _LOG_LEAST if title else 0
+            parts = _fitted(parts, room - kept, drawn([_MORE]))
+            room -= sum(map(len, parts)) + len(title)
+            log = _last(entries, room)
+            if self.hint and room - len(log) > 1:
+                log += drawn([Text(), Text(self.hint, style="dim", no_wrap=True, overflow="crop")])
+        for line in itertools.chain(head, *parts, title, log):
             yield from line
             yield Segment.line()
 
+    def _is_crowded(self) -> bool:
+        """Whether there are more balances than there is certainly room for."""
+        held = self.board.holdings
+        return bool(held and self.height and len(held) > self.height // 2)
 
-def _fitted(tables: Sequence[Lines], room: int, more: Lines) -> list[Lines]:
-    """Tables that have so many lines together, those that are too long cut off.
+
+def _last(entries: Iterable[Lines], room: int) -> Lines:
+    """The last entries that have so many lines together.
+
+    Args:
+        entries: The lines of each entry, the last one first.
+        room: How many lines there are.
+    """
+    lines: Lines = []
+    for entry in entries:
+        if len(lines) + len(entry) > room:
+            break
+        lines = [*entry, *lines]
+    return lines
+
+
+def _fitted(parts: Sequence[Lines], room: int, more: Lines) -> list[Lines]:
+    """Parts that have so many lines together, those that are too long cut off.
 
     The first gets what the least of the others leaves to it, and so on.
 
     Args:
-        tables: The tables.
+        parts: The parts.
         room: How many lines there are.
         more: What stands where one is cut off.
     """
     fitted = []
-    for number, table in enumerate(tables, start=1):
-        later = sum(min(len(other), _TABLE_LEAST) for other in tables[number:])
-        share = max(room - later, _TABLE_LEAST)
-        lines = table if len(table) <= share else [*table[: share - len(more)], *more]
+    for number, part in enumerate(parts, start=1):
+        later = sum(min(len(other), _PART_LEAST) for other in parts[number:])
+        share = max(room - later, _PART_LEAST)
+        lines = part if len(part) <= share else [*part[: share - len(more)], *more]
         fitted.append(lines)
         room -= len(lines)
     return fitted
@@ -142,6 +167,7 @@ class _Drawing:
     now: dt.datetime
     width: int
     signs: _Signs
+    is_crowded: bool
 
     # --- The head --------------------------------------------------------------------------
 
@@ -150,7 +176,7 @@ class _Drawing:
         board = self.board
         label = Text.assemble((f" {board.label} ", _LABELS[board.label]), f" {board.host}")
         yield from self._at_two_ends(label, self._state())
-        yield Text(self.signs.between.join(self._facts()))
+        yield from map(Text, self._packed(self._facts()))
         if board.reason:
             yield Text(board.reason, style="red")
         yield self._rate()
@@ -164,6 +190,17 @@ class _Drawing:
             yield left.append(" " * space).append_text(right)
         else:
             yield from (left, right)
+
+    def _packed(self, facts: Iterable[str]) -> list[str]:
+        """Facts in as few lines as they take, none of them broken."""
+        lines: list[str] = []
+        for fact in facts:
+            longer = f"{lines[-1]}{self.signs.between}{fact}" if lines else fact
+            if lines and len(longer) <= self.width:
+                lines[-1] = longer
+            else:
+                lines.append(fact)
+        return lines
 
     def _state(self) -> Text:
         board = self.board
@@ -195,21 +232,24 @@ class _Drawing:
         figures = f" {counts[-1]} now, {most} most"
         title = "messages/s "
         width = max(0, min(len(counts), self.width - len(title) - len(figures)))
-        shown = counts[len(counts) - width :]
-        line = Text.assemble((title, "dim"), (self._spark(shown), "cyan"), (figures, "dim"))
+        line = Text.assemble((title, "dim"), self._spark(counts[len(counts) - width :]))
+        line.append(figures, style="dim")
         line.no_wrap, line.overflow = True, "crop"
         return line
 
-    def _spark(self, counts: Sequence[int]) -> str:
+    def _spark(self, counts: Sequence[int]) -> Text:
         """A sparkline; the least that isn't nothing is seen."""
         heights = self.signs.heights
-        top = max(counts, default=0)
-        steps = len(heights) - 1
-        return "".join(heights[-(-count * steps // top) if top else 0] for count in counts)
+        steps, top = len(heights) - 1, max(counts, default=0)
+        line = Text()
+        for count in counts:
+            height = -(-count * steps // top) if top else 0
+            line.append(heights[height], style="cyan" if height else "dim")
+        return line
 
-    # --- The tables ------------------------------------------------------------------------
+    # --- The parts -------------------------------------------------------------------------
 
-    def tables(self) -> Iterator[Iterator[RenderableType]]:
+    def parts(self) -> Iterator[Iterator[RenderableType]]:
         """Orders, other channels, balances: what one looks at first comes first."""
         watched = [name for name in self.board.channels if name not in self.board.refused]
         orders = [name for name in watched if name.startswith(ORDERS)]
@@ -274,7 +314,6 @@ class _Drawing:
             return
         yield from self.title("BALANCES")
         columns = ("asset", ">total", ">locked", ">available", ">change")
-        # What is nothing comes last, where it may be cut off.
         yield self._table(columns, map(self._balance, sorted(held.values(), key=self._rank)))
 
     def _balance(self, holding: Holding) -> Row:
@@ -288,9 +327,11 @@ class _Drawing:
             ">change": _change(holding) if style else "",
         }
 
-    def _rank(self, holding: Holding) -> tuple[bool, str]:
+    def _rank(self, holding: Holding) -> tuple[bool, bool, str]:
+        """By asset; what is nothing comes last, and so does what never changed if it may be cut."""
         is_nothing = not holding.balance.total and not holding.is_marked(self.now)
-        return is_nothing, holding.balance.asset
+        is_dull = self.is_crowded and holding.changed_at is None
+        return is_nothing, is_dull, holding.balance.asset
 
     def _table(self, columns: Sequence[str], rows: Iterable[Row]) -> Table:
         """A table; a column whose name begins with ``>`` is aligned to the right.
@@ -314,21 +355,20 @@ class _Drawing:
 
     # --- The log ---------------------------------------------------------------------------
 
-    def log(self, most: int) -> Iterator[RenderableType]:
-        """What happened, the newest last.
+    def log_title(self) -> Iterator[RenderableType]:
+        """The log's title, if there is anything below it."""
+        if self.board.has_log and self.board.log:
+            yield from self.title("EVENTS", "UTC")
 
-        Args:
-            most: How many entries are enough.
-        """
-        if not self.board.has_log or not self.board.log:
-            return
-        table = Table.grid(padding=(0, 2, 0, 0))
-        table.add_column(style="dim", no_wrap=True)
-        table.add_column(overflow="fold")
-        for entry in list(self.board.log)[-most:]:
+    def log(self) -> Iterator[RenderableType]:
+        """What happened, the newest first."""
+        for entry in reversed(self.board.log if self.board.has_log else ()):
+            row = Table.grid(padding=(0, 2, 0, 0))
+            row.add_column(style="dim", no_wrap=True)
+            row.add_column(overflow="fold")
             text = entry.text + (f" (x{entry.times})" if entry.times > 1 else "")
-            table.add_row(f"{entry.at:%H:%M:%S}", Text(text, style=_MOODS[entry.mood]))
-        yield table
+            row.add_row(f"{entry.at:%H:%M:%S}", Text(text, style=_MOODS[entry.mood]))
+            yield row
 
     def _ago(self, at: dt.datetime) -> str:
         since = self.now - at

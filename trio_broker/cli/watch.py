@@ -78,7 +78,7 @@ def watch(channels: Sequence[str], account: Account, output: Output, *, raw: boo
     run(lambda: until_told(lambda: _watch(names, account, output, raw=raw)), debug=output.debug)
 
 
-async def _watch(channels: Sequence[str], account: Account, output: Output, *, raw: bool) -> int:
+async def _watch(channels: Sequence[str], account: Account, output: Output, *, raw: bool) -> None:
     client = account.client(reconnect=_POLICY, heartbeat_interval=_HEARTBEAT_INTERVAL)
     erase = eraser((account.api_key, account.secret_key))
     view: View
@@ -102,7 +102,6 @@ async def _watch(channels: Sequence[str], account: Account, output: Output, *, r
             )
         async with client:
             await follow(client, events, channels, view)
-    return 0
 
 
 def _has_screen() -> bool:

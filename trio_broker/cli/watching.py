@@ -33,7 +33,7 @@ from trio_broker.cli.views import View
 _PAUSE: Final = 1.0
 
 
-async def until_told(main: Callable[[], Awaitable[int]]) -> int:
+async def until_told(main: Callable[[], Awaitable[None]]) -> int:
     """Run something until it ends, or until a signal asks for the end.
 
     Signals are received rather than raised, so that a line is whole and a screen left as it was.
@@ -55,7 +55,7 @@ async def until_told(main: Callable[[], Awaitable[int]]) -> int:
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(obey)
-            status = await main()
+            await main()
             nursery.cancel_scope.cancel()
     return status
 
@@ -63,13 +63,15 @@ async def until_told(main: Callable[[], Awaitable[int]]) -> int:
 @contextmanager
 def _ungrouped() -> Iterator[None]:
     """Raise what has happened as it is, without the groups that nurseries make of it."""
+    error: BaseException | None = None
     try:
         yield
     except BaseExceptionGroup as group:
-        error: BaseException = group
+        error = group
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
-        raise error from error.__cause__
+    if error is not None:
+        raise error
 
 
 async def follow(
@@ -113,7 +115,7 @@ async def _follow_channels(
     client: BrokerWSClient, channels: Sequence[str], view: View
 ) -> list[BrokerError]:
     """Follow channels until none is left; the refusals."""
-    refusals = []
+    refusals: list[BrokerError] = []
 
     async def follow_one(channel: str) -> None:
         try:

@@ -184,6 +184,17 @@ def test_a_snapshot_is_the_whole_account() -> None:
     assert row(picture, "BTC")[-1] == "+1"
 
 
+def test_decimal_points_stand_below_each_other() -> None:
+    shown = board()
+    shown.take([balances(0, "snapshot", A="1", B="12.5/0.25", C="100.125/2")])
+    rows = drawn(shown, 0).splitlines()[-3:]
+    assert [line.rstrip() for line in rows] == [
+        "A         1                    1",
+        "B        12.5       0.25      12.25",
+        "C       100.125     2         98.125",
+    ]
+
+
 def test_what_is_nothing_comes_last() -> None:
     shown = board()
     shown.take([balances(0, "snapshot", ADA="0", BTC="1", ETH="2")])
@@ -421,10 +432,10 @@ news 1 message, 1 s ago ──────────────────�
 
 BALANCES ───────────────────────────────────────────────────────────────────────
 asset      total   locked   available    change
-BTC           10                   10
-ETH          999        1         998        -1
+BTC         10                   10
+ETH        999          1       998          -1
 USDT    103110.5             103110.5   +3110.5
-ADA            0                    0
+ADA          0                    0
 
 EVENTS UTC ─────────────────────────────────────────────────────────────────────
 03:04:05  connected
@@ -527,6 +538,20 @@ def test_a_long_log_shows_its_end() -> None:
     assert "orders:299" in picture
     assert picture.count("subscribed") == 12
     assert drawn(shown, 300, height=50).count("subscribed") > 30
+
+
+def test_of_a_long_entry_at_least_the_beginning_is_shown() -> None:
+    shown = board()
+    shown.tell(OddMessage(at=at(0), reason="x" * 1000, raw=None))
+    picture = drawn(shown, 0, 40, height=12)
+    assert "03:04:05  an odd message: xxx" in picture
+    assert picture.count("\n") == 12
+
+
+def test_an_account_may_hold_nothing() -> None:
+    shown = board()
+    shown.take([balances(0, "snapshot")])
+    assert "BALANCES ──" in drawn(shown, 0)
 
 
 def test_a_terminal_without_unicode_gets_ascii() -> None:

@@ -35,6 +35,8 @@ _DATA_MOST: Final = 4  # lines of a message that has no form of its own
 # On a narrow screen these columns are left out.
 _WIDE_ONLY: Final = frozenset({"progress", ">available", ">changed"})
 
+_AMOUNTS: Final = frozenset({">total", ">locked", ">available"})
+
 _LABELS: Final = {"LIVE": "bold reverse red", "SANDBOX": "bold reverse blue"}
 _MOODS: Final = {"good": "green", "bad": "red", "plain": ""}
 _STATES: Final = {
@@ -125,7 +127,7 @@ class Picture:
 
 
 def _last(entries: Iterable[Lines], room: int) -> Lines:
-    """The last entries that have so many lines together.
+    """The last entries that have so many lines together, or the beginning of the very last.
 
     Args:
         entries: The lines of each entry, the last one first.
@@ -133,10 +135,10 @@ def _last(entries: Iterable[Lines], room: int) -> Lines:
     """
     lines: Lines = []
     for entry in entries:
-        if len(lines) + len(entry) > room:
+        if lines and len(lines) + len(entry) > room:
             break
         lines = [*entry, *lines]
-    return lines
+    return lines[: max(room, 0)]
 
 
 def _fitted(parts: Sequence[Lines], room: int, more: Lines) -> list[Lines]:
@@ -272,7 +274,7 @@ class _Drawing:
         if names:
             yield from self.title("ORDERS")
             columns = ("order", "progress", "status", ">filled", ">changed")
-            yield self._table(columns, map(self._order, names))
+            yield self._table(columns, [self._order(name) for name in names])
 
     def _order(self, name: str) -> Row:
         order_id = printable(name.removeprefix(ORDERS))
@@ -314,7 +316,8 @@ class _Drawing:
             return
         yield from self.title("BALANCES")
         columns = ("asset", ">total", ">locked", ">available", ">change")
-        yield self._table(columns, map(self._balance, sorted(held.values(), key=self._rank)))
+        holdings = sorted(held.values(), key=self._rank)
+        yield self._table(columns, [self._balance(holding) for holding in holdings])
 
     def _balance(self, holding: Holding) -> Row:
         balance = holding.balance
@@ -333,7 +336,12 @@ class _Drawing:
         is_dull = self.is_crowded and holding.changed_at is None
         return is_nothing, is_dull, holding.balance.asset
 
-    def _table(self, columns: Sequence[str], rows: Iterable[Row]) -> Table:
+    @property
+    def is_narrow(self) -> bool:
+        """Whether only what matters most has room."""
+        return self.width < _NARROW
+
+    def _table(self, columns: Sequence[str], rows: Sequence[Row]) -> Table:
         """A table; a column whose name begins with ``>`` is aligned to the right.
 
         Args:
@@ -341,16 +349,20 @@ class _Drawing:
             rows: Its rows; a cell that is missing is empty.
         """
         gap = 3
-        if self.width < _NARROW:
+        if self.is_narrow:
             columns = [name for name in columns if name not in _WIDE_ONLY]
             gap = 1
         table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="dim")
-        for name in columns:
+        cells = [[_text(row.get(name, "")) for row in rows] for name in columns]
+        for name, column in zip(columns, cells, strict=True):
             justify: Literal["left", "right"] = "right" if name.startswith(">") else "left"
-            table.add_column(name.removeprefix(">"), justify=justify, overflow="fold")
-        for row in rows:
-            cells = (row.get(name, "") for name in columns)
-            table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
+            title = Text(name.removeprefix(">"), justify=justify)
+            if name in _AMOUNTS and not self.is_narrow:
+                _align_points(column, len(title))
+                justify = "left"  # they have spaces at their ends, which must stay
+            table.add_column(title, justify=justify, overflow="fold")
+        for row in zip(*cells, strict=True):
+            table.add_row(*row)
         return table
 
     # --- The log ---------------------------------------------------------------------------
@@ -373,6 +385,24 @@ class _Drawing:
     def _ago(self, at: dt.datetime) -> str:
         since = self.now - at
         return f"{span(since)} ago" if since >= dt.timedelta(seconds=1) else "now"
+
+
+def _text(cell: Text | str) -> Text:
+    return cell if isinstance(cell, Text) else Text(cell)
+
+
+def _align_points(amounts: Sequence[Text], width: int) -> None:
+    """Let the decimal points of amounts stand below each other.
+
+    Args:
+        amounts: The amounts.
+        width: How wide they should be at least.
+    """
+    heads = [len(amount.plain.partition(".")[0]) for amount in amounts]
+    tails = [len(amount) - head for amount, head in zip(amounts, heads, strict=True)]
+    for amount, head, tail in zip(amounts, heads, tails, strict=True):
+        amount.pad_left(max(*heads, width - max(tails)) - head)
+        amount.pad_right(max(tails) - tail)
 
 
 def _milliseconds(seconds: float) -> str:

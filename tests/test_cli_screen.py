@@ -543,8 +543,8 @@ def test_a_long_log_shows_its_end() -> None:
 def test_of_a_long_entry_at_least_the_beginning_is_shown() -> None:
     shown = board()
     shown.tell(OddMessage(at=at(0), reason="x" * 1000, raw=None))
-    picture = drawn(shown, 0, 40, height=12)
-    assert "03:04:05  an odd message: xxx" in picture
+    picture = plain_lines(drawn(shown, 0, 40, height=12))
+    assert "03:04:05  an odd message:\n          xxx" in picture
     assert picture.count("\n") == 12
 
 

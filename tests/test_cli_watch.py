@@ -452,6 +452,15 @@ def test_raw_texts_are_no_objects(capsys: pytest.CaptureFixture[str]) -> None:
     assert "it doesn't go with --json" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("nowhere")
+def test_nothing_is_written_where_standard_output_was(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "__stdout__", None)
+    assert status("watch") == 1
+    assert capsys.readouterr().err == "Error: standard output is closed\n"
+
+
 async def test_a_wrong_key_ends_with_3() -> None:
     async with open_sandbox(seed=7) as sandbox:
         environ = environment(sandbox, BROKER_SECRET_KEY="another")

@@ -9,22 +9,29 @@ import click
 
 from trio_broker import Balance
 from trio_broker.cli.account import Account
+from trio_broker.cli.board import BALANCES
 from trio_broker.cli.ending import run
 from trio_broker.cli.options import account_options, output_options
 from trio_broker.cli.output import Output, plain, print_json, print_table
+from trio_broker.cli.watch import watch
 
 _COLUMNS: Final = ("asset", "total", "locked", "available")
 
 
 @click.command()
+@click.option("--watch", "live", is_flag=True, help="Keep the table live, until Ctrl-C.")
 @account_options
 @output_options
-def command(*, account: Account, output: Output) -> None:
+def command(*, live: bool, account: Account, output: Output) -> None:
     """Show what the account holds.
 
-    With --json, one object an asset: asset, total, locked, available.
+    With --json, one object an asset: asset, total, locked, available. With --watch, it is what
+    "trio-broker watch balances" shows and prints: one object an event in a pipe, or with --json.
     """
-    run(lambda: _show(account, output), debug=output.debug)
+    if live:
+        watch((BALANCES,), account, output)
+    else:
+        run(lambda: _show(account, output), debug=output.debug)
 
 
 async def _show(account: Account, output: Output) -> int:

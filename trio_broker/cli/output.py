@@ -13,7 +13,7 @@ import enum
 import json
 import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
@@ -92,7 +92,16 @@ def print_json(**facts: object) -> None:
     Args:
         **facts: Its members: the library's values, or lists, dicts and plain values of them.
     """
-    click.echo(json.dumps(facts, default=_as_json))
+    click.echo(json_text(facts))
+
+
+def json_text(facts: Mapping[str, object]) -> str:
+    """An object as the text of its line.
+
+    Args:
+        facts: Its members, as `print_json` takes them.
+    """
+    return json.dumps(facts, default=_as_json)
 
 
 def fields(value: Any) -> dict[str, Any]:

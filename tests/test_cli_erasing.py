@@ -1,0 +1,62 @@
+"""Keys and signatures don't reach anybody's eyes, however a broker spells them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from trio_broker.cli.erasing import eraser, without_signatures
+
+KEY = 'k"e/y-ü😀.*'
+erase = eraser(("sec", KEY, "secret_1"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"refused {KEY}, sorry",
+        json.dumps({"text": KEY}),
+        json.dumps({"text": KEY}, ensure_ascii=False),
+        json.dumps({"text": json.dumps({"inner": KEY})}),
+        json.dumps({"text": KEY}).replace("/", r"\/").replace(r"\u00fc", r"\u00FC"),
+        "".join(f"\\u{unit:04x}" for unit in (0x6B, 0x22, 0x65)) + KEY[3:],
+    ],
+)
+def test_a_secret_is_found_however_it_is_spelled(text: str) -> None:
+    erased = erase(text)
+    assert "<removed>" in erased
+    assert "y-" not in erased
+    assert ".*" not in erased
+
+
+def test_the_longer_secret_goes_whole() -> None:
+    assert erase("secret_1 sec SEC") == "<removed> <removed> SEC"
+
+
+def test_other_text_stays_as_it_is() -> None:
+    text = '{"ch":"balances","data":[{"asset":"ETH","total":"1.50"}],"nonce":"sig key"}'
+    assert erase(text) == text
+    assert without_signatures(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            '{"op":"auth","key":"alice","sig" : "ab\\"cd"}',
+            '{"op":"auth","key":"<removed>","sig" : "<removed>"}',
+        ),
+        (
+            '{"KEY":"a","apiKey":"b","api_key":"c","secretKey":"d"}',
+            '{"KEY":"<removed>","apiKey":"<removed>","api_key":"<removed>","secretKey":"<removed>"}',
+        ),
+        ('{"sig":"never ends', '{"sig":"<removed>"'),
+        ('{"key":12345,"sig":null}', '{"key":"<removed>","sig":"<removed>"}'),
+        (r'{"text":"{\"sig\":\"abcd\",\"op\":1}"}', r'{"text":"{\"sig\":\"<removed>\",\"op\":1}"}'),
+        ('{"key":{"sig":"abcd"}}', '{"key":{"sig":"<removed>"}}'),
+    ],
+    ids=["documented", "other names", "cut off", "no texts", "text in a text", "nested"],
+)
+def test_keys_and_signatures_have_no_value(text: str, expected: str) -> None:
+    assert without_signatures(text) == expected

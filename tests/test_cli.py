@@ -36,8 +36,10 @@ from trio_broker import (
     ReconnectPolicy,
     ServerError,
     Subscription,
+    cli,
 )
 from trio_broker.cli import demo, ending, main
+from trio_broker.cli.app import _COMMANDS
 from trio_broker.sandbox import Outcome, Sandbox, open_sandbox
 
 ROOT = Path(__file__).parents[1]
@@ -78,11 +80,7 @@ def run(*args: str) -> subprocess.CompletedProcess[str]:
 
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert status("--help") == 0
-    assert re.findall(r"^  (\w+)  +\w", capsys.readouterr().out, re.MULTILINE) == [
-        "demo",
-        "sandbox",
-        "swaps",
-    ]
+    assert re.findall(r"^  (\w+)  +\w", capsys.readouterr().out, re.MULTILINE) == list(_COMMANDS)
 
 
 def test_version_is_the_packages() -> None:
@@ -105,12 +103,28 @@ def test_without_the_extra_it_says_what_to_install(missing: str) -> None:
     assert "pip install 'trio-broker[cli]'" in ended.stderr
 
 
-def test_help_waits_for_nothing_that_it_does_not_need() -> None:
+# Those that there are.
+WRITTEN = [name for name in _COMMANDS if (Path(cli.__path__[0]) / f"{name}.py").is_file()]
+
+
+@pytest.mark.parametrize("args", [[], *([name] for name in WRITTEN)], ids=" ".join)
+def test_help_waits_for_nothing_that_it_does_not_need(args: list[str]) -> None:
     code = (
         "import sys\nfrom trio_broker.cli import main\n"
-        "try: main(['--help'])\nfinally: assert 'rich' not in sys.modules"
+        f"try: main([*{args}, '--help'])\n"
+        "finally: print({'rich', 'trio_websocket', 'wsproto', 'websockets'} & {*sys.modules})"
     )
-    assert run(sys.executable, "-c", code).returncode == 0
+    ended = run(sys.executable, "-c", code)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.splitlines()[-1] == "set()"
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_commands_help_begins_as_its_line_does(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status(name, "--help") == 0
+    assert _COMMANDS[name] in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(
@@ -433,7 +447,8 @@ def altered(options: str) -> tuple[str, ...]:
     """The command, with options of `open_sandbox` that the command line doesn't have."""
     code = (
         "import functools, time\n"
-        "from trio_broker.cli import main, sandbox\n"
+        "from trio_broker import sandbox\n"
+        "from trio_broker.cli import main\n"
         f"sandbox.open_sandbox = functools.partial(sandbox.open_sandbox, {options})\n"
         "main()"
     )

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import click
-from click.shell_completion import get_completion_class
+from typing import Final
 
-_SHELLS = ("bash", "zsh", "fish")
+import click
+from click.shell_completion import BashComplete, FishComplete, ShellComplete, ZshComplete
+
+_SHELLS: Final[dict[str, type[ShellComplete]]] = {
+    "bash": BashComplete,
+    "zsh": ZshComplete,
+    "fish": FishComplete,
+}
 
 
 @click.command()
-@click.argument("shell", type=click.Choice(_SHELLS))
+@click.argument("shell", type=click.Choice(list(_SHELLS)))
 @click.pass_context
 def command(ctx: click.Context, shell: str) -> None:
     """Print the script that makes a shell complete this command.
@@ -27,11 +33,10 @@ def command(ctx: click.Context, shell: str) -> None:
 
     \b
       eval "$(trio-broker completion bash)"
-    """
+    """  # noqa: D301 - click's mark for lines that stay as they are
     root = ctx.find_root()
     name = root.info_name or ""
     # click's own name for it, which the program itself looks for when it begins.
     variable = f"_{name}_COMPLETE".replace("-", "_").upper()
-    kind = get_completion_class(shell)
-    assert kind is not None  # noqa: S101 - click has all of _SHELLS
-    click.echo(kind(root.command, {}, name, variable).source(), nl=False)
+    script = _SHELLS[shell](root.command, {}, name, variable).source()
+    click.echo(script, nl=False)

@@ -386,7 +386,7 @@ class Broker:
 
 @attrs.frozen
 class _Answer:
-    """What a message that isn't refused brings: a body, what changed, and which order it is about."""
+    """What a message that isn't refused brings: a body, what changed, and the order it is about."""
 
     data: dict[str, object]
     channel: str | None = None

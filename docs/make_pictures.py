@@ -346,14 +346,27 @@ def svg(picture: Picture, output: str) -> str:
     )
     console.print(Text.assemble(("$ ", "bold green"), " ".join(["trio-broker", *picture.args])))
     for row in terminal.shown():
-        runs = itertools.groupby(row, key=operator.itemgetter(1))
-        texts = [("".join(one for one, _ in cells), style) for style, cells in runs]
-        console.print(Text.assemble(*texts), no_wrap=True, overflow="crop", highlight=False)
+        console.print(Text.assemble(*_runs(row)), no_wrap=True, overflow="crop", highlight=False)
     return console.export_svg(
         title=f"trio-broker {picture.args[0]}",
         code_format=_SVG,
         unique_id=f"picture-{picture.name}",
     )
+
+
+def _runs(row: Sequence[Cell]) -> Iterator[Cell]:
+    """A row's cells of one style as one text.
+
+    A plain space takes the style before it, as some viewers drop spaces that a text begins with.
+    """
+    before = Style.null()
+    kept = []
+    for one, own in row:
+        style = before if one == " " and not own.bgcolor and not before.bgcolor else own
+        kept.append((one, style))
+        before = style
+    for style, cells in itertools.groupby(kept, key=operator.itemgetter(1)):
+        yield "".join(one for one, _ in cells), style
 
 
 def main(names: Sequence[str]) -> None:

@@ -29,7 +29,8 @@ from trio_broker.cli.demo_screen import ASCII, STEPS, Scene, Signs, picture
 ROOT = Path(__file__).parents[1]
 COMMAND = (sys.executable, "-m", "trio_broker.cli", "demo")
 PATIENCE = 30.0
-COLOURS = {"NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"}
+# What would tell it of another terminal than its own.
+COLOURS = {"NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES"}
 
 BEFORE = {"BTC": Decimal(10), "ETH": Decimal(1000), "USDT": Decimal(100_000)}
 AFTER = {**BEFORE, "ETH": Decimal(998), "USDT": Decimal("106000.123456")}
@@ -96,9 +97,9 @@ def test_steps_are_ticked_off_one_after_the_other() -> None:
 def test_the_order_grows() -> None:
     assert "━" not in drawn(scene(4.5), 4.5).split("ord_00000001")[2]
     text = drawn(scene(5), 5)
+    assert re.search("─ +PARTIAL 3000 USDT\n", text)
     bar = next(line for line in text.splitlines() if line.startswith("ord_00000001"))
     assert bar.count("━") == bar.count("─") > 10
-    assert "PARTIAL 3000 USDT" in text
     text = drawn(scene(6), 6)
     bar = next(line for line in text.splitlines() if line.startswith("ord_00000001"))
     assert bar.count("━") > 20
@@ -107,14 +108,15 @@ def test_the_order_grows() -> None:
 
 
 def connection(text: str) -> str:
-    (line,) = [line for line in text.splitlines() if line.startswith("connection")]
-    return line.removeprefix("connection").strip()
+    (line,) = re.findall(r"^connection +([━x]*)", text, re.MULTILINE)
+    return line
 
 
 def test_the_outage_shows_while_it_lasts_and_stays_in_the_line() -> None:
     text = drawn(scene(6), 6)
     assert set(connection(text)) == {"━"}
-    assert "\n              connected\n" in text
+    assert "━  " in text
+    assert text.count(" connected\n") == 1
     text = drawn(scene(7), 7.5)
     assert "lost: next try in 1.0 s" in text
     assert re.fullmatch("━+x+", connection(text))
@@ -123,19 +125,19 @@ def test_the_outage_shows_while_it_lasts_and_stays_in_the_line() -> None:
     assert re.fullmatch("━+x+━", connection(text))
     assert "connected again" in text
     text = drawn(scene(9.2), 9.2)
-    assert re.fullmatch("━+x{8}━+", connection(text))
+    assert re.fullmatch("━+x{8,9}━+", connection(text))
     assert "closed, with a goodbye" in text
 
 
 def test_a_long_line_shows_its_end() -> None:
     line = connection(drawn(scene(8.6), 60.0))
     assert set(line) == {"━"}
-    assert len(line) == 44
+    assert len(line) == 36
 
 
 def test_a_connection_that_is_not_tried_again_says_no_time() -> None:
     shown = scene(6).after("lost", "", 7.0, {"retry_in": None})
-    assert "\n              lost\n" in drawn(shown, 7.0)
+    assert re.search(r"x +lost\n", drawn(shown, 7.0))
 
 
 def test_balances_show_what_the_swap_changes() -> None:
@@ -160,7 +162,8 @@ def test_steps_say_what_they_brought_where_there_is_room() -> None:
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_it_fits_on_small_terminals(width: int) -> None:
     for until in (-1, 2, 5, 7, 9.2):
-        assert drawn(scene(until), until, width).count("\n") < 24
+        lines = drawn(scene(until), until, width).count("\n") + 1
+        assert lines <= 22  # with the prompts before and after it, 24
 
 
 def test_where_it_breaks_off_the_step_has_failed() -> None:

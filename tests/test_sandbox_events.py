@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.sandboxclient import auth, swap_body
-from tests.test_sandbox_server import closed, dialled, talking, upgraded
+from tests.test_sandbox_server import UPGRADE, closed, dialled, talking, upgraded
 from trio_broker.sandbox import (
     ClientAsked,
     ClientCame,
@@ -78,6 +78,7 @@ async def test_faults_that_come_between_are_told() -> None:
                 await talker.ask("estimate", swap_body())
         with sandbox.faults.refuse_connections(times=1):
             async with await dialled(sandbox) as stream:
+                await stream.send_all(UPGRADE)
                 assert await stream.receive_some()
     assert asked(op="balances", was_handled=False) in events
     assert events[-1] == ClientTurnedAway()

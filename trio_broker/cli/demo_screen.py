@@ -36,7 +36,7 @@ _FINAL: Final = [status for status in OrderStatus if status.is_final]
 
 _NARROW: Final = 80  # columns, below which steps have no notes and balances no history
 _CELL: Final = 0.2  # seconds of the connection's line
-_LONGEST: Final = 44  # cells
+_CELLS: Final = 36  # of a line, where there is room
 _LABEL: Final = 14  # columns; an order's id fits
 _FRAMES: Final = 10  # of the sign that something is under way, in a second
 
@@ -207,38 +207,52 @@ def picture(scene: Scene, *, at: float, width: int, signs: Signs) -> RenderableT
         width: The screen's columns.
         signs: What to draw with.
     """
-    cells = min(_LONGEST, width - _LABEL - 1)
+    narrow = width < _NARROW
+    cells = min(_CELLS, width - _LABEL - 1)
+    # The lines of a terminal are few.
+    title = [] if narrow else [Text("Play money over a real WebSocket", style="bold"), Text()]
     lines = [
-        Text("Play money over a real WebSocket", style="bold"),
+        *title,
+        *_steps(scene, at, signs, narrow=narrow),
         Text(),
-        *_steps(scene, at, width, signs),
-        Text(),
-        Text("connection".ljust(_LABEL)).append_text(_line(scene, at, cells, signs)),
-        Text(" " * _LABEL).append_text(_state(scene, at)),
-        Text((scene.order_id or "order").ljust(_LABEL)).append_text(_bar(scene, cells, signs)),
-        Text(" " * _LABEL).append_text(_order(scene)),
+        *_labelled("connection", _line(scene, at, cells, signs), _state(scene, at), narrow=narrow),
+        *_labelled(
+            scene.order_id or "order", _bar(scene, cells, signs), _order(scene), narrow=narrow
+        ),
         Text(),
     ]
     verdict = [Text(), Text(scene.verdict, style="bold green")] if scene.verdict else []
-    return Group(*lines, _holdings(scene, narrow=width < _NARROW), *verdict)
+    return Group(*lines, _holdings(scene, narrow=narrow), *verdict)
 
 
-def _steps(scene: Scene, at: float, width: int, signs: Signs) -> Iterator[Text]:
+def _labelled(label: str, line: Text, words: Text, *, narrow: bool) -> Iterator[Text]:
+    """A line, and what it means: after it, or below where it would be too long."""
+    first = Text(label.ljust(_LABEL)).append_text(line)
+    if narrow:
+        yield first
+        yield Text(" " * _LABEL).append_text(words)
+    else:
+        first.append(" " * (_CELLS - len(line) + 2))
+        yield first.append_text(words)
+
+
+def _steps(scene: Scene, at: float, signs: Signs, *, narrow: bool) -> Iterator[Text]:
     longest = max(len(title) for _, title in STEPS)
     for number, (event, title) in enumerate(STEPS):
+        line = Text()
         if number < scene.done:
-            line = Text(f"{signs.done} ", style="green").append(title, style="default")
+            line.append(f"{signs.done} ", style="green").append(title)
         elif number > scene.done:
-            line = Text(f"{signs.waiting} {title}", style="dim")
+            line.append(f"{signs.waiting} {title}", style="dim")
         elif scene.is_over:
-            line = Text(f"{signs.failed} {title}", style="bold red")
+            line.append(f"{signs.failed} {title}", style="bold red")
         else:
             sign = signs.under_way[int(at * _FRAMES) % len(signs.under_way)]
-            line = Text(f"{sign} {title}", style="bold yellow")
+            line.append(f"{sign} {title}", style="bold yellow")
         note = scene.notes.get(event, "")
-        if note and width >= _NARROW:
+        if note and not narrow:
             line.append(" " * (longest - len(title) + 2))
-            line.append(note, style="not bold dim")
+            line.append(note, style="dim")
         yield line
 
 
@@ -249,9 +263,10 @@ def _line(scene: Scene, at: float, cells: int, signs: Signs) -> Text:
         return line
     count = int((at - scene.line[0][0]) / _CELL) + 1
     for number in range(max(0, count - cells), count):
-        # A bit in which it was lost at all shows it.
+        # A bit in which it was lost at all shows it, but the last one shows how things are.
         begin = scene.line[0][0] + number * _CELL
-        if _was_lost(scene.line, begin, begin + _CELL):
+        is_last = number == count - 1
+        if not scene.line[-1][1] if is_last else _was_lost(scene.line, begin, begin + _CELL):
             line.append(signs.no_line, style="bold red")
         else:
             line.append(signs.line, style="green")
@@ -274,7 +289,7 @@ def _state(scene: Scene, at: float) -> Text:
         return Text("connected again" if again else "connected", style="green")
     if not scene.line:
         return Text("not connected yet", style="dim")
-    text = Text("lost", style="bold red")
+    text = Text().append("lost", style="bold red")
     if scene.retry_at is not None:
         text.append(f": next try in {max(0.0, scene.retry_at - at):.1f} s")
     return text
@@ -293,9 +308,9 @@ def _bar(scene: Scene, cells: int, signs: Signs) -> Text:
 def _order(scene: Scene) -> Text:
     if not scene.order_id:
         return Text("none yet", style="dim")
-    text = Text(scene.status, style="bold cyan")
+    text = Text().append(scene.status, style="bold cyan")
     if scene.filled:
-        text.append(f" {plain(scene.filled)} {scene.bought}", style="not bold default")
+        text.append(f" {plain(scene.filled)} {scene.bought}")
     return text
 
 

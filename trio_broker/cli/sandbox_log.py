@@ -34,7 +34,7 @@ _DEEDS: Final = {
     "swap": "swapped {terms}: {order}",
     "order_status": "asked for {order}",
 }
-_STYLES: Final = {
+_COLOURS: Final = {
     ClientCame: "green",
     ClientTurnedAway: "red",
     ClientLeft: "magenta",
@@ -58,7 +58,10 @@ class Log:
         self._as_json = output.as_json
         self._is_wanted = not output.quiet
         self._clock = clock
-        self._console = console(stderr=True)
+        # rich looks whether there is a terminal to be coloured, but doesn't print: where the reader
+        # has gone it would end the process, and a sandbox goes on without one.
+        terminal = console(stderr=True)
+        self._is_coloured = terminal.color_system is not None and not terminal.no_color
 
     def event(self, event: SandboxEvent) -> None:
         """Print what happened at the sandbox.
@@ -66,7 +69,7 @@ class Log:
         Args:
             event: It.
         """
-        self._print(told(event), style_of(event), facts(event))
+        self._print(told(event), colour_of(event), facts(event))
 
     def fault(self, name: str, deed: str, count: int | None) -> None:
         """Print that a fault has struck.
@@ -78,40 +81,35 @@ class Log:
         """
         text = f"   {name}: {deed}" + ("" if count is None else f" ({count})")
         values = {"event": "fault", "name": name, "what": deed, "connections": count}
-        self._print(text, "bold red", values)
+        self._print(text, "bright_red", values)
 
-    def _print(self, text: str, style: str, values: dict[str, object]) -> None:
+    def _print(self, text: str, colour: str | None, values: dict[str, object]) -> None:
         if not self._is_wanted:
             return
         now = self._clock()
         if self._as_json:
-            line = json.dumps({"at": now.isoformat(timespec="milliseconds"), **values}) + "\n"
+            line = json.dumps({"at": now.isoformat(timespec="milliseconds"), **values})
         else:
-            # Rendered first, and printed by click: rich would end the process if the reader has
-            # gone, and a sandbox goes on without one.
-            with self._console.capture() as captured:
-                self._console.print(
-                    f"{now:%H:%M:%S}.{now.microsecond // 1000:03d} {text}",
-                    style=style, markup=False, soft_wrap=True,
-                )  # fmt: skip
-            line = captured.get()
+            line = f"{now:%H:%M:%S}.{now.microsecond // 1000:03d} {text}"
+            if self._is_coloured:
+                line = click.style(line, fg=colour)
         with contextlib.suppress(OSError):
-            click.echo(line, nl=False, err=True)
+            click.echo(line, err=True, color=self._is_coloured)
 
 
-def style_of(event: SandboxEvent) -> str:
-    """How a line is coloured on a terminal.
+def colour_of(event: SandboxEvent) -> str | None:
+    """Which colour a line has on a terminal; None for the terminal's own.
 
     Args:
         event: What it tells.
     """
     match event:
         case ClientAsked(error=None, was_handled=True):
-            return ""
+            return None
         case ClientAsked() | ClientLeft(code=None):
             return "red"
         case _:
-            return _STYLES.get(type(event), "")
+            return _COLOURS.get(type(event))
 
 
 def told(event: SandboxEvent) -> str:

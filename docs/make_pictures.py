@@ -171,7 +171,7 @@ def _settle(now: Callable[[], float]) -> None:
     time.time = lambda: BEGINNING + now()
     time.time_ns = lambda: int(time.time() * 1e9)
     dt.datetime = Clocked  # type: ignore[misc]
-    random.Random = Seeded  # type: ignore[misc]
+    random.Random = Seeded  # type: ignore[assignment,misc]
     secrets.token_hex = lambda nbytes=None: "5eed" * ((nbytes or 32) // 2)
 
 

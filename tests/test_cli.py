@@ -290,7 +290,7 @@ def test_demo_is_coloured_on_a_terminal() -> None:
     terminal, inside = pty.openpty()
     environ = {**environment(), "TERM": "xterm-256color"}
     printed = b""
-    with subprocess.Popen([*COMMAND, "demo"], env=environ, stdout=inside) as process:  # noqa: S603
+    with subprocess.Popen([*COMMAND, "demo", "--fast"], env=environ, stdout=inside) as process:  # noqa: S603
         os.close(inside)
         try:
             while chunk := os.read(terminal, 65536):

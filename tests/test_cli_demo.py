@@ -25,6 +25,7 @@ from tests.pictures import make_pictures
 from trio_broker import OrderStatus
 from trio_broker.cli import demo, main
 from trio_broker.cli.demo_screen import ASCII, STEPS, Scene, Signs, picture
+from trio_broker.sandbox import Outcome, Sandbox
 
 ROOT = Path(__file__).parents[1]
 COMMAND = (sys.executable, "-m", "trio_broker.cli", "demo")
@@ -108,8 +109,9 @@ def test_the_order_grows() -> None:
 
 
 def connection(text: str) -> str:
-    (line,) = re.findall(r"^connection +([━x]*)", text, re.MULTILINE)
-    return line
+    found = re.search(r"^connection +([━x]*)", text, re.MULTILINE)
+    assert found is not None
+    return found[1]
 
 
 def test_the_outage_shows_while_it_lasts_and_stays_in_the_line() -> None:
@@ -181,14 +183,16 @@ def test_a_terminal_without_these_signs_gets_others() -> None:
 
 
 @contextmanager
-def terminal(*args: str, width: int = 80, **environ: str) -> Iterator[tuple[Any, int]]:
+def terminal(
+    *args: str, width: int = 80, environ: Mapping[str, str] | None = None
+) -> Iterator[tuple[Any, int]]:
     """The demo on a terminal of its own: the process, and the terminal's other end."""
     outside, inside = pty.openpty()
     fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 30, width, 0, 0))
     plain = {name: value for name, value in os.environ.items() if name not in COLOURS}
-    environ = {**plain, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", **environ}
+    plain |= {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color", **(environ or {})}
     with subprocess.Popen(  # noqa: S603 - our own command
-        [*COMMAND, *args], env=environ, stdout=inside, stderr=inside
+        [*COMMAND, *args], env=plain, stdout=inside, stderr=inside
     ) as process:
         os.close(inside)
         try:
@@ -235,7 +239,7 @@ def test_the_last_picture_is_left_standing(width: int) -> None:
 
 
 def test_no_colour_means_none() -> None:
-    with terminal("--fast", NO_COLOR="1") as (process, outside):
+    with terminal("--fast", environ={"NO_COLOR": "1"}) as (process, outside):
         printed = read(outside)
         assert process.wait(PATIENCE) == 0
     codes = set(";".join(re.findall(r"\x1b\[([0-9;]*)m", printed)).split(";"))
@@ -261,7 +265,7 @@ def test_ctrl_c_leaves_a_usable_terminal() -> None:
 def test_where_there_is_no_screen_of_its_own_it_prints_lines(
     args: tuple[str, ...], environ: dict[str, str]
 ) -> None:
-    with terminal(*args, **environ) as (process, outside):
+    with terminal(*args, environ=environ) as (process, outside):
         printed = read(outside)
         assert process.wait(PATIENCE) == 0
     assert "Subscribed again to balances." in printed
@@ -289,12 +293,29 @@ def test_quiet_says_how_it_ended(capsys: pytest.CaptureFixture[str]) -> None:
     assert line.startswith("It all happened: 2 ETH sold for ")
 
 
-def test_on_a_screen_too_a_failure_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_screen_too_a_failure_is_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    force = Sandbox.next_outcome
+    monkeypatch.setattr(Sandbox, "next_outcome", lambda self, _: force(self, Outcome.FAILED))
     monkeypatch.setattr(demo, "_has_eyes", lambda _: True)
-    monkeypatch.setattr(demo, "_TIME_LIMIT", 0.0)
     with pytest.raises(SystemExit) as ended:
         main(["demo", "--fast"])
     assert ended.value.code == 1
+    printed = capsys.readouterr()
+    assert printed.err == "Error: the order should be FILLED, and is FAILED\n"
+    assert "✗ Check the balances by the order" in printed.out
+
+
+def test_on_a_screen_too_it_does_not_hang(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "_has_eyes", lambda _: True)
+    monkeypatch.setattr(demo, "_TIME_LIMIT", 0.0)
+    with pytest.raises(SystemExit) as ended:
+        main(["demo"])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "Error: the demo wasn't over after 0 s\n"
 
 
 def test_it_can_be_followed_and_is_over_in_nine_seconds() -> None:

@@ -213,6 +213,26 @@ def test_lines_have_their_time_and_no_colour_where_there_is_no_terminal(
     ]
 
 
+@pytest.mark.parametrize(
+    ("variables", "start"),
+    [
+        ({"FORCE_COLOR": "1"}, "\x1b[31m03:04:05"),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, "03:04:05"),
+    ],
+    ids=["colour", "NO_COLOR"],
+)
+def test_a_terminal_has_colours_unless_somebody_wants_none(
+    variables: dict[str, str],
+    start: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in {"TERM": "xterm", **variables}.items():
+        monkeypatch.setenv(name, value)
+    sandbox_log.Log(Output(), clock=lambda: AT).event(left())
+    assert capsys.readouterr().err.startswith(start)
+
+
 def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     sandbox_log.Log(Output(quiet=True)).event(ClientCame(connection=1))
     assert capsys.readouterr() == ("", "")
@@ -510,6 +530,7 @@ async def test_latency_makes_every_answer_late() -> None:
             started = trio.current_time()
             await client.get_balances()
             assert trio.current_time() - started >= 0.15
+        await served.end()
 
 
 async def test_faults_are_there_from_the_start() -> None:
@@ -518,3 +539,4 @@ async def test_faults_are_there_from_the_start() -> None:
             async with served.client(reconnect=NEVER):
                 pass  # pragma: no cover
         await served.until("#1 auth: kept from the broker by a fault")
+        await served.end()

@@ -98,11 +98,17 @@ async def test_a_connection_that_a_fault_has_ended_was_dropped(fault: str) -> No
 
 async def test_who_vanishes_is_lost() -> None:
     events: list[SandboxEvent] = []
-    async with open_sandbox(on_event=events.append) as sandbox:
+    left = trio.Event()
+
+    def look(event: SandboxEvent) -> None:
+        events.append(event)
+        if isinstance(event, ClientLeft):
+            left.set()
+
+    async with open_sandbox(on_event=look) as sandbox:
         async with await upgraded(sandbox):
             pass
-        while not isinstance(events[-1], ClientLeft):
-            await trio.lowlevel.checkpoint()
+        await left.wait()
     assert events == [ClientCame(connection=1), ClientLeft(connection=1, api_key=None, code=None)]
 
 

@@ -18,6 +18,10 @@ from click.shell_completion import CompletionItem
 if TYPE_CHECKING:
     from trio_broker.sandbox import Faults
 
+    _ParamType: TypeAlias = click.ParamType["AskedFault"]
+else:
+    _ParamType = click.ParamType  # which has no parameter in older versions of click
+
 # Told in words what was done, and to how many connections if that is known.
 Report: TypeAlias = Callable[[str, int | None], None]
 
@@ -256,7 +260,7 @@ def _usage(name: str) -> str:
     return name + (value if kind.default is None else f"[{value}]")
 
 
-class FaultType(click.ParamType):
+class FaultType(_ParamType):
     """An option's value ``NAME`` or ``NAME=VALUE``."""
 
     name = "fault"

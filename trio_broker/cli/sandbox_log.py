@@ -80,7 +80,12 @@ class Log:
             count: To how many connections; None if nobody counted.
         """
         text = f"   {name}: {deed}" + ("" if count is None else f" ({count})")
-        values = {"event": "fault", "name": name, "what": deed, "connections": count}
+        values: dict[str, object] = {
+            "event": "fault",
+            "name": name,
+            "what": deed,
+            "connections": count,
+        }
         self._print(text, "bright_red", values)
 
     def _print(self, text: str, colour: str | None, values: dict[str, object]) -> None:

@@ -247,9 +247,10 @@ def test_no_colour_means_none() -> None:
     assert "✓" in seen(printed)
 
 
-def test_ctrl_c_leaves_a_usable_terminal() -> None:
+@pytest.mark.parametrize("until", ["Start", "━"], ids=["at once", "once it is connected"])
+def test_ctrl_c_leaves_a_usable_terminal(until: str) -> None:
     with terminal() as (process, outside):
-        printed = read(outside, until=b"Ask what the account holds")
+        printed = read(outside, until=until.encode())
         process.send_signal(signal.SIGINT)
         printed += read(outside)
         assert process.wait(PATIENCE) == 130

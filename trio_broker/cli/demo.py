@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
@@ -112,7 +113,8 @@ def _teller(output: Output) -> Teller:
 
 async def _on_screen(seed: int, pace: _Pace) -> None:
     failure: Exception | None = None
-    with Screen(_SOLD, _BOUGHT) as screen:
+    with closing(Screen(_SOLD, _BOUGHT)) as screen:
+        screen.open()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(screen.animate)
             try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, Protocol, Self
+from typing import Final, Protocol
 
 import attrs
 import click
@@ -70,8 +70,6 @@ def in_lines() -> Teller:
 class Screen:
     """Tells it on a part of the terminal that is drawn again and again.
 
-    As a context manager, it begins to draw; left, it leaves the last picture standing.
-
     Args:
         sold: The asset that is sold.
         bought: The asset that is bought.
@@ -89,12 +87,13 @@ class Screen:
         # Drawn by a task of ours, and not by a thread of rich's.
         self._live = Live(console=self._console, auto_refresh=False)
 
-    def __enter__(self) -> Self:
+    def open(self) -> None:
+        """Begin to draw. It must be closed, even if Ctrl-C comes while this runs."""
         self._live.start()
         self._draw()
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Leave the last picture standing, and the terminal as it was."""
         # Where it broke off, the step that was under way has failed.
         self._scene = attrs.evolve(self._scene, is_over=True)
         self._draw()

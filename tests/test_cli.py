@@ -209,6 +209,26 @@ def test_a_reader_that_has_read_enough_sees_no_traceback() -> None:
             assert process.wait(PATIENCE) == 1
 
 
+@pytest.mark.parametrize(
+    "args",
+    [["--help"], ["demo"], ["demo", "--json"], ["sandbox"], ["completion", "fish"]],
+    ids=" ".join,
+)
+def test_a_reader_that_was_never_there_sees_no_traceback(args: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as nobody:
+        ended = subprocess.run(  # noqa: S603 - our own command
+            [*COMMAND, *args],
+            env=environment(),
+            stdout=nobody,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=PATIENCE,
+        )
+    assert (ended.returncode, ended.stderr) == (1, b"")
+
+
 # --- demo -----------------------------------------------------------------------------------
 
 

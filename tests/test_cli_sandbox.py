@@ -303,6 +303,14 @@ def test_a_fault_that_cannot_be_is_a_usage_error(
     assert "--fault" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["-1", "nan", "inf", "soon", ""])
+def test_a_latency_that_cannot_be_is_a_usage_error(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--latency", text) == 2
+    assert "it takes a number of milliseconds" in capsys.readouterr().err
+
+
 def test_help_tells_of_every_fault(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     printed = capsys.readouterr().out

@@ -6,6 +6,7 @@ import functools
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 import click
@@ -14,7 +15,12 @@ import trio
 from trio_broker.cli.ending import Status, run
 from trio_broker.cli.options import output_options
 from trio_broker.cli.output import Output
-from trio_broker.cli.sandbox_faults import AskedFault, FaultType, help_rows
+from trio_broker.cli.sandbox_faults import (
+    AskedFault,
+    FaultType,
+    MillisecondsType,
+    help_rows,
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -61,8 +67,8 @@ class _Command(click.Command):
 )
 @click.option(
     "--latency",
-    type=click.FloatRange(min=0, max=3_600_000),
-    default=0,
+    type=MillisecondsType(),
+    default=0.0,
     metavar="MS",
     help="Say everything so many milliseconds later.",
 )
@@ -75,7 +81,7 @@ class _Command(click.Command):
     help="Misbehave: one of the faults below; may be repeated.",
 )
 @output_options
-def command(*, output: Output, latency: float, **wishes: object) -> None:
+def command(*, output: Output, **wishes: Any) -> None:
     """Serve a broker of play money until Ctrl-C.
 
     Its URL and the keys of its first account are printed as lines that a shell, or a .env file,
@@ -87,8 +93,7 @@ def command(*, output: Output, latency: float, **wishes: object) -> None:
     asset_in, sold, asset_out, bought, reason), left (connection, account, code, reason, dropped),
     turned_away, fault (name, what, connections). What isn't known is null.
     """
-    wanted = _Wishes(latency=latency / 1000, **wishes)  # type: ignore[arg-type]  # click's
-    run(lambda: _serve(wanted, output), debug=output.debug)
+    run(lambda: _serve(_Wishes(**wishes), output), debug=output.debug)
 
 
 async def _serve(wishes: _Wishes, output: Output) -> int:

@@ -18,9 +18,11 @@ from click.shell_completion import CompletionItem
 if TYPE_CHECKING:
     from trio_broker.sandbox import Faults
 
-    _ParamType: TypeAlias = click.ParamType["AskedFault"]
+    _FaultParam: TypeAlias = click.ParamType["AskedFault"]
+    _FloatParam: TypeAlias = click.ParamType[float]
 else:
-    _ParamType = click.ParamType  # which has no parameter in older versions of click
+    # Which has no parameter in older versions of click.
+    _FaultParam = _FloatParam = click.ParamType
 
 # Told in words what was done, and to how many connections if that is known.
 Report: TypeAlias = Callable[[str, int | None], None]
@@ -260,7 +262,30 @@ def _usage(name: str) -> str:
     return name + (value if kind.default is None else f"[{value}]")
 
 
-class FaultType(_ParamType):
+class MillisecondsType(_FloatParam):
+    """An option's value in milliseconds; what comes of it are seconds."""
+
+    name = "ms"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Read a time.
+
+        Args:
+            value: The text, or seconds.
+            param: The option.
+            ctx: The command's context.
+        """
+        if isinstance(value, float):
+            return value
+        try:
+            return _milliseconds(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class FaultType(_FaultParam):
     """An option's value ``NAME`` or ``NAME=VALUE``."""
 
     name = "fault"

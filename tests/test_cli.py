@@ -36,8 +36,10 @@ from trio_broker import (
     ReconnectPolicy,
     ServerError,
     Subscription,
+    cli,
 )
 from trio_broker.cli import demo, ending, main
+from trio_broker.cli.app import _COMMANDS
 from trio_broker.sandbox import Outcome, Sandbox, open_sandbox
 
 ROOT = Path(__file__).parents[1]
@@ -78,11 +80,7 @@ def run(*args: str) -> subprocess.CompletedProcess[str]:
 
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert status("--help") == 0
-    assert re.findall(r"^  (\w+)  +\w", capsys.readouterr().out, re.MULTILINE) == [
-        "demo",
-        "sandbox",
-        "swaps",
-    ]
+    assert re.findall(r"^  (\w+)  +\w", capsys.readouterr().out, re.MULTILINE) == list(_COMMANDS)
 
 
 def test_version_is_the_packages() -> None:
@@ -105,12 +103,28 @@ def test_without_the_extra_it_says_what_to_install(missing: str) -> None:
     assert "pip install 'trio-broker[cli]'" in ended.stderr
 
 
-def test_help_waits_for_nothing_that_it_does_not_need() -> None:
+# Those that there are.
+WRITTEN = [name for name in _COMMANDS if (Path(cli.__path__[0]) / f"{name}.py").is_file()]
+
+
+@pytest.mark.parametrize("args", [[], *([name] for name in WRITTEN)], ids=" ".join)
+def test_help_waits_for_nothing_that_it_does_not_need(args: list[str]) -> None:
     code = (
         "import sys\nfrom trio_broker.cli import main\n"
-        "try: main(['--help'])\nfinally: assert 'rich' not in sys.modules"
+        f"try: main([*{args}, '--help'])\n"
+        "finally: print({'rich', 'trio_websocket', 'wsproto', 'websockets'} & {*sys.modules})"
     )
-    assert run(sys.executable, "-c", code).returncode == 0
+    ended = run(sys.executable, "-c", code)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.splitlines()[-1] == "set()"
+
+
+@pytest.mark.parametrize("name", ["demo", "sandbox", "completion"])
+def test_a_commands_help_begins_as_its_line_does(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status(name, "--help") == 0
+    assert _COMMANDS[name] in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(
@@ -156,15 +170,16 @@ def test_ctrl_c_ends_with_130_wherever_it_lands() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "line"),
+    ("error", "code", "line"),
     [
-        (ServerError("swap", "no\n  luck"), "the broker refused swap: no luck"),
-        (OSError(), "OSError"),
+        (ServerError("swap", "no\n  luck"), 5, "the broker refused swap: no luck"),
+        (OSError(), 1, "OSError"),
     ],
     ids=["of several lines", "without a text"],
 )
 def test_an_error_is_told_in_one_line(
     error: Exception,
+    code: int,
     line: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -174,7 +189,7 @@ def test_an_error_is_told_in_one_line(
         raise error
 
     monkeypatch.setattr(BrokerWSClient, "get_balances", fail)
-    assert status("demo") == 1
+    assert status("demo") == code
     assert capsys.readouterr().err == f"Error: {line}\n"
 
 
@@ -192,6 +207,26 @@ def test_a_reader_that_has_read_enough_sees_no_traceback() -> None:
             process.stdout.close()
             assert process.stderr.read() == b""
             assert process.wait(PATIENCE) == 1
+
+
+@pytest.mark.parametrize(
+    "args",
+    [["--help"], ["demo"], ["demo", "--json"], ["sandbox"], ["completion", "fish"]],
+    ids=" ".join,
+)
+def test_a_reader_that_was_never_there_sees_no_traceback(args: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as nobody:
+        ended = subprocess.run(  # noqa: S603 - our own command
+            [*COMMAND, *args],
+            env=environment(),
+            stdout=nobody,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=PATIENCE,
+        )
+    assert (ended.returncode, ended.stderr) == (1, b"")
 
 
 # --- demo -----------------------------------------------------------------------------------
@@ -275,7 +310,7 @@ def test_demo_is_coloured_on_a_terminal() -> None:
     terminal, inside = pty.openpty()
     environ = {**environment(), "TERM": "xterm-256color"}
     printed = b""
-    with subprocess.Popen([*COMMAND, "demo"], env=environ, stdout=inside) as process:  # noqa: S603
+    with subprocess.Popen([*COMMAND, "demo", "--fast"], env=environ, stdout=inside) as process:  # noqa: S603
         os.close(inside)
         try:
             while chunk := os.read(terminal, 65536):
@@ -433,7 +468,8 @@ def altered(options: str) -> tuple[str, ...]:
     """The command, with options of `open_sandbox` that the command line doesn't have."""
     code = (
         "import functools, time\n"
-        "from trio_broker.cli import main, sandbox\n"
+        "from trio_broker import sandbox\n"
+        "from trio_broker.cli import main\n"
         f"sandbox.open_sandbox = functools.partial(sandbox.open_sandbox, {options})\n"
         "main()"
     )
@@ -507,7 +543,7 @@ async def test_sandbox_in_use_refuses_another(tmp_path: Path) -> None:
     file = tmp_path / "state"
     async with serving("--state", str(file)):
         ended = await trio.to_thread.run_sync(run, *COMMAND, "sandbox", "--state", str(file))
-    assert ended.returncode == 1
+    assert ended.returncode == 2
     assert ended.stdout == ""
     assert ended.stderr == f"Error: {file} is in use by another sandbox\n"
 
@@ -534,7 +570,7 @@ def test_sandbox_names_a_state_that_can_t_be_taken_up(
     else:
         file.write_text(content)
     before = file.read_bytes()
-    assert status("sandbox", "--state", str(file), "--seed", "8") == 1
+    assert status("sandbox", "--state", str(file), "--seed", "8") == 2
     ended = capsys.readouterr()
     assert ended.out == ""
     assert ended.err == f"Error: {line.format(file=file)}\n"

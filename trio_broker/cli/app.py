@@ -6,6 +6,7 @@ import importlib
 from typing import Final
 
 import click
+from click.shell_completion import CompletionItem
 
 from trio_broker import __version__
 
@@ -20,6 +21,7 @@ _COMMANDS: Final = {
     "doctor": "Check each step from the configuration to a subscription.",
     "demo": "Show the whole story against a broker of play money.",
     "sandbox": "Serve a broker of play money until Ctrl-C.",
+    "completion": "Print the script that makes a shell complete this command.",
 }
 
 
@@ -35,6 +37,15 @@ class _Commands(click.Group):
         module = importlib.import_module(f"trio_broker.cli.{cmd_name}")
         command: click.Command = module.command
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        commands = [
+            CompletionItem(name, help=line)
+            for name, line in _COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        # Past click.Group's own, which would import every command for its help.
+        return commands + super(click.Group, self).shell_complete(ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):

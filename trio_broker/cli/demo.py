@@ -6,16 +6,19 @@ and what the account holds in the end must be just that. Otherwise it ends with 
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from decimal import Decimal
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final
 
+import attrs
 import click
 import trio
 
 from trio_broker import (
     Balance,
+    BrokerError,
     BrokerWSClient,
     ConnectionEvent,
     Disconnected,
@@ -25,65 +28,111 @@ from trio_broker import (
     Restored,
     SwapReceipt,
 )
-from trio_broker.cli.ending import run
-from trio_broker.sandbox import Outcome, Sandbox, open_sandbox
+from trio_broker.cli.demo_telling import Screen, Teller, in_lines, tell_end, tell_json
+from trio_broker.cli.ending import Status, run
+from trio_broker.cli.options import output_options
+from trio_broker.cli.output import Output, console, plain
+
+if TYPE_CHECKING:
+    from trio_broker.sandbox import Sandbox
 
 _AMOUNT: Final = Decimal(2)
 _SOLD: Final = "ETH"
 _BOUGHT: Final = "USDT"
 
-_TIME_LIMIT: Final = 9.0  # seconds; it takes one
-# Quicker than the default, so that nobody has to wait for the story to go on.
-_POLICY: Final = ReconnectPolicy(initial_delay=0.5)
-_STYLES: Final = {
-    "lost": "bold red",
-    "restored": "green",
-    "sandbox": "dim",
-    "swap": "bold",
-    "order": "cyan",
-    "end": "bold green",
-}
+_TIME_LIMIT: Final = 20.0  # seconds; it takes one, or eight where somebody looks on
 
 
-class Teller(Protocol):
-    """Tells one event of the story."""
+@attrs.frozen(kw_only=True)
+class _Pace:
+    """How fast the story goes. It is the broker that is slow, and not the telling.
 
-    def __call__(self, event: str, text: str, **facts: object) -> None:
-        """Tell it.
+    Attributes:
+        pause: Seconds between two steps.
+        pending: For how long the order is PENDING, in seconds.
+        processing: From then to its end.
+        outage: Up to how long it is until the next try to connect; at least half of it.
+    """
 
-        Args:
-            event: Its name.
-            text: It in words, for people.
-            **facts: It in values, for programs.
-        """
+    pause: float
+    pending: tuple[float, float]
+    processing: tuple[float, float]
+    outage: float
+
+
+_QUICK: Final = _Pace(pause=0, pending=(0.05, 0.15), processing=(0.05, 0.35), outage=0.5)
+_FOR_EYES: Final = _Pace(pause=0.5, pending=(0.5, 0.5), processing=(2, 2), outage=2)
 
 
 @click.command()
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="What the market's prices depend on."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
-def command(*, seed: int, as_json: bool) -> None:
-    """Connect, swap, follow the order, lose the connection and get it back, check the balances.
+@click.option("--fast", is_flag=True, help="Don't wait for eyes to follow.")
+@output_options
+def command(*, seed: int, fast: bool, output: Output) -> None:
+    """Show the whole story against a broker of play money.
 
-    All of it over a real WebSocket, against a broker of play money that runs inside this process.
-    Ends with status 0 only if everything that it tells has really happened.
+    Connect, swap, follow the order, lose the connection and get it back, check the balances: all of
+    it over a real WebSocket, against a broker that runs inside this process. It takes some eight
+    seconds on a terminal, and one elsewhere or with --fast. Ends with status 0 only if everything
+    that it tells has really happened.
+
+    With --json, one object an event, which "event" names: sandbox (url, seed), connected, balances
+    (balances), estimate (price, expected_out, fee), swap (order_id, status, client_order_id), order
+    (order_id, status, filled_out, origin), lost (retry_in), restored (channels), gap (since,
+    origin), closed (state), and at last end (ok, sold, bought).
     """
-    tell = _tell_json if as_json else _console_teller()
-    run(lambda: _demo(seed, tell))
+    run(lambda: _demo(seed, output, fast=fast), debug=output.debug)
 
 
-async def _demo(seed: int, tell: Teller) -> int:
+async def _demo(seed: int, output: Output, *, fast: bool) -> int:
     try:
         with trio.fail_after(_TIME_LIMIT):
-            await _story(seed, tell)
+            if _has_eyes(output):
+                await _on_screen(seed, _QUICK if fast else _FOR_EYES)
+            else:
+                await _story(seed, _QUICK, _teller(output))
     except trio.TooSlowError:
         raise click.ClickException(f"the demo wasn't over after {_TIME_LIMIT:g} s") from None
-    return 0
+    return Status.OK
 
 
-async def _story(seed: int, tell: Teller) -> None:
-    async with open_sandbox(seed=seed) as sandbox:
+def _has_eyes(output: Output) -> bool:
+    """Whether there is a screen that is ours alone. FORCE_COLOR colours a pipe, but makes none."""
+    if output.as_json or output.quiet or output.verbose:
+        return False
+    return sys.stdout.isatty() and console().is_interactive
+
+
+def _teller(output: Output) -> Teller:
+    if output.as_json:
+        return tell_json
+    return tell_end if output.quiet else in_lines()
+
+
+async def _on_screen(seed: int, pace: _Pace) -> None:
+    failure: Exception | None = None
+    with closing(Screen(_SOLD, _BOUGHT)) as screen:
+        screen.open()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(screen.animate)
+            try:
+                await _story(seed, pace, screen.tell)
+            except (click.ClickException, BrokerError, OSError) as error:
+                failure = error  # kept back, as the nursery would wrap it into a group
+            nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+async def _story(seed: int, pace: _Pace, tell: Teller) -> None:
+    # Not at the top: `--help` needs no broker.
+    from trio_broker.sandbox import Outcome, open_sandbox  # noqa: PLC0415
+
+    async with open_sandbox(
+        seed=seed, pending_delay=pace.pending, processing_delay=pace.processing
+    ) as sandbox:
         # However the seed would have it: a demo of a swap that fails is no use.
         sandbox.next_outcome(Outcome.FILLED_IN_PARTS)
         tell(
@@ -92,23 +141,38 @@ async def _story(seed: int, tell: Teller) -> None:
             url=sandbox.url,
             seed=seed,
         )
-        async with sandbox.client(reconnect=_POLICY) as client:
+        await trio.sleep(pace.pause)
+        async with sandbox.client(reconnect=ReconnectPolicy(initial_delay=pace.outage)) as client:
             tell("connected", "Connected and authenticated.", state=client.state.value)
-            before = await _balances(client, tell)
-            receipt = await _swap(client, tell)
-            order = await _follow(client, receipt.order_id, tell)
-            await _outage(sandbox, client, tell)
-            after = await _balances(client, tell, before)
+            before, after, order = await _business(sandbox, client, pace, tell)
         tell("closed", "Said goodbye.", state=client.state.value)
     _check(before, after, order)
     tell(
         "end",
-        f"It all happened: {_plain(_AMOUNT)} {_SOLD} sold for {_plain(order.filled_out or 0)} "
+        f"It all happened: {plain(_AMOUNT)} {_SOLD} sold for {plain(order.filled_out)} "
         f"{_BOUGHT}, and the balances say the same.",
         ok=True,
         sold=_AMOUNT,
         bought=order.filled_out,
     )
+
+
+async def _business(
+    sandbox: Sandbox, client: BrokerWSClient, pace: _Pace, tell: Teller
+) -> tuple[dict[str, Balance], dict[str, Balance], Order]:
+    """What happens while the client is there: the balances before and after, and the order."""
+    await trio.sleep(pace.pause)
+    before = await _balances(client, tell)
+    await trio.sleep(pace.pause)
+    await _estimate(client, tell)
+    await trio.sleep(pace.pause)
+    receipt = await _swap(client, tell)
+    order = await _follow(client, receipt.order_id, tell)
+    await trio.sleep(pace.pause)
+    await _outage(sandbox, client, tell)
+    await trio.sleep(pace.pause)
+    after = await _balances(client, tell, before)
+    return before, after, order
 
 
 async def _balances(
@@ -126,20 +190,23 @@ async def _balances(
 def _rows(account: Mapping[str, Balance], before: Mapping[str, Balance] | None) -> Iterable[str]:
     yield "The account holds" if before is None else "The account holds now"
     for asset, balance in account.items():
-        row = f"    {asset:<5} {_plain(balance.total):>16}"
+        row = f"    {asset:<5} {plain(balance.total):>16}"
         change = Decimal(0) if before is None else balance.total - before[asset].total
-        yield f"{row}   {_plain(change, '+')}" if change else row
+        yield f"{row}   {plain(change, '+')}" if change else row
 
 
-async def _swap(client: BrokerWSClient, tell: Teller) -> SwapReceipt:
+async def _estimate(client: BrokerWSClient, tell: Teller) -> None:
     estimate = await client.estimate_swap(_AMOUNT, _SOLD, _BOUGHT)
     tell(
         "estimate",
-        f"{_plain(_AMOUNT)} {_SOLD} would bring {_plain(estimate.expected_out)} {_BOUGHT}.",
+        f"{plain(_AMOUNT)} {_SOLD} would bring {plain(estimate.expected_out)} {_BOUGHT}.",
         price=estimate.price,
         expected_out=estimate.expected_out,
         fee=estimate.fee,
     )
+
+
+async def _swap(client: BrokerWSClient, tell: Teller) -> SwapReceipt:
     receipt = await client.do_swap(_AMOUNT, _SOLD, _BOUGHT)
     tell(
         "swap",
@@ -156,7 +223,7 @@ async def _follow(client: BrokerWSClient, order_id: str, tell: Teller) -> Order:
     async with client.track_order(order_id) as progress:
         async for message in progress:
             order = message.data
-            filled = f"   {_plain(order.filled_out)} {_BOUGHT}" if order.filled_out else ""
+            filled = f"   {plain(order.filled_out)} {_BOUGHT}" if order.filled_out else ""
             tell(
                 "order",
                 f"    {order_id} is {order.status}{filled}",
@@ -220,30 +287,3 @@ def _check(before: Mapping[str, Balance], after: Mapping[str, Balance], order: O
         raise click.ClickException("the balances didn't change by what the order says")
     if any(balance.locked for balance in after.values()):
         raise click.ClickException("something is still locked, and the order is FILLED")
-
-
-def _plain(amount: Decimal | int, sign: str = "") -> str:
-    """An amount without an exponent and without zeros that say nothing."""
-    text = format(Decimal(amount), f"{sign}f")
-    return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def _tell_json(event: str, text: str, **facts: object) -> None:  # noqa: ARG001 - text is for people
-    click.echo(json.dumps({"event": event, **facts}, default=_json_value))
-
-
-def _json_value(value: object) -> str:
-    return _plain(value) if isinstance(value, Decimal) else str(value)
-
-
-def _console_teller() -> Teller:
-    # Not at the top: rich is slow to import, and `--help` needs none of it.
-    from rich.console import Console  # noqa: PLC0415
-
-    # It looks itself whether there is a terminal to be coloured.
-    console = Console(highlight=False, soft_wrap=True)
-
-    def tell(event: str, text: str, **_: object) -> None:
-        console.print(text, style=_STYLES.get(event), markup=False)
-
-    return tell

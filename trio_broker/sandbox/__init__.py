@@ -11,6 +11,14 @@ from trio_broker.sandbox.accounts import Account as Account
 from trio_broker.sandbox.broker import Connection as Connection, Received as Received
 from trio_broker.sandbox.disturbance import Fault as Fault
 from trio_broker.sandbox.embedded import Sandbox as Sandbox, open_sandbox as open_sandbox
+from trio_broker.sandbox.events import (
+    ClientAsked as ClientAsked,
+    ClientCame as ClientCame,
+    ClientLeft as ClientLeft,
+    ClientTurnedAway as ClientTurnedAway,
+    OrderMoved as OrderMoved,
+    SandboxEvent as SandboxEvent,
+)
 from trio_broker.sandbox.faults import Faults as Faults
 from trio_broker.sandbox.orders import Order as Order, Outcome as Outcome, Terms as Terms
 from trio_broker.sandbox.rules import Rules as Rules, Settings as Settings

@@ -21,6 +21,7 @@ from typing import Final
 import attrs
 
 from trio_broker.sandbox.accounts import Account, Doorkeeper
+from trio_broker.sandbox.events import ClientAsked, OrderMoved, SandboxEvent
 from trio_broker.sandbox.exchange import Change, Exchange, logger
 from trio_broker.sandbox.market import known_asset
 from trio_broker.sandbox.messages import (
@@ -127,14 +128,22 @@ class Broker:
         accounts: The accounts that there are.
         exchange: Where their business is done.
         rules: The sandbox's settings.
+        on_event: Called with what happens; None if nobody looks on.
 
     Attributes:
         exchange: Where their business is done.
         connections: The last connections, closed ones included, in the order of opening.
     """
 
-    def __init__(self, accounts: Iterable[Account], exchange: Exchange, rules: Rules) -> None:
+    def __init__(
+        self,
+        accounts: Iterable[Account],
+        exchange: Exchange,
+        rules: Rules,
+        on_event: Callable[[SandboxEvent], object] | None = None,
+    ) -> None:
         self.exchange = exchange
+        self._on_event = on_event
         self.connections: deque[Connection] = deque(maxlen=rules.history_size)
         self._rules = rules
         self._doorkeeper = Doorkeeper(accounts, rules.signing_key)
@@ -196,8 +205,10 @@ class Broker:
             answer = self._answer(connection, envelope, moment)
         except Refusal as refusal:
             logger.info("connection %d: refused %r: %s", connection.number, op, refusal)
+            self._tell_asked(connection, op, channel, error=str(refusal))
             return [Outgoing(connection, print_message(op=op, ch=channel, error=str(refusal)))]
         logger.debug("connection %d: answered %r %s", connection.number, op, channel or "")
+        self._tell_asked(connection, op, channel, order=answer.order)
         nonce = envelope.nonce if self._rules.echo_nonce else None
         text = print_message(op=op, ch=answer.channel, nonce=nonce, data=answer.data)
         return [Outgoing(connection, text), *self._pushes(answer.change)]
@@ -210,7 +221,17 @@ class Broker:
             message: The message.
             at: The time on Trio's clock.
         """
-        self._note(connection, _read(message)[0], at)
+        op, channel = self._note(connection, _read(message)[0], at)
+        self._tell_asked(connection, op, channel, was_handled=False)
+
+    def tell(self, event: SandboxEvent) -> None:
+        """Tell whoever looks on that something has happened.
+
+        Args:
+            event: It.
+        """
+        if self._on_event is not None:
+            self._on_event(event)
 
     def next_deadline(self) -> float | None:
         """When `advance` is to be called next, on Trio's clock; None if nothing is to come."""
@@ -225,7 +246,10 @@ class Broker:
         Returns:
             The pushes that it has caused.
         """
-        return [push for change in self.exchange.advance(moment) for push in self._pushes(change)]
+        changes = self.exchange.advance(moment)
+        for change in changes:
+            self.tell(OrderMoved(order=change.order))
+        return [push for change in changes for push in self._pushes(change)]
 
     def _note(
         self, connection: Connection, envelope: Envelope, at: float
@@ -236,6 +260,27 @@ class Broker:
         channel = None if len(envelope.ch or "") > _LONGEST_CHANNEL else envelope.ch
         connection.received.append(Received(at, op, channel))
         return op, channel
+
+    def _tell_asked(
+        self,
+        connection: Connection,
+        op: str | None,
+        channel: str | None,
+        *,
+        order: Order | None = None,
+        error: str | None = None,
+        was_handled: bool = True,
+    ) -> None:
+        event = ClientAsked(
+            connection=connection.number,
+            api_key=connection.api_key,
+            op=op,
+            channel=channel,
+            order=order,
+            error=error,
+            was_handled=was_handled,
+        )
+        self.tell(event)
 
     def _answer(self, connection: Connection, envelope: Envelope, moment: Moment) -> _Answer:
         match envelope.op:
@@ -306,14 +351,15 @@ class Broker:
     def _swap(self, api_key: str, envelope: Envelope, moment: Moment) -> _Answer:
         body = parse_body(envelope, SwapBody)
         order, change = self.exchange.swap(api_key, _terms(body), body.client_order_id, moment)
-        return _Answer({"orderId": order.order_id, "status": order.status}, change=change)
+        data: dict[str, object] = {"orderId": order.order_id, "status": order.status}
+        return _Answer(data, change=change, order=order)
 
     def _order_status(self, api_key: str, envelope: Envelope, _moment: Moment) -> _Answer:
         order = self.exchange.find(api_key, parse_body(envelope, StatusBody).id)
         data = _order_data(order)
         if order.client_order_id is not None:
             data["clientOrderId"] = order.client_order_id
-        return _Answer(data)
+        return _Answer(data, order=order)
 
     def _holdings(self, api_key: str, assets: Iterable[str]) -> list[dict[str, str]]:
         holdings = ((asset, self.exchange.ledger.holding(api_key, asset)) for asset in assets)
@@ -340,11 +386,12 @@ class Broker:
 
 @attrs.frozen
 class _Answer:
-    """What a message that isn't refused brings: a body, and what changed with it."""
+    """What a message that isn't refused brings: a body, what changed, and the order it is about."""
 
     data: dict[str, object]
     channel: str | None = None
     change: Change | None = None
+    order: Order | None = None
 
 
 def _read(message: str | bytes) -> tuple[Envelope, Refusal | None]:

@@ -14,7 +14,7 @@ from trio_broker.exceptions import ConfigurationError
 from trio_broker.models import Balance
 from trio_broker.sandbox.accounts import DOCUMENTED_ACCOUNTS, Account
 from trio_broker.sandbox.broker import Broker, Connection
-from trio_broker.sandbox.exchange import Exchange
+from trio_broker.sandbox.events import SandboxEvent
 from trio_broker.sandbox.faults import Faults
 from trio_broker.sandbox.moment import Moment
 from trio_broker.sandbox.orders import Order, Outcome
@@ -181,6 +181,7 @@ async def open_sandbox(
     clock: Callable[[], float] = time.time,
     accounts: Iterable[Account] = (),
     state: StatePath | None = None,
+    on_event: Callable[[SandboxEvent], object] | None = None,
     **settings: Unpack[Settings],
 ) -> AsyncIterator[Sandbox]:
     """Run a broker for as long as the block lasts.
@@ -205,6 +206,8 @@ async def open_sandbox(
             however the one before has ended; what was due since then happens at once. None for a
             sandbox that is forgotten. `accounts` that the file knows have the balances that it
             tells of, and keys of others stay with it.
+        on_event: Called with everything that happens, as it happens, for a log or a screen. It
+            runs in the sandbox's own tasks: it mustn't take long, and mustn't raise.
         settings: Limits, timings and the like: the attributes of `Rules`.
 
     Raises:
@@ -221,20 +224,21 @@ async def open_sandbox(
     scope = trio.CancelScope()
     moment = Moment(trio.current_time(), clock())
     with open_exchange(state, seed, opening, rules, moment, stop=scope.cancel) as exchange, scope:
-        async with _serving(exchange, everybody, rules, clock, (host, port)) as sandbox:
+        broker = Broker(everybody, exchange, rules, on_event)
+        async with _serving(broker, everybody, rules, clock, (host, port)) as sandbox:
             yield sandbox
 
 
 @asynccontextmanager
 async def _serving(
-    exchange: Exchange,
+    broker: Broker,
     everybody: tuple[Account, ...],
     rules: Rules,
     clock: Callable[[], float],
     address: tuple[str, int],
 ) -> AsyncIterator[Sandbox]:
     host, port = address
-    server = Server(Broker(everybody, exchange, rules), rules, clock)
+    server = Server(broker, rules, clock)
     listeners = await trio.open_tcp_listeners(port, host=host)
     bound_port = listeners[0].socket.getsockname()[1]
     host = _ANY_ADDRESS.get(host, host)

@@ -34,12 +34,14 @@ import wsproto.utilities
 
 from trio_broker.sandbox.broker import Broker, Connection, Outgoing
 from trio_broker.sandbox.disturbance import Disturbances, FaultyStream, reset
+from trio_broker.sandbox.events import ClientCame, ClientLeft, ClientTurnedAway
 from trio_broker.sandbox.moment import Moment
 from trio_broker.sandbox.rules import Rules
 
 logger: Final = logging.getLogger("trio_broker.sandbox")
 
 _READ_SIZE: Final = 64 * 1024
+_NO_GOODBYE: Final = 1006  # what a WebSocket library says when there was no close frame
 _BACKLOG: Final = 0xFFFF  # As Trio's own listeners; systems reduce it to what they can.
 
 # What a client brings about by going away, or by not speaking WebSocket.
@@ -168,6 +170,7 @@ class Server:
         """
         connection = self.broker.open(trio.current_time())
         self._links[connection] = link
+        self.broker.tell(ClientCame(connection=connection.number))
         return connection
 
     def forget(self, connection: Connection) -> None:
@@ -177,7 +180,16 @@ class Server:
             connection: The connection.
         """
         self.broker.close(connection, trio.current_time())
-        del self._links[connection]
+        link = self._links.pop(connection)
+        code, reason = link.goodbye()
+        left = ClientLeft(
+            connection=connection.number,
+            api_key=connection.api_key,
+            code=code,
+            reason=reason,
+            was_dropped=link.is_cut_off,
+        )
+        self.broker.tell(left)
         self._left.set()
         self._left = trio.Event()
 
@@ -198,7 +210,10 @@ class Server:
     async def _accept(self, stream: trio.SocketStream) -> None:
         self._streams.add(stream)
         try:
-            await Link(self, stream).run(self.disturbances.greeting())
+            greeting = self.disturbances.greeting()
+            if greeting is not None:
+                self.broker.tell(ClientTurnedAway())
+            await Link(self, stream).run(greeting)
         finally:
             self._streams.remove(stream)
             # It may have been accepted just before the server was killed.
@@ -283,6 +298,7 @@ class Link:
         )
         self._scope = trio.CancelScope()
         self._websocket: trio_websocket.WebSocketConnection
+        self._last_word: _Close | Raw | None = None
 
     async def run(self, greeting: bytes | str | None = None) -> None:
         """Serve the client until either side ends it. No error comes out, whatever it does.
@@ -325,6 +341,26 @@ class Link:
     def is_dropped(self) -> bool:
         """Whether the socket is closed, or as good as."""
         return self._scope.cancel_called
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether it was this side that ended it without a goodbye."""
+        return self.is_dropped or isinstance(self._last_word, Raw)
+
+    def goodbye(self) -> tuple[int | None, str]:
+        """The close code and the reason that it ended with, for one that has talked.
+
+        Returns:
+            No code if there was no goodbye.
+        """
+        if self.is_cut_off:
+            return None, ""
+        if isinstance(self._last_word, _Close):
+            return self._last_word.code, self._last_word.reason
+        closed = self._websocket.closed
+        if closed is None or closed.code == _NO_GOODBYE:
+            return None, ""
+        return closed.code, closed.reason or ""
 
     def drop(self) -> None:
         """Close the socket at once, without a word."""
@@ -410,6 +446,7 @@ class Link:
             # Here, so that what a fault holds back isn't late.
             await self.stream.wait_writable()
             if isinstance(item, _Close):
+                self._last_word = item
                 with trio.move_on_after(self._unless_slowed(self._rules.close_timeout)):
                     await self._websocket.aclose(item.code, item.reason)
                 return
@@ -424,6 +461,7 @@ class Link:
             elif isinstance(item, Raw) and item.resets:
                 self.reset()
             elif isinstance(item, Raw) and item.ends:
+                self._last_word = item
                 return
 
     def _unless_slowed(self, timeout: float) -> float:

@@ -127,7 +127,7 @@ def test_an_order_is_followed_over_an_outage(
     assert status("order", order_id, "--follow") == 0
     printed = capsys.readouterr()
     assert [line.split("  ")[1] for line in printed.out.splitlines()] == ["PENDING", "FILLED"]
-    assert "Connection lost: " in printed.err
+    assert "No connection: " in printed.err
     assert printed.err.endswith("Connected again.\n")
 
 
@@ -201,9 +201,9 @@ def test_notes_do_not_mind_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) ->
     [
         (
             Disconnected(at=AT, error=OSError("gone"), retry_in=1.26),
-            "Connection lost: gone. The next try is in 1.3 s.",
+            "No connection: gone. The next try is in 1.3 s.",
         ),
-        (Disconnected(at=AT, error=OSError("gone"), retry_in=None), "Connection lost: gone."),
+        (Disconnected(at=AT, error=OSError("gone"), retry_in=None), "No connection: gone."),
         (Connected(at=AT), "Connected again."),
         (
             SnapshotUnavailable(at=AT, channel="orders:1", error=OSError("no")),

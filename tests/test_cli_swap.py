@@ -461,7 +461,7 @@ def test_a_swap_that_is_found_out_about_goes_on_as_if_nothing_had_been(
         assert status(*TRADE, "--yes") == 0
     printed = capsys.readouterr()
     assert "Swapped 0.5 ETH for " in printed.out
-    assert "Connection lost: " in printed.err
+    assert "No connection: " in printed.err
     assert "Connected again.\n" in printed.err
     assert broker.received().count("swap") == 1
 

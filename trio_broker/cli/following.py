@@ -137,9 +137,9 @@ def told(event: ConnectionEvent) -> str | None:
     """
     match event:
         case Disconnected(error=error, retry_in=None):
-            return f"Connection lost: {error}."
+            return f"No connection: {error}."
         case Disconnected(error=error, retry_in=delay):
-            return f"Connection lost: {error}. The next try is in {delay:.1f} s."
+            return f"No connection: {error}. The next try is in {delay:.1f} s."
         case Connected():
             return "Connected again."
         case SnapshotUnavailable(error=error):

@@ -7,8 +7,6 @@ from, and the answer that came while the client said goodbye still counts.
 
 from __future__ import annotations
 
-import os
-import sys
 import traceback
 from contextlib import suppress
 
@@ -173,22 +171,18 @@ def tell_end(end: End, verdict: Verdict, output: Output) -> int:
     Raises:
         Exception: The end's error, where the swap never left or was refused: it says so itself.
     """
+    # Whether anybody reads it or not, the status must be right.
     if verdict.text is not None:
-        # Whether anybody can read it or not, the status must be right.
         with suppress(OSError):
             if output.debug and end.error is not None:
                 traceback.print_exception(end.error)
             begin = "" if verdict.status == Status.INTERRUPTED else "Error: "
             click.echo(begin + _one_line(verdict.text), err=True)
     if output.as_json:
-        try:
+        with suppress(BrokenPipeError):
             print_json(event="end", **_facts(end, verdict))
-        except BrokenPipeError:
-            _drop_output()
     if verdict.text is None and end.error is not None:
         raise end.error
-    if isinstance(end.error, BrokenPipeError):
-        _drop_output()
     return verdict.status
 
 
@@ -212,8 +206,3 @@ def _facts(end: End, verdict: Verdict) -> dict[str, object]:
 
 def _one_line(text: str) -> str:
     return printable(" ".join(text.split()))
-
-
-def _drop_output() -> None:
-    """Let what nobody reads go nowhere: at its exit, Python would fail with it once more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

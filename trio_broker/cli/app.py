@@ -40,8 +40,8 @@ class _Commands(click.Group):
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
         commands = [
-            CompletionItem(name, help=line)
-            for name, line in _COMMANDS.items()
+            CompletionItem(name, help=_COMMANDS[name])
+            for name in self.list_commands(ctx)
             if name.startswith(incomplete)
         ]
         # Past click.Group's own, which would import every command for its help.

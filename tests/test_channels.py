@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -356,6 +357,26 @@ def test_a_channel_that_this_library_does_not_know_gives_what_came() -> None:
     assert (message.data, message.origin, message.channel) == ({"n": 1}, "push", "trades:ETH")
     assert message.raw == '{"ch": "trades:ETH", "data": {"n": 1}}'
     assert message.received_at == dt.datetime.fromtimestamp(100, dt.UTC)
+
+
+def test_what_came_together_has_one_time() -> None:
+    desk = Desk()
+    subscriber = desk.held("orders:o1", snapshot=True)
+    assert desk.sent() == [ASKS_FOR_ORDER]
+    times = (dt.datetime.fromtimestamp(second, dt.UTC) for second in itertools.count())
+    desk.channels._wall_time = lambda: next(times)
+    push = {"ch": "orders:o1", "data": {"status": "PENDING", "updatedAt": 2}}
+    reply = {"op": "order_status", "data": {"orderId": "o1", "status": "PENDING", "updatedAt": 1}}
+    error = {"ch": "orders:o1", "error": "try later"}
+    desk.session.receive([json.dumps(one) for one in (reply, push, error, push)], desk.now)
+    first, second = subscriber.handle.receive_nowait(), subscriber.handle.receive_nowait()
+    assert [first.origin, second.origin] == ["snapshot", "push"]
+    assert first.received_at == second.received_at
+    desk.session.receive([json.dumps(push)], desk.now)
+    with pytest.raises(ChannelError):
+        subscriber.handle.receive_nowait()
+    third, fourth = subscriber.handle.receive_nowait(), subscriber.handle.receive_nowait()
+    assert third.received_at == first.received_at < fourth.received_at
 
 
 def test_older_states_of_an_order_never_come_after_newer_ones() -> None:

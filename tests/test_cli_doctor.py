@@ -9,6 +9,7 @@ import datetime as dt
 import importlib.metadata
 import importlib.util
 import io
+import itertools
 import json
 import re
 import socket
@@ -573,45 +574,35 @@ async def test_a_certificate_that_is_not_trusted_is_shown(
         assert text in told(taken, "tls")
 
 
+def showing_it_once(authority: trustme.CA, then: Handler) -> Handler:
+    """A server that begins TLS with its first visitor alone."""
+    context = server_tls(authority)
+    visitors = itertools.count()
+
+    async def handler(stream: trio.abc.Stream) -> None:
+        if next(visitors) == 0:
+            tls = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
+            with suppress(trio.BrokenResourceError):
+                await tls.do_handshake()
+        await then(stream)
+
+    return handler
+
+
+async def hang_up(_: trio.abc.Stream) -> None:
+    await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize(
+    ("then", "seconds"), [(hang_up, 0), (wait_gone, 2)], ids=["hangs up", "is silent"]
+)
 async def test_a_certificate_that_cannot_be_had_again_is_told_without(
-    authority: trustme.CA, autojump_clock: MockClock
+    then: Handler, seconds: float, authority: trustme.CA, autojump_clock: MockClock
 ) -> None:
-    calls = 0
-    context = server_tls(authority)
-
-    async def once(stream: trio.abc.Stream) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 1:
-            tls = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
-            with suppress(trio.BrokenResourceError):
-                await tls.do_handshake()
-
-    async with serve_raw(once) as port:
-        taken = await checkup(f"wss://127.0.0.1:{port}")
-    assert calls == 2
-    assert "unable to get local issuer certificate; somebody else may be" in told(taken, "tls")
-
-
-async def test_a_look_at_a_certificate_that_takes_too_long_is_given_up(
-    authority: trustme.CA, autojump_clock: MockClock
-) -> None:
-    calls = 0
-    context = server_tls(authority)
-
-    async def once(stream: trio.abc.Stream) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 1:
-            tls = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
-            with suppress(trio.BrokenResourceError):
-                await tls.do_handshake()
-        await wait_gone(stream)
-
-    async with serve_raw(once) as port:
+    async with serve_raw(showing_it_once(authority, then)) as port:
         taken = await checkup(f"wss://127.0.0.1:{port}", limit=8)
     assert "unable to get local issuer certificate; somebody else may be" in told(taken, "tls")
-    assert taken["tls"].seconds == pytest.approx(2)
+    assert taken["tls"].seconds == pytest.approx(seconds)
 
 
 async def test_a_certificate_that_ends_soon_is_worth_a_warning(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from functools import partial
 
@@ -233,7 +232,7 @@ async def test_what_came_before_a_loss_is_believed() -> None:
                 lose_after_first = False
                 connection.lose(ConnectionLostError("a write has failed"))
 
-        connection._on_read = losing
+        connection._on_arrival = losing
         await line.send(*pushes[:20], BALANCES, *pushes[20:])
         with trio.fail_after(PATIENCE):
             await asking.result()
@@ -241,10 +240,12 @@ async def test_what_came_before_a_loss_is_believed() -> None:
             await client.wait_closed()
 
 
-async def test_a_write_that_was_done_when_its_deadline_passed_is_no_loss() -> None:
+async def test_a_write_that_was_done_when_its_deadline_passed_is_no_loss(
+    mock_clock: MockClock,
+) -> None:
     """This process stood still meanwhile."""
     async with (
-        scripted_client(write_timeout=0.05) as (client, line),
+        scripted_client(write_timeout=5) as (client, line),
         trio.open_nursery() as nursery,
     ):
         connection = client._supervisor._connection
@@ -253,7 +254,7 @@ async def test_a_write_that_was_done_when_its_deadline_passed_is_no_loss() -> No
 
         async def sending(messages: Sequence[str]) -> None:
             await send(messages)
-            time.sleep(0.1)  # noqa: ASYNC251 - that is what happens here
+            mock_clock.jump(6)
             await trio.lowlevel.cancel_shielded_checkpoint()
 
         connection._transport.send = sending  # type: ignore[method-assign]  # as it may happen

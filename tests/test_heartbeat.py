@@ -11,6 +11,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from tests.scripted import open_scripted, scripted_client
 from trio_broker import ConnectionLostError, heartbeat
 
+pytestmark = pytest.mark.usefixtures("each_transport")
+
 
 async def test_a_machine_that_slept_replaces_its_connection_at_once(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock

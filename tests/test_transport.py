@@ -862,6 +862,27 @@ async def test_reader_stuck_in_writing_pongs_lets_go_at_once() -> None:
         await wait_all_tasks_blocked(0.05)
 
 
+async def test_a_pong_that_can_not_leave_holds_no_reply_up(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The peer doesn't read, and sends a reply, a ping, and much of which the end is missing."""
+    proceed = trio.Event()
+
+    async def handler(stream: trio.abc.Stream) -> None:
+        await proceed.wait()
+        await send(stream, frame("reply") + frame("", PING) + frame("x" * 5000)[:-1])
+        await trio.sleep_forever()
+
+    async with connected(handler) as transport, trio.open_nursery() as nursery:
+        nursery.start_soon(transport.send, ["x" * 1_000_000] * 20)
+        await wait_all_tasks_blocked(0.01)
+        proceed.set()
+        began = trio.current_time()
+        assert await transport.receive() == ["reply"]
+        assert trio.current_time() - began < 1
+        nursery.cancel_scope.cancel()
+
+
 # Closing
 
 

@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 import tracemalloc
+from types import ModuleType
 
 import pytest
 import trio
@@ -248,14 +249,23 @@ async def test_nothing_of_the_traffic_is_logged(caplog: pytest.LogCaptureFixture
     assert "GET" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    "found",
+    [
+        {"websockets": None},
+        {"websockets": ModuleType("websockets"), "websockets.client": ModuleType("client")},
+    ],
+    ids=["none", "one without the Sans-I/O layer"],
+)
 def test_without_the_extra_the_error_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch,
+    found: dict[str, ModuleType | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "websockets", None)
     for name in [name for name in sys.modules if name.startswith("websockets.")]:
         monkeypatch.delitem(sys.modules, name)
+    for name, module in found.items():
+        monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.delitem(sys.modules, "trio_broker.transports.websockets", raising=False)
-    with pytest.raises(ConfigurationError, match=r"trio-broker\[speed\]"):
+    with pytest.raises(ConfigurationError, match=r"at least 15: install trio-broker\[speed\]"):
         BrokerWSClient("key", "secret", "ws://127.0.0.1:1/ws", transport="websockets")
 
 

@@ -75,8 +75,8 @@ class Channels:
         self._timeout = request_timeout
         self._time = time
         self._wall_time = wall_time
-        self._read = -1
-        self._read_at = dt.datetime.fromtimestamp(0, dt.UTC)
+        self._arrival = -1
+        self._arrived_at = dt.datetime.fromtimestamp(0, dt.UTC)
         self._on_event = on_event
         self._on_restored = on_restored
         self._seconds_per_message = WINDOW / messages_per_second
@@ -257,11 +257,11 @@ class Channels:
             member.offer(delivery)
 
     def _received_at(self) -> dt.datetime:
-        """The time of what came now; what one read brought came together."""
-        if self._read != self._session.reads:
+        """The time of what the session takes now: the same for all that came together."""
+        if self._arrival != self._session.arrivals:
             # Asking for it costs as much as a delivery.
-            self._read, self._read_at = self._session.reads, self._wall_time()
-        return self._read_at
+            self._arrival, self._arrived_at = self._session.arrivals, self._wall_time()
+        return self._arrived_at
 
     def restore(self) -> int:
         """A connection is authenticated: ask for every channel that is wanted.

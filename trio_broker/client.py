@@ -170,8 +170,8 @@ class BrokerWSClient(trio.abc.AsyncResource):
                 hasn't come or says nothing.
             poll_interval: Seconds of silence, after which a tracked order is asked about.
             close_timeout: Seconds for a polite goodbye.
-            transport: The library that speaks WebSocket. ``"websockets"`` is faster, takes all
-                messages of a read at once, and needs the extra ``speed``.
+            transport: The library that speaks WebSocket. ``"websockets"`` is faster, and needs the
+                extra ``speed``.
             signing_key: ``"derived"`` signs as the broker's own clients do, ``"raw"`` with the
                 secret itself, as its documentation shows.
             ssl_context: For ``wss://``, where the default context isn't what you need.

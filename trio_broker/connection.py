@@ -66,7 +66,7 @@ class Connection:
         session: What is asked and answered.
         settings: Keys, limits and timeouts.
         signer: Makes the signatures.
-        on_read: Takes all messages of a read as they came, before the session does.
+        on_arrival: Takes messages as they came, before the session does.
     """
 
     def __init__(
@@ -75,13 +75,13 @@ class Connection:
         session: Session,
         settings: Settings,
         signer: Signer,
-        on_read: Callable[[Sequence[str | bytes]], None],
+        on_arrival: Callable[[Sequence[str | bytes]], None],
     ) -> None:
         self._transport = transport
         self._session = session
         self._settings = settings
         self._signer = signer
-        self._on_read = on_read
+        self._on_arrival = on_arrival
         self._pacer = Pacer(settings.limits.messages_per_second)
         self._bell = Bell()
         self._arrived: list[str | bytes] = []
@@ -203,7 +203,7 @@ class Connection:
         """
         messages = self._arrived[:count]
         del self._arrived[:count]
-        self._on_read(messages)
+        self._on_arrival(messages)
         self._session.receive(messages, trio.current_time())
 
     @enable_ki_protection

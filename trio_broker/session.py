@@ -94,7 +94,7 @@ class Session:
         self.listener: SessionListener = SessionListener()
         self.authenticated: bool = False
         self.connections: int = 0
-        self.reads: int = 0
+        self.arrivals: int = 0
         self.received: int = 0
         self.sent: int = 0
         self.odd: int = 0
@@ -233,13 +233,13 @@ class Session:
         self.sent += 1
 
     def receive(self, messages: Iterable[str | bytes], now: float) -> None:
-        """Take what one read has brought from the broker.
+        """Take messages from the broker that came together.
 
         Args:
             messages: The messages, in their order; those that are bytes came as binary ones.
             now: The time.
         """
-        self.reads += 1
+        self.arrivals += 1
         for message in messages:
             if self._is_distrusted:
                 return

@@ -76,7 +76,24 @@ class OpenTransport(Protocol):
         connect_timeout: float,
         max_receive_size: int,
     ) -> AbstractAsyncContextManager[Transport]:
-        """Give a context manager that opens a WebSocket, and drops its socket at the end."""
+        """Open a WebSocket, and drop its socket at the end, whatever happens.
+
+        Leaving the block doesn't say goodbye (`Transport.aclose` does) and doesn't wait for the
+        network. What is raised in the block comes through as it is. Cancelling is safe anywhere.
+
+        Args:
+            endpoint: Where to. Its `Endpoint.secure` decides whether TLS is used.
+            ssl_context: How TLS is done; None for Python's default, which checks certificates.
+            connect_timeout: Seconds for DNS, TCP, TLS and the WebSocket handshake together.
+            max_receive_size: The largest message that is accepted. A larger one is answered with
+                close code 1009, and ends the connection.
+
+        Returns:
+            A context manager that gives the open `Transport`.
+
+        Raises:
+            ConnectFailedError: No WebSocket came about in time.
+        """
         ...
 
 

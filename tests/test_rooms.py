@@ -15,7 +15,7 @@ ROOT: Final = Path(trio_broker.__file__).parent
 
 # A module imports from the rows above its own only. A package is one room.
 ROWS: Final = (
-    ("exceptions", "lockfile"),
+    ("exceptions", "lockfile", "erasing"),
     ("models",),
     ("signing",),
     ("settings",),
@@ -43,9 +43,10 @@ ROOM: Final = {name: number for number, row in enumerate(ROWS) for name in row}
 
 # Users of the library, in its own house: they go in by the front door.
 USERS: Final = {"sandbox", "cli"}
-PUBLIC: Final = {"", "exceptions", "models", "settings", "signing", "lockfile"}
+PUBLIC: Final = {"", "exceptions", "models", "settings", "signing", "lockfile", "erasing"}
 
 NO_TRIO: Final = {
+    "erasing",
     "lockfile",
     "models",
     "signing",

@@ -19,6 +19,7 @@ import trio
 from trio.lowlevel import enable_ki_protection
 
 from trio_broker import operations, swaps, wire
+from trio_broker.erasing import eraser
 from trio_broker.exceptions import (
     BrokerError,
     NotSentError,
@@ -205,7 +206,8 @@ class BrokerWSClient(trio.abc.AsyncResource):
         )
         self.logger: logging.Logger = _ClientLogger(f"trio_broker.client.{next(_number)}")
         self.logger.parent = _root_logger
-        self._session = Session(reply_grace=reply_grace)
+        erase = eraser((api_key, secret_key))
+        self._session = Session(reply_grace=reply_grace, erase=erase)
         self._supervisor = Supervisor(self._settings, self._session, self.logger)
         self._swapping = Swapping(
             self._settings, self._session, self._supervisor, journal, self.logger

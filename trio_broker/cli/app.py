@@ -10,7 +10,7 @@ from click.shell_completion import CompletionItem
 
 from trio_broker import __version__
 
-# The lines of `--help`. A command's own help begins with the same words.
+# The lines of `--help`, here so that it needs no command's module.
 _COMMANDS: Final = {
     "balances": "Show what the account holds.",
     "watch": "Watch the connection, the balances and orders on a live screen.",

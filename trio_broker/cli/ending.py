@@ -72,6 +72,7 @@ _ADVICE: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (ClockSkewError, "set this machine's clock: 'trio-broker doctor' says how far it is off"),
     (CertificateError, "check the URL; 'trio-broker doctor' shows whose certificate it is"),
     (ConnectFailedError, "'trio-broker doctor' looks at each step of connecting"),
+    (SubscriptionBrokenError, "'trio-broker doctor' looks at each step of connecting"),
     (JournalError, "see to the file, choose another with --journal, or do --no-journal"),
 )
 

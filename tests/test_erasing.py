@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from trio_broker.cli.erasing import eraser, without_signatures
+from trio_broker.erasing import eraser, without_signatures
 
 KEY = 'k"e/y-ü😀.*'
 erase = eraser(("sec", KEY, "secret_1"))

@@ -1,4 +1,4 @@
-"""Keys and signatures taken out of texts that a broker sends, before anybody sees them."""
+"""Keys and signatures taken out of what a broker says, before it is in an error or on a screen."""
 
 from __future__ import annotations
 

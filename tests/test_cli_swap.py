@@ -56,8 +56,7 @@ from trio_broker.cli.ending import Status
 from trio_broker.cli.interrupt import ctrl_c_cancels
 from trio_broker.cli.journals import NextCommands
 from trio_broker.cli.swapend import End, find_end, judge
-from trio_broker.cli.swapping import SwappingClient
-from trio_broker.sandbox import Sandbox, open_sandbox
+from trio_broker.sandbox import Sandbox
 
 TRADE = ("swap", "0.5", "ETH", "USDT")
 
@@ -872,15 +871,6 @@ def test_flags_are_repeated_as_they_were_given(
         "swaps", "--reconcile", "--url", f"{broker.url}?…", "--env-file", str(place / "keys"),
         "--transport", "websockets", "--allow-insecure",
     ]  # fmt: skip
-
-
-async def test_a_swap_without_a_least_is_do_swap(place: Path) -> None:
-    async with (
-        open_sandbox() as sandbox,
-        SwappingClient(sandbox.api_key, sandbox.secret_key, sandbox.url) as client,
-    ):
-        receipt = await client.swap("1", "ETH", "USDT", min_out=None, client_order_id="mine")
-    assert [order.order_id for order in sandbox.orders()] == [receipt.order_id]
 
 
 def test_a_signal_that_is_ignored_stays_so() -> None:

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import attrs
 import click
@@ -23,8 +23,6 @@ from trio_broker.settings import (
     stream_url,
 )
 from trio_broker.signing import SigningKey
-
-Client = TypeVar("Client", bound=BrokerWSClient)
 
 ENV_FILE: Final = Path(".env")
 HOW_TO_SET: Final = "set it in the environment or in a .env file (the URL by --url too)"
@@ -78,16 +76,7 @@ class Account:
         Args:
             options: Options of `BrokerWSClient`.
         """
-        return self.client_of(BrokerWSClient, **options)
-
-    def client_of(self, kind: type[Client], **options: Any) -> Client:
-        """A client of a kind of its own, not yet connected.
-
-        Args:
-            kind: Its class.
-            options: Options of `BrokerWSClient`.
-        """
-        return kind(
+        return BrokerWSClient(
             self.api_key,
             self.secret_key,
             self.ws_url,

@@ -11,6 +11,7 @@ import attrs
 import click
 
 from trio_broker import (
+    BrokerWSClient,
     DuplicateClientOrderIdError,
     Order,
     OrderStatus,
@@ -33,7 +34,6 @@ from trio_broker.cli.order import show
 from trio_broker.cli.output import Output, console, fields, plain, print_json, printable
 from trio_broker.cli.prompt import check_answerable, confirm
 from trio_broker.cli.swapend import find_end, judge, tell_end
-from trio_broker.cli.swapping import SwappingClient
 
 
 def _amount(_context: click.Context, _option: click.Parameter, text: str | None) -> Decimal | None:
@@ -177,7 +177,7 @@ def command(
 async def _run(story: _Story, *, yes: bool) -> int:
     commands, plan = story.commands, story.plan
     journal = SwapJournal(commands.journal) if commands.journal is not None else None
-    client = story.account.client_of(SwappingClient, journal=journal)
+    client = story.account.client(journal=journal)
     order: Order | None = None
     error: Exception | None = None
     try:
@@ -197,7 +197,7 @@ async def _run(story: _Story, *, yes: bool) -> int:
     return tell_end(end, judge(end, commands), story.output)
 
 
-async def _swap(client: SwappingClient, story: _Story, *, yes: bool) -> Order:
+async def _swap(client: BrokerWSClient, story: _Story, *, yes: bool) -> Order:
     plan = story.plan
     story.unresolved(client.unresolved_swaps())
     with usage_errors():
@@ -211,7 +211,7 @@ async def _swap(client: SwappingClient, story: _Story, *, yes: bool) -> Order:
     story.swap()
     async with waiting(client, story.output, "swapping") as line:
         with usage_errors():
-            receipt = await client.swap(
+            receipt = await client.do_swap(
                 *plan.trade,
                 min_out=plan.min_out,
                 slippage_bps=plan.slippage_bps,

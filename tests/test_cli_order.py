@@ -179,12 +179,21 @@ def test_a_terminal_shows_no_more_than_is_wanted(
     broker: Broker, options: list[str], is_shown: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True)
     terminal = rich.console.Console(file=screen, force_terminal=True, width=80)
     monkeypatch.setattr(following, "console", lambda *, stderr: terminal if stderr else None)
     order_id = swapped(broker)
     assert status("order", order_id, "--follow", *options) == 0
     assert (f"order {order_id}" in screen.getvalue()) is is_shown
     assert bool(screen.getvalue()) is is_shown
+
+
+def test_a_pipe_that_is_to_be_coloured_is_no_terminal(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert status("order", swapped(broker), "--follow") == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_notes_do_not_mind_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:

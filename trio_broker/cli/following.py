@@ -89,8 +89,12 @@ def _line(output: Output, text: str) -> Iterator[Waiting]:
     )
 
     screen = console(stderr=True)
-    # The log's lines would tear it.
-    is_wanted = not (output.quiet or output.as_json or output.verbose) and screen.is_interactive
+    # The log's lines would tear it. FORCE_COLOR colours a pipe, but makes no terminal of it.
+    is_wanted = (
+        not (output.quiet or output.as_json or output.verbose)
+        and screen.is_interactive
+        and screen.file.isatty()
+    )
     progress = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +34,16 @@ from trio_broker.cli.order import show
 from trio_broker.cli.output import Output, console, fields, plain, print_json, printable
 from trio_broker.cli.prompt import check_answerable, confirm
 from trio_broker.cli.swapend import find_end, judge, tell_end
+from trio_broker.models import amount_text
 
 
 def _amount(_context: click.Context, _option: click.Parameter, text: str | None) -> Decimal | None:
     if text is None:
         return None
     try:
-        amount = Decimal(text)
-    except InvalidOperation:
-        raise click.BadParameter(f"{text!r} is no amount") from None
-    if not (amount.is_finite() and amount > 0):
-        raise click.BadParameter("it must be more than 0")
-    return amount
+        return Decimal(amount_text(text, "it"))
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 @attrs.frozen(kw_only=True)

@@ -81,8 +81,19 @@ def command(
     """
     if (settle is None) != (note is None):
         raise click.UsageError("--settle and --note go together")
-    if reconcile and settle is not None:
-        raise click.UsageError("--reconcile and --settle don't go together")
+    chosen = [
+        flag
+        for flag, is_given in (
+            ("--unresolved", unresolved),
+            ("--reconcile", reconcile),
+            ("--settle", settle is not None),
+        )
+        if is_given
+    ]
+    if len(chosen) > 1:
+        raise click.UsageError(f"{' and '.join(chosen)} don't go together")
+    if yes and settle is None:
+        raise click.UsageError("--yes goes with --settle: nothing else asks")
     place = _Place((file or usual_path()).absolute(), is_usual=file is None)
     if reconcile:
         account = find()

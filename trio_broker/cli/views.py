@@ -295,7 +295,6 @@ def message_facts(message: Message[Any]) -> dict[str, object]:
         "channel": message.channel,
         "origin": message.origin,
         "gap": message.gap,
-        "received_at": message.received_at,
         "data": _data(message.data),
     }
 

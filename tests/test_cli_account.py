@@ -68,6 +68,13 @@ def test_a_pipe_is_as_good_as_a_file(broker: Broker, monkeypatch: pytest.MonkeyP
         assert status("balances", "--env-file", pipe) == 0
 
 
+def test_a_pipe_is_read_once_a_command() -> None:
+    with piped("BROKER_API_KEY=mine\n") as pipe, click.Context(click.Command("any")):
+        assert [dict(gather(env_file=pipe, environ={}).values) for _ in range(2)] == [
+            {"BROKER_API_KEY": "mine"}
+        ] * 2
+
+
 def test_nobody_is_warned_of_a_pipe() -> None:
     with piped("") as pipe:
         pipe.chmod(0o644)

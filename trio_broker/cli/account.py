@@ -209,6 +209,16 @@ def _first_line() -> str:
 
 
 def _from_file(path: Path, *, is_wanted: bool) -> Mapping[str, str | None]:
+    """The variables in a file, which is read once a command: a pipe is empty the second time."""
+    context = click.get_current_context(silent=True)
+    files = {} if context is None else context.meta.setdefault(__name__, {})
+    if path not in files:
+        files[path] = _read(path, is_wanted=is_wanted)
+    variables: Mapping[str, str | None] = files[path]
+    return variables
+
+
+def _read(path: Path, *, is_wanted: bool) -> Mapping[str, str | None]:
     # Not dotenv's own `dotenv_values`: it takes a `$` in a secret for a variable, and logs a line
     # that it can't read, and goes on without it.
     from dotenv.parser import parse_stream  # noqa: PLC0415 - `--help` doesn't need it

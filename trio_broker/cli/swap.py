@@ -32,7 +32,8 @@ from trio_broker.cli.journals import NextCommands, counted, journal_options, mak
 from trio_broker.cli.options import account_options, given_account_flags, output_options
 from trio_broker.cli.order import show
 from trio_broker.cli.output import Output, console, fields, plain, print_json, printable
-from trio_broker.cli.prompt import check_answerable, confirm
+from trio_broker.cli.prompt import check_answerable
+from trio_broker.cli.question import confirm_beside
 from trio_broker.cli.swapend import find_end, judge, tell_end
 from trio_broker.models import amount_text
 
@@ -204,7 +205,7 @@ async def _swap(client: BrokerWSClient, story: _Story, *, yes: bool) -> Order:
     if plan.min_out is not None and estimate.expected_out < plan.min_out:
         # It is checked once more, against a fresh estimate: why ask if it can't be.
         raise SlippageError(estimate.expected_out, plan.min_out)
-    if not (yes or await confirm(plan.question(estimate, story.account))):
+    if not (yes or await confirm_beside(client, plan.question(estimate, story.account))):
         raise CommandFailed("you didn't say yes; nothing was sent")
     story.swap()
     async with waiting(client, story.output, "swapping") as line:

@@ -36,7 +36,8 @@ from trio_broker.cli.output import (
     print_table,
     printable,
 )
-from trio_broker.cli.prompt import check_answerable, confirm
+from trio_broker.cli.prompt import check_answerable
+from trio_broker.cli.question import confirm_beside
 
 Swap = TypeVar("Swap", JournalRow, UnresolvedSwap)
 
@@ -308,7 +309,8 @@ async def _settle(place: _Place, account: Account, closing: _Closing, output: Ou
     async with account.client(journal=SwapJournal(place.path)) as client:
         with ctrl_c_cancels():
             swap = _named(closing.client_order_id, client.unresolved_swaps())
-            if closing.is_asked and not await confirm(_question(swap, account)):
+            question = _question(swap, account)
+            if closing.is_asked and not await confirm_beside(client, question):
                 raise CommandFailed("you didn't say yes; nothing was closed")
             with usage_errors():
                 await client.settle_swap(closing.client_order_id, closing.note)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from typing import Final
+import sys
+from typing import Any, Final
 
 import click
 from click.shell_completion import CompletionItem
 
 from trio_broker import __version__
+from trio_broker.cli.unwritable import give_up_output, output_trouble
 
 # The lines of `--help`, here so that it needs no command's module.
 _COMMANDS: Final = {
@@ -27,6 +29,28 @@ _COMMANDS: Final = {
 
 class _Commands(click.Group):
     """Imports a command's module when the command is run, or its help is asked for."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it, as click does; what it says of standard output is one line.
+
+        Args:
+            args: As click has them.
+            kwargs: As click has them.
+        """
+        trouble: str | None
+        if sys.__stdout__ is None:
+            # A result would be lost without a word.
+            trouble = "standard output is closed"
+        else:
+            try:
+                return super().main(*args, **kwargs)
+            except OSError as error:  # of `--help` and the like, which end before a command runs
+                trouble = output_trouble(error)
+                if trouble is None:
+                    raise
+                give_up_output()
+        click.echo(f"Error: {trouble}", err=True)
+        sys.exit(1)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(_COMMANDS)

@@ -168,7 +168,7 @@ def _print_rows(rows: Sequence[JournalRow]) -> None:
     # The widest column is folded first: as long as that is the detail, ids stay in one piece.
     needed = sum(widths) + min(detail, max(widths)) + 2 * len(widths)
     if console().width >= needed:
-        print_table(_COLUMNS, cells, styles=styles)
+        print_table(_COLUMNS, cells, styles=styles, folds=True)
         return
     from rich.text import Text  # noqa: PLC0415 - `--help` doesn't need it
 

@@ -39,7 +39,8 @@ class _Commands(click.Group):
         """
         trouble: str | None
         if sys.__stdout__ is None:
-            # A result would be lost without a word.
+            # A result would be lost without a word, or go to some other file that has got its
+            # number by now, a socket even.
             trouble = "standard output is closed"
         else:
             try:

@@ -7,6 +7,7 @@ question is asked anew.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from functools import partial
 
 import click
@@ -23,7 +24,7 @@ from trio_broker.cli.beside import beside
 from trio_broker.cli.following import told
 from trio_broker.cli.output import printable
 from trio_broker.cli.prompt import confirm
-from trio_broker.cli.suspending import on_return
+from trio_broker.cli.suspending import returns
 
 
 async def confirm_beside(client: BrokerWSClient, question: str) -> bool:
@@ -36,13 +37,20 @@ async def confirm_beside(client: BrokerWSClient, question: str) -> bool:
     Returns:
         Whether the answer is yes.
     """
-    with client.events() as events:
+    # Both from before the question is seen: who stops the process then is heard too.
+    with client.events() as events, returns() as returned:
         news = _News(events)
         while True:
             with trio.CancelScope() as scope:
-                async with beside(partial(news.come, scope), partial(on_return, scope.cancel)):
+                comings = [partial(_come, signals, scope) for signals in returned]
+                async with beside(partial(news.come, scope), *comings):
                     return await confirm(question)
             news.tell()
+
+
+async def _come(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    await anext(signals)
+    scope.cancel()
 
 
 class _News:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Final
 
 import trio
@@ -37,18 +38,12 @@ async def _give_way(
             take()
 
 
-async def on_return(do: Callable[[], object]) -> None:
-    """Do something whenever this process goes on after it was stopped, until cancelled.
+@contextmanager
+def returns() -> Iterator[Sequence[AsyncIterator[int]]]:
+    """Hear, from now on, that this process goes on after it was stopped.
 
-    Args:
-        do: What.
+    Yields:
+        What brings an item then; nothing where no process can be stopped.
     """
-    async with trio.open_nursery() as nursery:
-        for number in _CONTINUED:
-            nursery.start_soon(_on_return, number, do)
-
-
-async def _on_return(number: signal.Signals, do: Callable[[], object]) -> None:
-    with trio.open_signal_receiver(number) as signals:
-        async for _ in signals:
-            do()
+    with ExitStack() as stack:
+        yield [stack.enter_context(trio.open_signal_receiver(number)) for number in _CONTINUED]

@@ -241,9 +241,9 @@ async def _serving(
     server = Server(broker, rules, clock)
     try:
         listeners = await trio.open_tcp_listeners(port, host=host)
-    except OSError as error:
+    except OSError as failure:
         # The system doesn't say where.
-        raise type(error)(error.errno, error.strerror, f"{host}, port {port}") from error
+        raise type(failure)(failure.errno, failure.strerror, f"{host}, port {port}") from failure
     bound_port = listeners[0].socket.getsockname()[1]
     host = _ANY_ADDRESS.get(host, host)
     url = f"ws://{f'[{host}]' if ':' in host else host}:{bound_port}{_PATH}"

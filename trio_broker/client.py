@@ -206,7 +206,7 @@ class BrokerWSClient(trio.abc.AsyncResource):
         )
         self.logger: logging.Logger = _ClientLogger(f"trio_broker.client.{next(_number)}")
         self.logger.parent = _root_logger
-        erase = eraser((api_key, secret_key))
+        erase = eraser((api_key, secret_key), signatures=True)
         self._session = Session(reply_grace=reply_grace, erase=erase)
         self._supervisor = Supervisor(self._settings, self._session, self.logger)
         self._swapping = Swapping(

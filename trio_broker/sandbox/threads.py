@@ -224,11 +224,16 @@ class _Carried:
 
 
 class _Run:
-    """The thread, and what is known of it outside."""
+    """The thread, and what is known of it outside.
+
+    Attributes:
+        began: Done once clients can connect, or once they never will.
+        ended: Done once the sandbox has ended.
+    """
 
     def __init__(self, options: SandboxOptions) -> None:
         self.began: Future[ThreadedSandbox] = Future()
-        self._ended: Future[None] = Future()
+        self.ended: Future[None] = Future()
         self._token: trio.lowlevel.TrioToken  # there is one once it began
         self._options = options
         self._leave = trio.Event()
@@ -237,30 +242,28 @@ class _Run:
         self._thread.start()
 
     def stop(self, *, politely: bool) -> None:
-        """End the sandbox, and wait for it.
+        """End the sandbox, and wait for its thread.
 
         Args:
             politely: Whether its clients are told goodbye.
 
         Raises:
             RuntimeError: The thread is stuck in something that it was told to do.
-            BaseException: What ended the sandbox before.
         """
-        if self.began.exception() is not None:  # which whoever waited for it has
+        if self.began.exception() is not None:
             return
         with suppress(trio.RunFinishedError):
             self._token.run_sync_soon(self._leave.set if politely else self._scope.cancel)
         self._thread.join(_PATIENCE)
         if self._thread.is_alive():
             raise RuntimeError("the sandbox can't end: what its thread was told to do never ends")
-        self._ended.result()
 
     def _main(self) -> None:
-        with _Carried(self._ended):
+        with _Carried(self.ended):
             trio.run(self._serve)
-            self._ended.set_result(None)
+            self.ended.set_result(None)
         if not self.began.done():
-            self.began.set_exception(self._ended.exception())
+            self.began.set_exception(self.ended.exception())
 
     async def _serve(self) -> None:
         with self._scope:
@@ -296,9 +299,10 @@ def open_threaded_sandbox(**options: Unpack[SandboxOptions]) -> Iterator[Threade
             to do, with `ThreadedSandbox.do` say, never ends.
     """
     run = _Run(options)
-    politely = False
     try:
         yield run.began.result()
-        politely = True
-    finally:
-        run.stop(politely=politely)
+    except BaseException:
+        run.stop(politely=False)  # a user's error goes before what has ended the sandbox
+        raise
+    run.stop(politely=True)
+    run.ended.result()

@@ -84,9 +84,8 @@ def _broker_wishes(request: pytest.FixtureRequest) -> Wishes:
     # They come from the nearest to the farthest: the test's own has the last word.
     for marker in reversed(list(request.node.iter_markers("broker"))):
         if marker.args:
-            raise _failure(
-                request, f"the marker takes keyword arguments alone, not {marker.args[0]!r}"
-            )
+            wrong = f"it takes keyword arguments alone, not {marker.args[0]!r}"
+            raise _failure(request, f"@pytest.mark.broker: {wrong}")
         wishes.update(marker.kwargs)
     return _granted(request, lambda: Wishes.read(wishes))
 
@@ -130,8 +129,15 @@ async def _broker_client_in_trio(broker_clients: BrokerClients) -> BrokerWSClien
 
 
 def _is_run_by_trio(request: pytest.FixtureRequest) -> bool:
+    # pytest-trio's marker, which its trio_mode puts on every async test.
     if request.node.get_closest_marker("trio") is not None:
-        return True  # pytest-trio's marker, which its trio_mode puts on every async test
+        if _hypothesis(request.node) is not None:
+            raise _failure(
+                request,
+                "pytest-trio can't set fixtures up for each example of Hypothesis: open the "
+                "sandbox in the test, with trio_broker.sandbox.open_sandbox",
+            )
+        return True
     # A plain test may use anyio's async fixtures: no event loop runs while it does.
     if "anyio_backend" in request.fixturenames and _is_async(request.node):
         return bool(request.getfixturevalue("anyio_backend_name") == "trio")
@@ -140,8 +146,12 @@ def _is_run_by_trio(request: pytest.FixtureRequest) -> bool:
 
 def _is_async(item: pytest.Item) -> bool:
     function = getattr(item, "obj", None)
-    hypothesis = getattr(function, "hypothesis", None)  # which makes a plain function of a test
-    return inspect.iscoroutinefunction(getattr(hypothesis, "inner_test", function))
+    return inspect.iscoroutinefunction(getattr(_hypothesis(item), "inner_test", function))
+
+
+def _hypothesis(item: pytest.Item) -> object:
+    """What Hypothesis, which makes a plain function of every test, knows of it."""
+    return getattr(getattr(item, "obj", None), "hypothesis", None)
 
 
 def _client_fixture(request: pytest.FixtureRequest, name: str) -> str:

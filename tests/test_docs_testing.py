@@ -18,6 +18,9 @@ FILES = {
     if language == "python"
     for name in re.findall(r"\A# (\w+\.py)$", body, re.MULTILINE)
 }
+# Long enough never to matter, short enough that a hang fails the test and doesn't stop it.
+PATIENCE = 60.0
+
 TRIO, ANYIO, PLAIN = "With pytest-trio", "With anyio's plugin", "Plain tests, and pytest-asyncio"
 
 
@@ -42,10 +45,10 @@ def test_a_section_runs(pytester: pytest.Pytester, section: str, others: tuple[s
     for name, body in FILES.items():
         if f"# {name}\n" in SECTIONS[section] or not name.startswith("test_"):
             (pytester.path / name).write_text(body)
-    asked = [option for name in others for option in ("-p", f"no:{name}")]
+    asked = [option for name in (*others, "hypothesispytest") for option in ("-p", f"no:{name}")]
     if section == PLAIN:
         asked += ["-o", "asyncio_default_fixture_loop_scope=function"]
-    ended = pytester.runpytest_subprocess("-Werror", "--strict-markers", *asked)
+    ended = pytester.runpytest_subprocess("-Werror", "--strict-markers", *asked, timeout=PATIENCE)
     tests = re.findall(r"^(?:async )?def test_", SECTIONS[section], re.MULTILINE)
     twice = SECTIONS[section].count("mark.parametrize")
     ended.assert_outcomes(passed=len(tests) + twice)

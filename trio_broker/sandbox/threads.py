@@ -65,10 +65,10 @@ class ThreadedSandbox:
     """
 
     def __init__(self, sandbox: Sandbox, nursery: trio.Nursery) -> None:
-        self.url = sandbox.url
-        self.api_key = sandbox.api_key
-        self.secret_key = sandbox.secret_key
-        self.accounts = sandbox.accounts
+        self.url: str = sandbox.url
+        self.api_key: str = sandbox.api_key
+        self.secret_key: str = sandbox.secret_key
+        self.accounts: tuple[Account, ...] = sandbox.accounts
         self._sandbox = sandbox
         self._nursery = nursery
         self._thread = threading.current_thread()

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-# A sandbox ends within its `close_timeout`. Much later, something else is wrong.
+# Seconds after its `close_timeout`, within which a sandbox has ended if nothing holds it up.
 _PATIENCE: Final = 30.0
 
 
@@ -254,7 +254,7 @@ class _Run:
             return
         with suppress(trio.RunFinishedError):
             self._token.run_sync_soon(self._leave.set if politely else self._scope.cancel)
-        self._thread.join(_PATIENCE)
+        self._thread.join(_PATIENCE + self._options.get("close_timeout", 0))
         if self._thread.is_alive():
             raise RuntimeError("the sandbox can't end: what its thread was told to do never ends")
 

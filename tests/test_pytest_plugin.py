@@ -58,7 +58,7 @@ def test_pytest_trio_in_its_mode(run: Run) -> None:
         import trio
 
         from trio_broker import ConnectFailedError, ConnectionState
-        from trio_broker.sandbox import Sandbox, ThreadedSandbox
+        from trio_broker.sandbox import Sandbox, ThreadedSandbox, open_sandbox
 
         pytestmark = pytest.mark.broker(seed=7, max_subscriptions=1)
         seen = []
@@ -110,6 +110,15 @@ def test_pytest_trio_in_its_mode(run: Run) -> None:
                 assert broker_sandbox._exchange.seed == 7
                 assert len(broker_sandbox.faults._disturbances._rules) == 1
 
+        class TestOwnSandbox:
+            @pytest.fixture
+            async def broker_sandbox(self):
+                async with open_sandbox() as sandbox:
+                    yield sandbox
+
+            async def test_it_is_the_one_that_clients_are_of(self, broker_sandbox, broker_client):
+                assert len(broker_sandbox.connections) == 1
+
         def test_a_plain_test_has_it_in_a_thread(broker_sandbox):
             assert isinstance(broker_sandbox, ThreadedSandbox)
 
@@ -127,7 +136,7 @@ def test_pytest_trio_in_its_mode(run: Run) -> None:
         *("-o", "trio_mode=true"),
         plugins=("trio",),
     )
-    ended.assert_outcomes(passed=6, failed=2)
+    ended.assert_outcomes(passed=7, failed=2)
     ended.stdout.fnmatch_lines(["*AssertionError*", "*ConnectFailedError: *503*"])
 
 

@@ -269,6 +269,7 @@ def test_without_any_plugin_for_async_tests(run: Run) -> None:
 
             trio.run(program)
             assert len(broker_sandbox.orders()) == 1
+            assert broker_sandbox.do(lambda it: it._exchange.seed) == 0
 
         def test_that_fails(broker_sandbox):
             assert broker_sandbox.orders()
@@ -295,11 +296,11 @@ def test_without_any_plugin_for_async_tests(run: Run) -> None:
     )
     ended.assert_outcomes(passed=1, failed=1, errors=5)
     for line in (
-        "15: test_no_client: broker_client is about *",
-        "18: test_position: @pytest.mark.broker: it takes keyword arguments alone, not 7",
-        "22: test_name: @pytest.mark.broker: there is no setting 'sed'; there are faults, *seed, *",
-        "26: test_value: @pytest.mark.broker: a setting can't be: fee_bps must be at least 0, *",
-        "30: test_argument: @pytest.mark.broker: the fault 'swallow' can't be: times must be *",
+        "16: test_no_client: broker_client is about *",
+        "19: test_position: @pytest.mark.broker: it takes keyword arguments alone, not 7",
+        "23: test_name: @pytest.mark.broker: there is no setting 'sed'; there are faults, *seed, *",
+        "27: test_value: @pytest.mark.broker: a setting can't be: fee_bps must be at least 0, *",
+        "31: test_argument: @pytest.mark.broker: the fault 'swallow' can't be: times must be *",
     ):
         ended.stdout.fnmatch_lines([f"test_without_any_plugin_for_async_tests.py:{line}"])
     assert "During handling" not in ended.stdout.str()

@@ -29,7 +29,14 @@ from trio_broker import (
     SwapEstimate,
     SwapReceipt,
 )
-from trio_broker.sandbox import Sandbox, open_sandbox
+from trio_broker.sandbox import (
+    BrokerClients,
+    Fault,
+    Sandbox,
+    ThreadedSandbox,
+    open_sandbox,
+    open_threaded_sandbox,
+)
 
 
 async def streams(client: BrokerWSClient, name: str) -> None:
@@ -106,4 +113,16 @@ async def sandbox() -> None:
         async with sandbox.client() as client:
             assert_type(client, BrokerWSClient)
     async with open_sandbox(fees=0):  # type: ignore[call-arg]  # no such setting
+        pass
+
+
+async def fixtures(broker_clients: BrokerClients) -> None:
+    assert_type(await broker_clients(account=1, request_timeout=5), BrokerWSClient)
+
+
+def threaded_sandbox() -> None:
+    with open_threaded_sandbox(seed=7, fee_bps=0) as sandbox:
+        assert_type(sandbox, ThreadedSandbox)
+        assert_type(sandbox.do(lambda it: it.faults.stop_pushing()), Fault)
+    with open_threaded_sandbox(fees=0):  # type: ignore[call-arg]  # no such setting
         pass

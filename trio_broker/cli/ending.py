@@ -30,7 +30,7 @@ from trio_broker import (
     SubscriptionBrokenError,
     SwapOutcomeUnknownError,
 )
-from trio_broker.cli.interrupt import all_as_ctrl_c
+from trio_broker.cli.interrupt import ctrl_c_cancels
 from trio_broker.cli.output import printable
 
 
@@ -99,10 +99,16 @@ def run(main: Callable[[], Awaitable[int]], *, debug: bool = False) -> None:
         click.ClickException: The command failed; its message is one line.
     """
     status: int = Status.INTERRUPTED
+
+    async def until_told() -> int:
+        # An exception may be lost that a signal raises wherever the program is, in an import say.
+        with ctrl_c_cancels():
+            return await main()
+        return Status.INTERRUPTED
+
     try:
         try:
-            with all_as_ctrl_c():
-                status = trio.run(main)
+            status = trio.run(until_told)
         except* KeyboardInterrupt:
             # It may come out of any task, so also in a group.
             pass

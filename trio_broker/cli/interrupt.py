@@ -11,26 +11,8 @@ from typing import Final
 import trio
 
 # What ends a program politely: Ctrl-C, a service manager or `timeout`, a terminal that is closed.
-POLITE: Final = tuple(
-    number
-    for name in ("SIGINT", "SIGTERM", "SIGHUP")  # not every system has the last one
-    if (number := getattr(signal, name, None)) is not None
-)
-
-
-@contextmanager
-def all_as_ctrl_c() -> Iterator[None]:
-    """Let each polite end of a program be a KeyboardInterrupt, unless something else was wanted."""
-    before = {
-        number: signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
-        for number in POLITE
-        if signal.getsignal(number) is signal.SIG_DFL
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+# Not every system has the last one.
+_POLITE: Final = tuple(one for one in signal.Signals if one.name in {"SIGINT", "SIGTERM", "SIGHUP"})
 
 
 @contextmanager
@@ -46,7 +28,7 @@ def ctrl_c_cancels() -> Iterator[trio.CancelScope]:
     token = trio.lowlevel.current_trio_token()
     before = {
         number: handler
-        for number in POLITE
+        for number in _POLITE
         if (handler := signal.getsignal(number)) is not signal.SIG_IGN
     }
 

@@ -14,6 +14,8 @@ from somewhere import open_client, run
 
 from trio_broker import Balance, Order, Subscription
 
+SHOWN = ("ETH", "USDT")
+
 
 async def watch_balances(updates: Subscription[tuple[Balance, ...]]) -> None:
     """Keep the account: a snapshot is the whole of it, a push replaces what it names."""
@@ -22,7 +24,9 @@ async def watch_balances(updates: Subscription[tuple[Balance, ...]]) -> None:
         if message.origin == "snapshot":
             account.clear()
         account.update({balance.asset: balance.available for balance in message.data})
-        print(f"{message.channel} ({message.origin}): {account['ETH']} ETH, {account['USDT']} USDT")
+        # A push may overtake the first snapshot: what it doesn't name isn't known yet.
+        held = ", ".join(f"{account[asset]} {asset}" for asset in SHOWN if asset in account)
+        print(f"{message.channel} ({message.origin}): {held}")
 
 
 async def watch_order(updates: Subscription[Order]) -> None:

@@ -21,7 +21,7 @@ async def main() -> None:
     """The iteration ends with the order, whatever happens to the connection meanwhile."""
     wanted = arguments()
     async with (
-        open_broker(trades=not wanted, outcomes={"filled_in_parts": 1}) as broker,
+        open_broker(trades=not wanted, pending_delay=(0.3, 0.3)) as broker,
         broker.client(reconnect=POLICY) as client,
     ):
         order_id = wanted[0] if wanted else (await client.do_swap("0.01", "ETH", "USDT")).order_id
@@ -30,7 +30,7 @@ async def main() -> None:
                 order = message.data
                 missed = "" if message.gap is None else " (after an outage)"
                 print(f"{order_id}: {order.status}, {order.filled_out}{missed}")
-                if broker.sandbox is not None and order.status is OrderStatus.PROCESSING:
+                if broker.sandbox is not None and order.status is OrderStatus.PENDING:
                     broker.sandbox.drop_connections()
     if order.status is not OrderStatus.FILLED:
         sys.exit(f"the order ended as {order.status}")

@@ -85,8 +85,8 @@ async def open_client(*, trades: bool = False, **options: Any) -> AsyncIterator[
 
 def host() -> str:
     """The host of the broker that the environment names."""
-    url = os.environ.get("BROKER_WS_URL") or os.environ.get("BROKER_BASE_URL", "")
-    return urlsplit(url).hostname or "nowhere"
+    urls = [os.environ.get(name, "").strip() for name in ("BROKER_WS_URL", "BROKER_BASE_URL")]
+    return urlsplit(urls[0] or urls[1]).hostname or "nowhere"
 
 
 def is_play_money() -> bool:

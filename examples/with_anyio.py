@@ -27,11 +27,12 @@ async def forward(updates: Updates, totals: ObjectSendStream[tuple[str, Decimal]
                 await totals.send((balance.asset, balance.total))
 
 
-async def show(totals: ObjectReceiveStream[tuple[str, Decimal]]) -> None:
+async def show(totals: ObjectReceiveStream[tuple[str, Decimal]], seen: anyio.Event) -> None:
     """A consumer that knows of anyio alone."""
     async with totals:
         async for asset, total in totals:
             print(f"{total} {asset}")
+            seen.set()
 
 
 async def estimate(client: BrokerWSClient, seconds: float) -> None:
@@ -52,9 +53,11 @@ async def main() -> None:
     ):
         send, receive = anyio.create_memory_object_stream[tuple[str, Decimal]](10)
         group.start_soon(forward, updates, send)
-        group.start_soon(show, receive)
+        seen = anyio.Event()
+        group.start_soon(show, receive, seen)
         await estimate(client, 10)
         await estimate(client, 0)
+        await seen.wait()
         await client.unsubscribe("balances")
 
 

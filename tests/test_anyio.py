@@ -5,7 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import anyio
+import pytest
 import trio
+
+from trio_broker import BrokerWSClient
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,3 +36,14 @@ async def test_client_works_under_anyios_own_pytest_plugin(tmp_path: Path) -> No
     assert ended.returncode == 0, told
     tests = (ROOT / "tests" / "anyio_use.py").read_text().count("\nasync def test_")
     assert f"\n{tests} passed in " in told
+
+
+def test_client_cant_live_on_anyios_asyncio_backend() -> None:
+    async def main() -> None:
+        with anyio.fail_after(PATIENCE):
+            async with BrokerWSClient("key", "secret", "ws://127.0.0.1:1/ws"):
+                pass
+
+    # Trio's own errors for code outside of a run; a ConnectFailedError would be one of a dial.
+    with pytest.raises((RuntimeError, AttributeError)):
+        anyio.run(main, backend="asyncio")

@@ -21,6 +21,7 @@ import io
 import itertools
 import operator
 import os
+import platform
 import pty
 import random
 import re
@@ -47,6 +48,7 @@ WIDTH: Final = 80
 HEIGHT: Final = 30
 PORT: Final = 8765  # of the broker; a picture may show it
 SEED: Final = 7
+LATENCY: Final = 0.042  # seconds, as of a broker that isn't on this machine
 BEGINNING: Final = dt.datetime(2026, 1, 2, 12, 0, tzinfo=dt.UTC).timestamp()
 
 
@@ -73,6 +75,7 @@ PICTURES: Final = (
     Picture("estimate", ["estimate", "2", "ETH", "USDT"]),
     Picture("swap", ["swap", "2", "ETH", "USDT", "--no-journal", "--yes"]),
     Picture("watch", ["watch"], seconds=6),
+    Picture("doctor", ["doctor"]),
 )
 
 
@@ -149,6 +152,7 @@ def perform(port: int, seconds: float | None, args: Sequence[str]) -> None:
     async def with_broker(command: Callable[[], Awaitable[int]]) -> int:
         async with open_sandbox(seed=SEED, port=port) as sandbox:
             sandbox.next_outcome(*[Outcome.FILLED_IN_PARTS] * 10)
+            sandbox.faults.delay(LATENCY)
             with trio.move_on_after(float("inf") if seconds is None else seconds):
                 return await command()
             return 0
@@ -175,6 +179,8 @@ def _settle(now: Callable[[], float]) -> None:
     dt.datetime = Clocked  # type: ignore[misc]
     random.Random = Seeded  # type: ignore[assignment,misc]
     secrets.token_hex = lambda nbytes=None: "5eed" * ((nbytes or 32) // 2)
+    # Nor is the machine anybody's.
+    platform.release = lambda: "6.12"
 
 
 # ---- A terminal

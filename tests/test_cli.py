@@ -36,7 +36,6 @@ from trio_broker import (
     ReconnectPolicy,
     ServerError,
     Subscription,
-    cli,
 )
 from trio_broker.cli import demo, ending, main
 from trio_broker.cli.app import _COMMANDS
@@ -104,10 +103,9 @@ def test_without_the_extra_it_says_what_to_install(missing: str) -> None:
 
 
 # Those that there are.
-WRITTEN = [name for name in _COMMANDS if (Path(cli.__path__[0]) / f"{name}.py").is_file()]
 
 
-@pytest.mark.parametrize("args", [[], *([name] for name in WRITTEN)], ids=" ".join)
+@pytest.mark.parametrize("args", [[], *([name] for name in _COMMANDS)], ids=" ".join)
 def test_help_waits_for_nothing_that_it_does_not_need(args: list[str]) -> None:
     code = (
         "import sys\nfrom trio_broker.cli import main\n"
@@ -160,6 +158,30 @@ async def interrupted_in_a_task() -> int:
 async def interrupted() -> int:
     await trio.lowlevel.checkpoint()
     raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_other_polite_ends_are_as_ctrl_c(number: int) -> None:
+    async def command() -> int:
+        os.kill(os.getpid(), number)
+        await trio.sleep_forever()
+
+    with pytest.raises(click.exceptions.Exit) as ended:
+        ending.run(command)
+    assert ended.value.exit_code == 130
+    assert signal.getsignal(number) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("where", ["make_context", "invoke"])
+def test_ctrl_c_before_a_command_runs_is_no_abortion(
+    where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(click.Group, where, interrupted)
+    assert status("balances") == 130
+    assert capsys.readouterr() == ("", "")
 
 
 def test_ctrl_c_ends_with_130_wherever_it_lands() -> None:

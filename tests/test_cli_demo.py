@@ -40,7 +40,7 @@ BOUGHT = Decimal("6000.123456")
 # The story as the demo tells it, each event with its time.
 STORY: tuple[tuple[float, str, Mapping[str, Any]], ...] = (
     (0.0, "sandbox", {"url": "ws://x", "seed": 0}),
-    (1.0, "connected", {"state": "connected"}),
+    (1.0, "connected", {}),
     (2.0, "balances", {"balances": BEFORE}),
     (3.0, "estimate", {"expected_out": Decimal(6000)}),
     (4.0, "swap", {"order_id": "ord_00000001", "status": OrderStatus.PENDING}),
@@ -48,7 +48,7 @@ STORY: tuple[tuple[float, str, Mapping[str, Any]], ...] = (
     (5.0, "order", {"status": OrderStatus.PARTIAL, "filled_out": Decimal(3000)}),
     (6.0, "order", {"status": OrderStatus.FILLED, "filled_out": BOUGHT}),
     (7.0, "lost", {"retry_in": 1.5}),
-    (8.5, "connected", {"at": None}),
+    (8.5, "connected", {}),
     (8.6, "restored", {"channels": ("balances",)}),
     (8.7, "gap", {"since": None, "origin": "snapshot"}),
     (9.0, "balances", {"balances": AFTER}),

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
+from functools import partial
 from typing import Any, TypeAlias
 
 import attrs
@@ -13,6 +14,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from tests.rawserver import close_frame
 from tests.scripted import (
     API_KEY,
     BALANCES,
@@ -52,8 +54,10 @@ from trio_broker import (
     RequestTimeoutError,
     ServerError,
     SnapshotUnavailable,
+    SubscriptionBrokenError,
     SubscriptionLimitError,
     SwapOutcomeUnknownError,
+    UnknownOperationError,
     new_client_order_id,
 )
 from trio_broker.sandbox import Sandbox, open_sandbox
@@ -1127,3 +1131,32 @@ async def test_closed_meanwhile_a_call_ends_at_once() -> None:
                 await call.result()
         with pytest.raises(ClientClosedError):
             await waits.result()
+
+
+async def test_a_key_that_the_broker_repeats_is_in_no_error(autojump_clock: MockClock) -> None:
+    said = f"no {API_KEY}, no {SECRET_KEY}"
+    policy = ReconnectPolicy(max_attempts=0)
+    async with (
+        scripted_client(reconnect=policy) as (client, line),
+        trio.open_nursery() as nursery,
+    ):
+        call = start(nursery, client.get_balances)
+        await line.receive("balances")
+        await line.send({"error": f"Unknown operation: {said}"})
+        with pytest.raises(UnknownOperationError) as refused:
+            await call.result()
+        opening = start(nursery, partial(client.subscribe, "news", snapshot=False))
+        await line.acknowledge()
+        news = await opening.result()
+        await line.send({"ch": "news", "error": said})
+        with pytest.raises(ChannelError) as pushed:
+            await news.receive()
+        await line.send_bytes(close_frame(1008, said))
+        with pytest.raises(SubscriptionBrokenError) as broken:
+            await news.receive()
+    erased = "no <removed>, no <removed>"
+    assert refused.value.message == f"Unknown operation: {erased}"
+    assert pushed.value.message == erased
+    assert erased in str(broken.value.__cause__)
+    assert isinstance(broken.value.__cause__, ConnectionLostError)
+    assert broken.value.__cause__.code == 1008

@@ -9,13 +9,14 @@ from typing import Final
 
 import pytest
 
+import _trio_broker_pytest
 import trio_broker
 
 ROOT: Final = Path(trio_broker.__file__).parent
 
 # A module imports from the rows above its own only. A package is one room.
 ROWS: Final = (
-    ("exceptions", "lockfile"),
+    ("exceptions", "lockfile", "erasing"),
     ("models",),
     ("signing",),
     ("settings",),
@@ -43,9 +44,10 @@ ROOM: Final = {name: number for number, row in enumerate(ROWS) for name in row}
 
 # Users of the library, in its own house: they go in by the front door.
 USERS: Final = {"sandbox", "cli"}
-PUBLIC: Final = {"", "exceptions", "models", "settings", "signing", "lockfile"}
+PUBLIC: Final = {"", "exceptions", "models", "settings", "signing", "lockfile", "erasing"}
 
 NO_TRIO: Final = {
+    "erasing",
     "lockfile",
     "models",
     "signing",
@@ -130,6 +132,18 @@ def test_users_within_the_house_use_public_modules_and_names_alone(user: str) ->
         if room not in PUBLIC | USERS or (name.startswith("_") and name != "__version__")
     ]
     assert wrong == []
+
+
+def test_the_pytest_plugin_stands_outside_and_comes_in_when_it_is_asked_to() -> None:
+    path = Path(_trio_broker_pytest.__file__)
+    assert {room for room, _ in rooms_entered(path)} == {"", "sandbox"}
+    at_once = [
+        alias.name
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in (node.names if isinstance(node, ast.Import) else [ast.alias(str(node.module))])
+    ]
+    assert at_once == ["__future__", "inspect", "typing", "pytest"]
 
 
 @pytest.mark.parametrize("library", ["trio_websocket", "websockets", "wsproto"])

@@ -713,7 +713,7 @@ async def test_with_a_guard_the_broker_is_told_what_may_be_lost(
         sources = (one for one in ("binance", "bybit"))
         estimate = await client.estimate_swap("1", "ETH", "USDT", filter_sources=["binance"])
         least = (estimate.expected_out * Decimal("0.9")).quantize(Decimal("0.01"))
-        await client.swap_and_wait("1", "ETH", "USDT", min_out=least, filter_sources=sources)
+        await client.do_swap("1", "ETH", "USDT", min_out=least, filter_sources=sources)
         await client.swap_and_wait("1", "ETH", "USDT", min_out=least, slippage_bps=20)
         await client.swap_and_wait("1", "ETH", "USDT", min_out=least, slippage_bps=10_000)
         await client.swap_and_wait("1", "ETH", "USDT", slippage_bps=30)
@@ -729,6 +729,8 @@ async def test_an_estimate_that_brings_less_sends_nothing(autojump_clock: MockCl
     async with open_sandbox(seed=3) as sandbox, sandbox.client() as client:
         with pytest.raises(SlippageError):
             await client.swap_and_wait("1", "ETH", "USDT", min_out="1000000")
+        with pytest.raises(SlippageError):
+            await client.do_swap("1", "ETH", "USDT", min_out="1000000")
         assert sandbox.orders() == ()
 
 

@@ -85,6 +85,7 @@ from trio_broker import (
 )
 from trio_broker.sandbox import (
     Account,
+    BrokerClients,
     ClientAsked,
     ClientCame,
     ClientLeft,
@@ -99,9 +100,12 @@ from trio_broker.sandbox import (
     Rules,
     Sandbox,
     SandboxEvent,
+    SandboxOptions,
     Settings,
     Terms,
+    ThreadedSandbox,
     open_sandbox,
+    open_threaded_sandbox,
 )
 
 # --- The client -----------------------------------------------------------------------------
@@ -285,7 +289,12 @@ async def operations(client: BrokerWSClient) -> None:
     assert_type(estimate.expected_out, Decimal)
     assert_type(estimate.expires_at, dt.datetime | None)
     receipt = await client.do_swap(
-        Decimal(1), "ETH", "USDT", slippage_bps=5, client_order_id=new_client_order_id()
+        Decimal(1),
+        "ETH",
+        "USDT",
+        min_out=3000,
+        slippage_bps=5,
+        client_order_id=new_client_order_id(),
     )
     assert_type(receipt, SwapReceipt)
     assert_type(receipt.order_id, str)
@@ -414,6 +423,19 @@ async def sandbox() -> None:
         async with sandbox.client(request_timeout=1) as client:
             assert_type(client, BrokerWSClient)
     async with open_sandbox(fees=0):  # type: ignore[call-arg]  # no such setting
+        pass
+
+
+async def fixtures(broker_clients: BrokerClients) -> None:
+    assert_type(await broker_clients(account=1, request_timeout=5), BrokerWSClient)
+
+
+def threaded_sandbox() -> None:
+    options: SandboxOptions = {"seed": 7, "fee_bps": 0}
+    with open_threaded_sandbox(**options) as sandbox:
+        assert_type(sandbox, ThreadedSandbox)
+        assert_type(sandbox.do(lambda it: it.faults.stop_pushing()), Fault)
+    with open_threaded_sandbox(fees=0):  # type: ignore[call-arg]  # no such setting
         pass
 
 

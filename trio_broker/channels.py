@@ -242,7 +242,7 @@ class Channels:
             if member.yields:
                 member.wants_snapshot = True
             else:
-                member.feed.put_error(error, self._received_at())
+                member.feed.put_error(self._session.erase(error), self._received_at())
         self._snapshots.take(channel)
 
     def _take_push(

@@ -19,6 +19,7 @@ import trio
 from trio.lowlevel import enable_ki_protection
 
 from trio_broker import operations, swaps, wire
+from trio_broker.erasing import eraser
 from trio_broker.exceptions import (
     BrokerError,
     NotSentError,
@@ -205,7 +206,8 @@ class BrokerWSClient(trio.abc.AsyncResource):
         )
         self.logger: logging.Logger = _ClientLogger(f"trio_broker.client.{next(_number)}")
         self.logger.parent = _root_logger
-        self._session = Session(reply_grace=reply_grace)
+        erase = eraser((api_key, secret_key), signatures=True)
+        self._session = Session(reply_grace=reply_grace, erase=erase)
         self._supervisor = Supervisor(self._settings, self._session, self.logger)
         self._swapping = Swapping(
             self._settings, self._session, self._supervisor, journal, self.logger
@@ -683,6 +685,7 @@ class BrokerWSClient(trio.abc.AsyncResource):
         asset_in: str,
         asset_out: str,
         *,
+        min_out: Amount | None = None,
         slippage_bps: int | None = None,
         filter_sources: Iterable[str] | None = None,
         account: str | None = None,
@@ -693,6 +696,11 @@ class BrokerWSClient(trio.abc.AsyncResource):
         If no reply comes, the broker is asked for the order by its client order id, on this
         connection or the next, for up to `resolve_timeout`.
 
+        With `min_out`, an estimate is asked for first, and nothing is sent unless it brings that
+        much. The swap then carries how much worse than expected it may become, so that the broker
+        holds to it too. The check alone promises nothing, as the price may move before the broker
+        has the swap; what it expects by then is its own affair.
+
         Cancelling doesn't take back what has left: pass a client order id of your own if you may
         be cancelled. The swap is in `unresolved_swaps` then until its outcome is known, which an
         event tells, `SwapResolved` or `SwapUnresolved`.
@@ -701,7 +709,9 @@ class BrokerWSClient(trio.abc.AsyncResource):
             amount_in: How much is sold: a plain decimal text, an int or a `Decimal`, above 0.
             asset_in: The asset that is sold.
             asset_out: The asset that is bought.
-            slippage_bps: How much less than expected is acceptable, 0 to 10,000 basis points.
+            min_out: How much must be bought at least, above 0.
+            slippage_bps: How much less than expected is acceptable, 0 to 10,000 basis points; with
+                `min_out` it is the stricter of the two that counts.
             filter_sources: Liquidity sources to keep to: ``binance``, ``bybit``, ``gate``.
             account: A wallet's address, where it matters.
             client_order_id: A name for this swap that none had before, of 1 to 64 characters; made
@@ -714,22 +724,38 @@ class BrokerWSClient(trio.abc.AsyncResource):
             TypeError: An argument has the wrong type (a float is no amount). Nothing was sent.
             ValueError: An argument is out of its range. Nothing was sent.
             NotSentError: Nothing was sent: repeating is safe.
+            SlippageError: The estimate brings less than `min_out`. Nothing was sent.
+            QuoteExpiredError: The estimate has ended. Nothing was sent.
             DuplicateClientOrderIdError: Another swap with this id may have left; nothing was sent
                 for this one. Its `outcome` tells what is known of the other one.
             ServerError: The broker refused: nothing was executed.
+            BrokerError: With `min_out`, as `estimate_swap`: nothing was sent.
             SwapOutcomeUnknownError: It left, and what became of it isn't known: don't repeat it,
                 ask for it with `resolve_swap`.
         """
-        request = self._swap_request(
-            amount_in,
-            asset_in,
-            asset_out,
-            slippage_bps=slippage_bps,
-            filter_sources=filter_sources,
-            account=account,
-            client_order_id=client_order_id,
-        )
-        return await self._swapping.swap(request, Decimal(amount_in), (asset_in, asset_out))
+        if filter_sources is not None and not isinstance(filter_sources, str):
+            filter_sources = list(filter_sources)  # it goes out twice
+        optional: dict[str, Any] = {"filter_sources": filter_sources, "account": account}
+
+        def request(slippage_bps: int | None) -> Request:
+            return self._swap_request(
+                amount_in,
+                asset_in,
+                asset_out,
+                slippage_bps=slippage_bps,
+                client_order_id=client_order_id,
+                **optional,
+            )
+
+        # What can't be sent is refused before an estimate is asked for.
+        swap = request(slippage_bps)
+        if min_out is not None:
+            least = Decimal(operations.amount_text(min_out, "min_out"))
+            estimate = await self.estimate_swap(amount_in, asset_in, asset_out, **optional)
+            check_quote(estimate, least, self._supervisor.wall_time())
+            left = slippage_left(estimate, least)
+            swap = request(left if slippage_bps is None else min(left, slippage_bps))
+        return await self._swapping.swap(swap, Decimal(amount_in), (asset_in, asset_out))
 
     async def swap_and_wait(
         self,
@@ -745,11 +771,6 @@ class BrokerWSClient(trio.abc.AsyncResource):
     ) -> Order:
         """Swap, and follow the order to its end.
 
-        With `min_out`, an estimate is asked for first, and nothing is sent unless it brings that
-        much. The swap then carries how much worse than expected it may become, so that the broker
-        holds to it too. The check alone promises nothing, as the price may move before the broker
-        has the swap; what it expects by then is its own affair.
-
         Cancelling takes nothing back, as with `do_swap`: pass a client order id of your own if you
         may be cancelled, and go on with `track_order` of that id.
 
@@ -757,7 +778,7 @@ class BrokerWSClient(trio.abc.AsyncResource):
             amount_in: How much is sold: a plain decimal text, an int or a `Decimal`, above 0.
             asset_in: The asset that is sold.
             asset_out: The asset that is bought.
-            min_out: How much must be bought at least, above 0.
+            min_out: How much must be bought at least, above 0, as with `do_swap`.
             slippage_bps: How much less than expected is acceptable, 0 to 10,000 basis points; with
                 `min_out` it is the stricter of the two that counts.
             filter_sources: Liquidity sources to keep to: ``binance``, ``bybit``, ``gate``.
@@ -769,26 +790,19 @@ class BrokerWSClient(trio.abc.AsyncResource):
             The order in its final status: look at it, since FAILED and CANCELLED are final too.
 
         Raises:
-            SlippageError: The estimate brings less than `min_out`. Nothing was sent.
-            QuoteExpiredError: The estimate has ended. Nothing was sent.
             OrderUnfinishedError: The broker has taken the swap, and the client ended before the
                 order did.
-            BrokerError: As `estimate_swap`, with `min_out`: nothing was sent. Then as `do_swap`.
+            BrokerError: As `do_swap`.
         """
-        if filter_sources is not None and not isinstance(filter_sources, str):
-            filter_sources = list(filter_sources)  # it goes out twice
-        optional: dict[str, Any] = {"filter_sources": filter_sources, "account": account}
-        named = {**optional, "client_order_id": client_order_id}
-        # What can't be sent is refused before an estimate is asked for.
-        self._swap_request(amount_in, asset_in, asset_out, slippage_bps=slippage_bps, **named)
-        if min_out is not None:
-            least = Decimal(operations.amount_text(min_out, "min_out"))
-            estimate = await self.estimate_swap(amount_in, asset_in, asset_out, **optional)
-            check_quote(estimate, least, self._supervisor.wall_time())
-            left = slippage_left(estimate, least)
-            slippage_bps = left if slippage_bps is None else min(left, slippage_bps)
         receipt = await self.do_swap(
-            amount_in, asset_in, asset_out, slippage_bps=slippage_bps, **named
+            amount_in,
+            asset_in,
+            asset_out,
+            min_out=min_out,
+            slippage_bps=slippage_bps,
+            filter_sources=filter_sources,
+            account=account,
+            client_order_id=client_order_id,
         )
         return await self._final_state(receipt)
 

@@ -150,6 +150,11 @@ class Connection:
     async def _noting_errors(self, task: Callable[[], Awaitable[None]]) -> None:
         try:
             await task()
+        except ConnectionLostError as error:
+            # A close frame's reason is the broker's text too, and may repeat a key.
+            erased = ConnectionLostError(self._session.erase(str(error)), error.code)
+            erased.__cause__ = error.__cause__
+            self.lose(erased)
         except BrokerError as error:
             self.lose(error)
 

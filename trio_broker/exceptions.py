@@ -41,6 +41,7 @@ from __future__ import annotations
 
 import copy
 import datetime as dt
+from collections.abc import Callable
 from decimal import Decimal
 from typing import TypeVar
 
@@ -404,12 +405,13 @@ _BY_TEXT: tuple[tuple[str, type[ServerError]], ...] = (
 )
 
 
-def server_error(op: str | None, message: str) -> ServerError:
+def server_error(op: str | None, message: str, erase: Callable[[str], str] = str) -> ServerError:
     """The error of the right class for a refusal's text.
 
     Args:
         op: The operation that was refused, where it is known.
         message: The broker's text.
+        erase: Takes out of it what nobody must see, after it has told the class.
 
     Returns:
         A `ServerError`, of the class that the text names where the text is a documented one.
@@ -418,8 +420,8 @@ def server_error(op: str | None, message: str) -> ServerError:
     folded = message.casefold()
     for beginning, kind in _BY_TEXT:
         if folded.startswith(beginning):
-            return kind(op, message)
-    return AuthenticationError(op, message) if op == "auth" else ServerError(op, message)
+            return kind(op, erase(message))
+    return (AuthenticationError if op == "auth" else ServerError)(op, erase(message))
 
 
 def fresh(error: _E) -> _E:

@@ -88,9 +88,11 @@ class Session:
 
     Args:
         reply_grace: Seconds for which the reply to a given-up request is waited for.
+        erase: Takes keys out of the broker's texts before they become errors: it may repeat them.
     """
 
-    def __init__(self, *, reply_grace: float) -> None:
+    def __init__(self, *, reply_grace: float, erase: Callable[[str], str] = str) -> None:
+        self.erase: Callable[[str], str] = erase
         self.listener: SessionListener = SessionListener()
         self.authenticated: bool = False
         self.connections: int = 0
@@ -537,7 +539,7 @@ class Session:
     def _resolve(
         self, request: Request, message: Inbound, text: str, now: float, *, echoed: bool
     ) -> None:
-        result, error = _answer(request, message)
+        result, error = self._answer(request, message)
         if not self._is_own(request, result):
             self.report_odd("it names the order of another swap", text)
             return
@@ -565,7 +567,7 @@ class Session:
 
     def _check_standing(self, op: str | None, text: str) -> None:
         """Whoever was meant: a broker that takes us for a stranger will do so again."""
-        error = server_error(op, text)
+        error = server_error(op, text, self.erase)
         if self.authenticated and isinstance(error, NotAuthenticatedError):
             self._distrust(ConnectionLostError(f"the broker says {error.message!r}"))
 
@@ -638,16 +640,15 @@ class Session:
             text = f"replies to {request.op!r} and to others name nothing and can't be told apart"
             return None, ProtocolError(text)
         message, request.reply = answer
-        return _answer(request, message)
+        return self._answer(request, message)
 
-
-def _answer(request: Request, message: Inbound) -> tuple[Any, BrokerError | None]:
-    if message.error:
-        return None, server_error(request.op, message.error)
-    try:
-        return request.decode(message), None
-    except (ProtocolError, ServerError) as error:
-        return None, error
+    def _answer(self, request: Request, message: Inbound) -> tuple[Any, BrokerError | None]:
+        if message.error:
+            return None, server_error(request.op, message.error, self.erase)
+        try:
+            return request.decode(message), None
+        except (ProtocolError, ServerError) as error:
+            return None, error
 
 
 def _refuses(error: BrokerError, *, named: bool, echoed: bool) -> bool:

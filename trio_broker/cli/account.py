@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import attrs
 import click
@@ -23,8 +23,6 @@ from trio_broker.settings import (
     stream_url,
 )
 from trio_broker.signing import SigningKey
-
-Client = TypeVar("Client", bound=BrokerWSClient)
 
 ENV_FILE: Final = Path(".env")
 HOW_TO_SET: Final = "set it in the environment or in a .env file (the URL by --url too)"
@@ -78,16 +76,7 @@ class Account:
         Args:
             options: Options of `BrokerWSClient`.
         """
-        return self.client_of(BrokerWSClient, **options)
-
-    def client_of(self, kind: type[Client], **options: Any) -> Client:
-        """A client of a kind of its own, not yet connected.
-
-        Args:
-            kind: Its class.
-            options: Options of `BrokerWSClient`.
-        """
-        return kind(
+        return BrokerWSClient(
             self.api_key,
             self.secret_key,
             self.ws_url,
@@ -178,6 +167,26 @@ def gather(
     return Found(
         values=values, sources=sources, secret_file=path if _SECRET_KEY in in_file else None
     )
+
+
+def setting(
+    name: str, *, env_file: Path | None = None, environ: Mapping[str, str] = os.environ
+) -> str:
+    """A setting that isn't an account's, from the environment or else from the file; or empty.
+
+    Args:
+        name: The variable's name.
+        env_file: As in `find_account`.
+        environ: The environment.
+
+    Raises:
+        click.UsageError: The file can't be read.
+    """
+    value = environ.get(name, "").strip()
+    if value:
+        return value
+    path = env_file if env_file is not None else ENV_FILE
+    return (_from_file(path, is_wanted=env_file is not None).get(name) or "").strip()
 
 
 def account_of(found: Found, **options: Any) -> Account:

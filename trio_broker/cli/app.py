@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from typing import Final
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
 
 import click
 from click.shell_completion import CompletionItem
 
 from trio_broker import __version__
 
-# The lines of `--help`. A command's own help begins with the same words.
+# The lines of `--help`, here so that it needs no command's module.
 _COMMANDS: Final = {
     "balances": "Show what the account holds.",
     "watch": "Watch the connection, the balances and orders on a live screen.",
@@ -25,8 +27,25 @@ _COMMANDS: Final = {
 }
 
 
+@contextmanager
+def _ctrl_c_is_a_status() -> Iterator[None]:
+    """Click says "Aborted!" and ends with 1 where a Ctrl-C reaches it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise click.exceptions.Exit(130) from None
+
+
 class _Commands(click.Group):
     """Imports a command's module when the command is run, or its help is asked for."""
+
+    @_ctrl_c_is_a_status()
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        return super().make_context(*args, **kwargs)
+
+    @_ctrl_c_is_a_status()
+    def invoke(self, ctx: click.Context) -> Any:
+        return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(_COMMANDS)

@@ -7,8 +7,9 @@ from typing import Final
 
 import click
 
-from trio_broker import Balance
+from trio_broker import Balance, BrokerWSClient
 from trio_broker.cli.account import Account
+from trio_broker.cli.asking import ask
 from trio_broker.cli.board import BALANCES
 from trio_broker.cli.ending import run
 from trio_broker.cli.options import account_options, output_options
@@ -35,8 +36,7 @@ def command(*, live: bool, account: Account, output: Output) -> None:
 
 
 async def _show(account: Account, output: Output) -> int:
-    async with account.client() as client:
-        balances = await client.get_balances()
+    balances = await ask(account, BrokerWSClient.get_balances)
     if output.as_json:
         for balance in balances:
             print_json(

@@ -143,7 +143,7 @@ async def _story(seed: int, pace: _Pace, tell: Teller) -> None:
         )
         await trio.sleep(pace.pause)
         async with sandbox.client(reconnect=ReconnectPolicy(initial_delay=pace.outage)) as client:
-            tell("connected", "Connected and authenticated.", state=client.state.value)
+            tell("connected", "Connected and authenticated.")
             before, after, order = await _business(sandbox, client, pace, tell)
         tell("closed", "Said goodbye.", state=client.state.value)
     _check(before, after, order)
@@ -268,7 +268,7 @@ def _tell_on_the_way(event: ConnectionEvent, tell: Teller) -> None:
             text += f" The next try is in {event.retry_in:.2f} s."
         tell("lost", text, retry_in=event.retry_in)
     else:
-        tell("connected", "Connected again.", at=event.at)
+        tell("connected", "Connected again.")
 
 
 def _check(before: Mapping[str, Balance], after: Mapping[str, Balance], order: Order) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -29,6 +30,7 @@ from trio_broker import (
     SubscriptionBrokenError,
     SwapOutcomeUnknownError,
 )
+from trio_broker.cli.interrupt import all_as_ctrl_c
 from trio_broker.cli.output import printable
 
 
@@ -72,7 +74,8 @@ _ADVICE: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (ClockSkewError, "set this machine's clock: 'trio-broker doctor' says how far it is off"),
     (CertificateError, "check the URL; 'trio-broker doctor' shows whose certificate it is"),
     (ConnectFailedError, "'trio-broker doctor' looks at each step of connecting"),
-    (JournalError, "see to the file, choose another with --journal, or do --no-journal"),
+    (SubscriptionBrokenError, "'trio-broker doctor' looks at each step of connecting"),
+    (JournalError, "see to it, wait for who has it, or name another journal"),
 )
 
 
@@ -89,7 +92,7 @@ def run(main: Callable[[], Awaitable[int]], *, debug: bool = False) -> None:
 
     Args:
         main: The command. It returns the exit status.
-        debug: Whether an error is raised as it is, with its traceback.
+        debug: Whether an error's traceback is shown before its line.
 
     Raises:
         click.exceptions.Exit: With the status.
@@ -98,7 +101,8 @@ def run(main: Callable[[], Awaitable[int]], *, debug: bool = False) -> None:
     status: int = Status.INTERRUPTED
     try:
         try:
-            status = trio.run(main)
+            with all_as_ctrl_c():
+                status = trio.run(main)
         except* KeyboardInterrupt:
             # It may come out of any task, so also in a group.
             pass
@@ -106,7 +110,7 @@ def run(main: Callable[[], Awaitable[int]], *, debug: bool = False) -> None:
         raise  # click ends quietly: who read our output has read enough
     except (BrokerError, OSError) as error:
         if debug:
-            raise
+            traceback.print_exception(error)
         raise CommandFailed(told(error), status_of(error)) from error
     raise click.exceptions.Exit(status)
 

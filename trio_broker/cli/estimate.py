@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 
 import click
 
-from trio_broker import SwapEstimate
+from trio_broker import BrokerWSClient, SwapEstimate
 from trio_broker.cli.account import Account
-from trio_broker.cli.ending import run, usage_errors
+from trio_broker.cli.asking import ask
+from trio_broker.cli.ending import run
 from trio_broker.cli.options import account_options, output_options
 from trio_broker.cli.output import Output, fields, plain, print_json, print_table, printable
 
@@ -41,21 +42,21 @@ def command(
     expected_out, fee, expires_at and route.
     """
 
-    async def ask() -> int:
-        async with account.client() as client:
-            with usage_errors():
-                estimate = await client.estimate_swap(
-                    amount,
-                    asset_in,
-                    asset_out,
-                    filter_sources=sources or None,
-                    network=network,
-                    account=wallet,
-                )
-        _print(estimate, amount, asset_in, asset_out, output)
+    def question(client: BrokerWSClient) -> Awaitable[SwapEstimate]:
+        return client.estimate_swap(
+            amount,
+            asset_in,
+            asset_out,
+            filter_sources=sources or None,
+            network=network,
+            account=wallet,
+        )
+
+    async def main() -> int:
+        _print(await ask(account, question), amount, asset_in, asset_out, output)
         return 0
 
-    run(ask, debug=output.debug)
+    run(main, debug=output.debug)
 
 
 def _print(

@@ -6,7 +6,8 @@ import click
 
 from trio_broker import Order, OrderStatus
 from trio_broker.cli.account import Account
-from trio_broker.cli.ending import Status, run, usage_errors
+from trio_broker.cli.asking import ask
+from trio_broker.cli.ending import Status, run
 from trio_broker.cli.following import follow, waiting
 from trio_broker.cli.interrupt import ctrl_c_cancels
 from trio_broker.cli.options import account_options, output_options
@@ -30,10 +31,7 @@ def command(*, order_id: str, follows: bool, account: Account, output: Output) -
 
 
 async def _show(order_id: str, account: Account, output: Output) -> int:
-    async with account.client() as client:
-        with usage_errors():
-            order = await client.get_order_status(order_id)
-    show(order, output)
+    show(await ask(account, lambda client: client.get_order_status(order_id)), output)
     return Status.OK
 
 

@@ -22,9 +22,9 @@ from trio_broker import (
     Order,
 )
 from trio_broker.cli.board import Board, ChannelTrouble, error_text, in_words
-from trio_broker.cli.erasing import without_signatures
 from trio_broker.cli.output import Output, console, fields, json_text, printable
 from trio_broker.cli.pipe import Pipe
+from trio_broker.erasing import without_signatures
 
 if TYPE_CHECKING:
     from rich.live import Live

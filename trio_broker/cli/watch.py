@@ -13,11 +13,11 @@ from trio_broker import ReconnectPolicy
 from trio_broker.cli.account import Account
 from trio_broker.cli.board import BALANCES, Board
 from trio_broker.cli.ending import run
-from trio_broker.cli.erasing import eraser
 from trio_broker.cli.options import account_options, output_options
 from trio_broker.cli.output import Output, console
 from trio_broker.cli.views import Lines, Raw, Screen, View
 from trio_broker.cli.watching import follow, until_told
+from trio_broker.erasing import eraser
 
 _STDOUT: Final = 1
 # For ever: whoever watches wants to see how it comes back.

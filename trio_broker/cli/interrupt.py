@@ -11,11 +11,8 @@ from typing import Final
 import trio
 
 # What ends a program politely: Ctrl-C, a service manager or `timeout`, a terminal that is closed.
-POLITE: Final = tuple(
-    number
-    for name in ("SIGINT", "SIGTERM", "SIGHUP")  # not every system has the last one
-    if (number := getattr(signal, name, None)) is not None
-)
+# Not every system has the last one.
+POLITE: Final = tuple(one for one in signal.Signals if one.name in {"SIGINT", "SIGTERM", "SIGHUP"})
 
 
 @contextmanager

@@ -102,9 +102,10 @@ def run(main: Callable[[], Awaitable[int]], *, debug: bool = False) -> None:
 
     async def until_told() -> int:
         # An exception may be lost that a signal raises wherever the program is, in an import say.
+        ended: int = Status.INTERRUPTED
         with ctrl_c_cancels():
-            return await main()
-        return Status.INTERRUPTED
+            ended = await main()
+        return ended
 
     try:
         try:

@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 from trio.lowlevel import checkpoint
 
 from examples.fastapi_service import errors
-from examples.fastapi_service.board import Board
+from examples.fastapi_service.board import Board, Watch
 from examples.fastapi_service.broker import Broker, open_broker
 from examples.fastapi_service.models import (
     BalancesOut,
@@ -99,19 +99,40 @@ def create_app(
 
 
 class EventStream(StreamingResponse):
-    """The board as server-sent events, watched for as long as somebody reads them."""
+    """The board as server-sent events, watched for as long as somebody reads them.
+
+    When the browser goes away, the stream is ended and not cancelled, as its base class would.
+    Hypercorn reports the end of every response as a disconnection, from within the sending of its
+    last part: cancelled there, it would leave the connection open, and a server that stops would
+    wait for it.
+    """
 
     media_type = "text/event-stream"
 
     def __init__(self, board: Board) -> None:
-        # What is sent is known once it is being sent.
-        super().__init__(iter(()), headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(iter(()), headers=headers)  # what is sent is known once it is being sent
         self._board = board
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(
+        self,
+        scope: Scope,  # noqa: ARG002 - ASGI passes it
+        receive: Receive,
+        send: Send,
+    ) -> None:
         """Send it, as ASGI has it."""
-        with self._board.watch() as self.body_iterator:
-            await super().__call__(scope, receive, send)
+        with self._board.watch() as watch:
+            self.body_iterator = watch
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_end_when_gone, watch, receive)
+                await self.stream_response(send)
+                nursery.cancel_scope.cancel()
+
+
+async def _end_when_gone(watch: Watch, receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    watch.end()
 
 
 async def _board(request: Request) -> Board:
@@ -193,7 +214,6 @@ async def swap_outcome(client_order_id: str, board: TheBoard, response: Response
     except (SwapOutcomeUnknownError, trio.TooSlowError) as error:
         response.status_code = 202
         return SwapOut.unknown(client_order_id, str(error) or "the broker is being asked")
-    board.follow(receipt)
     return SwapOut.confirmed(receipt)
 
 
@@ -204,7 +224,11 @@ async def order(order_id: str, board: TheBoard) -> OrderOut:
         return OrderOut.of(await board.client.get_order_status(order_id))
 
 
-@routes.get("/events", response_class=EventStream)
+@routes.get(
+    "/events",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+)
 async def events(board: TheBoard) -> EventStream:
     """Server-sent events `status`, `balances` and `order`: how things stand, then what changes."""
     await checkpoint()

@@ -36,7 +36,6 @@ from trio_broker import (
     SubscriptionBrokenError,
     SwapReceipt,
     SwapResolved,
-    UnresolvedSwap,
 )
 
 logger: Final = logging.getLogger("fastapi_service")
@@ -44,7 +43,7 @@ logger: Final = logging.getLogger("fastapi_service")
 ORDERS_SHOWN: Final = 100
 # Seconds without news after which a browser, and any proxy before it, hears that we are here.
 HEARTBEAT: Final = 15.0
-_RESUBSCRIBE_AFTER: Final = 1.0
+RESUBSCRIBE_AFTER: Final = 1.0
 
 
 class Watch(AsyncIterator[str]):
@@ -100,6 +99,9 @@ class Board:
     Args:
         broker: The broker; its client is connected by `run`.
         nursery: Where orders are followed, for as long as the service lasts.
+
+    Attributes:
+        watches: Who watches now.
     """
 
     def __init__(self, broker: Broker, nursery: trio.Nursery) -> None:
@@ -108,7 +110,7 @@ class Board:
         self._problem: str | None = "not connected yet"
         self._next_try: float | None = None
         self._latest: dict[str, BaseModel] = {}
-        self._watches: set[Watch] = set()
+        self.watches: set[Watch] = set()
         self._ended = False
         self._post("status", self.status())
 
@@ -125,18 +127,18 @@ class Board:
         watch = Watch(self._latest)
         # What was said of the next try is some seconds old.
         self._post("status", self.status())
-        self._watches.add(watch)
+        self.watches.add(watch)
         if self._ended:
             watch.end()
         try:
             yield watch
         finally:
-            self._watches.remove(watch)
+            self.watches.remove(watch)
 
     def end_streams(self) -> None:
         """Let every stream come to its end: a server that stops waits for them."""
         self._ended = True
-        for watch in self._watches:
+        for watch in self.watches:
             watch.end()
 
     def status(self) -> StatusOut:
@@ -154,7 +156,7 @@ class Board:
 
     def _post(self, topic: str, state: BaseModel) -> None:
         self._latest[topic] = state
-        for watch in self._watches:
+        for watch in self.watches:
             watch.tell(topic)
 
     # --- From the broker -------------------------------------------------------------------
@@ -182,8 +184,17 @@ class Board:
                 case GaveUp(error=error):
                     self._failed(error)
                 case SwapResolved(receipt=SwapReceipt() as receipt):
-                    self.follow(receipt)
+                    self.follow(receipt, self._doubtful(receipt.client_order_id))
             self._post("status", self.status())
+
+    def _doubtful(self, client_order_id: str) -> UnresolvedOut | None:
+        """What was last said of a swap whose outcome wasn't known."""
+        said = self._latest["status"]
+        assert isinstance(said, StatusOut)  # noqa: S101 - what else
+        return next(
+            (swap for swap in said.unresolved_swaps if swap.client_order_id == client_order_id),
+            None,
+        )
 
     def _failed(self, error: Exception) -> None:
         logger.error("there is no connection, and none will come: %s", error)
@@ -205,7 +216,7 @@ class Board:
                 if self.client.state.is_over:
                     return
                 logger.warning("no balances for now: %s", error)
-            await trio.sleep(_RESUBSCRIBE_AFTER)
+            await trio.sleep(RESUBSCRIBE_AFTER)
 
     async def _add_up_balances(self) -> None:
         account: dict[str, Balance] = {}
@@ -222,15 +233,13 @@ class Board:
         try:
             for finding in await self.client.reconcile():
                 logger.warning("swap %s is %s", finding.swap.client_order_id, finding.outcome)
-                if finding.receipt is not None:
-                    self.follow(finding.receipt, finding.swap)
         except BrokerError as error:
             logger.warning("the journal's swaps aren't settled: %s", error)
         self._post("status", self.status())
 
     # --- Orders ----------------------------------------------------------------------------
 
-    def follow(self, receipt: SwapReceipt, swap: SwapIn | UnresolvedSwap | None = None) -> None:
+    def follow(self, receipt: SwapReceipt, swap: SwapIn | UnresolvedOut | None) -> None:
         """Show an order on the board until its end.
 
         Args:
@@ -266,7 +275,7 @@ class Board:
         for order in ended[: max(0, len(orders) - ORDERS_SHOWN + 1)]:
             topic = _topic(order.order_id)
             del self._latest[topic]
-            for watch in self._watches:
+            for watch in self.watches:
                 watch.forget(topic)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import signal
@@ -244,6 +243,33 @@ async def test_a_refused_swap_says_so_under_its_key() -> None:
     assert asked.status_code == 200
     assert (asked.json()["success"], asked.json()["outcome"]) == (False, "refused")
     assert asked.json()["detail"] == "Insufficient balance"
+
+
+async def test_a_swap_that_never_left_says_so() -> None:
+    answers: dict[str, httpx.Response] = {}
+
+    async def swap(service: Service, key: str) -> None:
+        answers[key] = await service.swap(key=key)
+
+    async def ask(service: Service, key: str) -> None:
+        answers[f"about {key}"] = await service.http.get(f"/swaps/{key}")
+
+    # The first one has no reply, and the second can't leave before.
+    async with both(request_timeout=0.2, resolve_timeout=0.2, reply_grace=5.0) as it:
+        with it.sandbox.faults.ignore(op="swap"):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(swap, it.service, "first")
+                while not it.service.client.unresolved_swaps():
+                    await trio.lowlevel.checkpoint()
+                nursery.start_soon(swap, it.service, "second")
+                while not it.service.client.statistics().requests_waiting:
+                    await trio.lowlevel.checkpoint()
+                nursery.start_soon(ask, it.service, "second")
+    assert (answers["second"].status_code, answers["first"].status_code) == (503, 202)
+    assert answers["second"].json()["error"] == "NotSentError"
+    about = answers["about second"]
+    assert (about.status_code, about.json()["outcome"]) == (200, "not sent")
+    assert about.json()["success"] is False
 
 
 async def test_a_caller_that_hangs_up_loses_nothing() -> None:
@@ -648,7 +674,7 @@ async def test_the_own_page_and_a_name_that_is_allowed(monkeypatch: pytest.Monke
 )
 async def test_real_money_wants_a_token(token: str | None, shown: str | None, status: int) -> None:
     asked = {"amount_in": "0.1", "asset_in": "ETH", "asset_out": "USDT"}
-    headers = {} if shown is None else {"Authorization": shown.encode()}
+    headers = {} if shown is None else {b"Authorization": shown.encode()}
     async with open_sandbox(**QUICK) as sandbox:
         live = attrs.evolve(broker_of(sandbox), is_sandbox=False, swap_token=token)
         async with serving(live) as service:
@@ -732,29 +758,51 @@ def test_the_command_is_the_pages() -> None:
     assert f".venv/bin/{COMMAND}\n" in page
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_the_command_serves_until_it_is_told(number: signal.Signals) -> None:
+@asynccontextmanager
+async def started(*args: str) -> AsyncIterator[tuple[trio.Process, str]]:
+    """A process that serves, and where."""
     process = await trio.lowlevel.open_process(
-        [sys.executable, *COMMAND.split()[1:], "--bind", "127.0.0.1:0"],
+        [sys.executable, *args],
         cwd=ROOT,
         env=environment(),
-        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
-    assert process.stderr is not None
+    output = process.stdout
+    assert output is not None
     said = b""
-    with trio.fail_after(30):
-        while not (found := re.search(rb"Running on (http://\S+)", said)):
-            said += await process.stderr.receive_some()
-        url = found[1].decode()
+
+    async def hear() -> None:
+        nonlocal said
+        async for chunk in output:
+            said += chunk
+
+    async with output, trio.open_nursery() as nursery:
+        try:
+            with trio.fail_after(60):
+                while not (found := re.search(rb"Running on (http://\S+)", said)):
+                    chunk = await output.receive_some()
+                    assert chunk, said
+                    said += chunk
+            nursery.start_soon(hear)  # or it would wait for us once the pipe is full
+            yield process, found[1].decode()
+        finally:
+            process.kill()
+            with trio.CancelScope(shield=True):
+                await process.wait()
+    assert b"Traceback" not in said, said.decode()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_the_command_serves_until_it_is_told(number: signal.Signals) -> None:
+    async with started(*COMMAND.split()[1:], "--bind", "127.0.0.1:0") as (process, url):
         async with httpx.AsyncClient(base_url=url) as http, open_events(url) as stream:
             await stream.until("balances")
             status = (await http.get("/status")).json()
             process.send_signal(number)
-            async for chunk in process.stderr:
-                said += chunk
-            assert await process.wait() == 0
+            await stream.rest()
+        assert await process.wait() == 0
     assert (status["broker"], status["websocket_connected"]) == ("SANDBOX", True)
-    assert b"Traceback" not in said
 
 
 async def test_the_command_says_what_is_wrong_in_a_line() -> None:
@@ -770,6 +818,10 @@ async def test_the_command_says_what_is_wrong_in_a_line() -> None:
     assert b"Traceback" not in busy.stderr
 
 
-def test_hypercorns_own_command_finds_it() -> None:
-    assert service_app.app.title
-    assert logging.getLogger("fastapi_service")
+async def test_hypercorns_own_command_serves_it_too() -> None:
+    command = "--worker-class trio --bind 127.0.0.1:0 examples.fastapi_service.app:app"
+    async with started("-m", "hypercorn", *command.split()) as (process, url):
+        async with httpx.AsyncClient(base_url=url) as http:
+            assert (await http.get("/status")).status_code == 200
+        process.send_signal(signal.SIGINT)
+        assert await process.wait() == 0

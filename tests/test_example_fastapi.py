@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import httpx
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
@@ -23,7 +22,7 @@ import trio_broker
 from examples.fastapi_service import app as service_app, board as service_board
 from examples.fastapi_service.broker import named_broker, open_broker
 from examples.fastapi_service.errors import status_of
-from tests.webservice import Service, broker_of, open_events, serving
+from tests.webservice import Response, Service, broker_of, open_events, open_http, serving, until
 from trio_broker import (
     BrokerError,
     BrokerWSClient,
@@ -50,10 +49,6 @@ class Both:
     sandbox: Sandbox
     service: Service
 
-    @property
-    def http(self) -> httpx.AsyncClient:
-        return self.service.http
-
 
 @asynccontextmanager
 async def both(*, rules: Mapping[str, Any] = QUICK, **options: Any) -> AsyncIterator[Both]:
@@ -65,7 +60,7 @@ async def both(*, rules: Mapping[str, Any] = QUICK, **options: Any) -> AsyncIter
         yield Both(sandbox, service)
 
 
-def problem_of(response: httpx.Response) -> Any:
+def problem_of(response: Response) -> Any:
     """What an answer says went wrong, in the form that all of them have."""
     assert response.headers["content-type"] == "application/problem+json"
     told = response.json()
@@ -82,7 +77,7 @@ def problem_of(response: httpx.Response) -> Any:
 
 async def test_status_tells_of_the_connection() -> None:
     async with both() as it:
-        response = await it.http.get("/status")
+        response = await it.service.http.get("/status")
     assert response.status_code == 200
     assert response.json() == {
         "websocket_connected": True,
@@ -97,7 +92,7 @@ async def test_status_tells_of_the_connection() -> None:
 
 async def test_balances_are_texts() -> None:
     async with both() as it:
-        response = await it.http.get("/balances")
+        response = await it.service.http.get("/balances")
         held = it.sandbox.balances()
     assert response.status_code == 200
     told = {balance["asset"]: balance for balance in response.json()["balances"]}
@@ -108,7 +103,7 @@ async def test_balances_are_texts() -> None:
 async def test_an_estimate() -> None:
     asked = {"amount_in": "2", "asset_in": "ETH", "asset_out": "USDT"}
     async with both() as it:
-        response = await it.http.post("/estimate", json=asked)
+        response = await it.service.http.post("/estimate", json=asked)
     assert response.status_code == 200
     told = response.json()
     assert Decimal(told["expected_out"]) > 1000
@@ -120,8 +115,8 @@ async def test_a_swap_under_a_key_and_its_order() -> None:
     async with both() as it:
         response = await it.service.swap("0.10", "key-1", slippage_bps=50)
         (order,) = it.sandbox.orders()
-        found = await it.http.get(response.headers["location"])
-        resolved = await it.http.get(response.json()["swap"])
+        found = await it.service.http.get(response.headers["location"])
+        resolved = await it.service.http.get(response.json()["swap"])
     assert response.status_code == 201
     told = response.json()
     assert told["success"] is True
@@ -136,7 +131,7 @@ async def test_a_swap_under_a_key_and_its_order() -> None:
 async def test_a_whole_number_is_an_amount_too() -> None:
     async with both() as it:
         asked = {"amount_in": 2, "asset_in": "ETH", "asset_out": "USDT"}
-        assert (await it.http.post("/swap", json=asked)).status_code == 201
+        assert (await it.service.http.post("/swap", json=asked)).status_code == 201
 
 
 async def test_without_a_key_one_is_made() -> None:
@@ -150,7 +145,7 @@ async def test_without_a_key_one_is_made() -> None:
 
 async def test_the_page_runs_only_its_own_script() -> None:
     async with both() as it:
-        response = await it.http.get("/")
+        response = await it.service.http.get("/")
     assert response.status_code == 200
     assert response.headers["content-type"].startswith("text/html")
     policy = response.headers["content-security-policy"]
@@ -161,7 +156,7 @@ async def test_the_page_runs_only_its_own_script() -> None:
 
 async def test_the_schema_names_every_route() -> None:
     async with both() as it:
-        schema = (await it.http.get("/openapi.json")).json()
+        schema = (await it.service.http.get("/openapi.json")).json()
     assert {"/status", "/balances", "/estimate", "/swap", "/events"} <= schema["paths"].keys()
     assert schema["components"]["schemas"]["SwapIn"]["properties"]["amount_in"]["type"] == "string"
 
@@ -173,7 +168,7 @@ async def test_a_key_swaps_once() -> None:
     async with both() as it:
         first = await it.service.swap(key="once")
         again = await it.service.swap(key="once")
-        found = await it.http.get(again.headers["location"])
+        found = await it.service.http.get(again.headers["location"])
         assert len(it.sandbox.orders()) == 1
     assert first.status_code == 201
     assert again.status_code == 409
@@ -192,8 +187,7 @@ async def test_two_requests_at_once_with_one_key_swap_once() -> None:
     async with both() as it, trio.open_nursery() as nursery:
         nursery.start_soon(swap, it.service)
         nursery.start_soon(swap, it.service)
-        while len(answers) < 2:
-            await trio.lowlevel.checkpoint()
+        await until(lambda: len(answers) == 2)
         assert len(it.sandbox.orders()) == 1
     assert sorted(answers) == [201, 409]
 
@@ -206,9 +200,9 @@ async def test_an_unknown_outcome_is_202_and_a_link_that_asks_again() -> None:
             told = await stream.until("status", websocket_connected=True)
             while not told["unresolved_swaps"]:
                 told = await stream.until("status", websocket_connected=True)
-            still = await it.http.get(swapped.headers["location"])
+            still = await it.service.http.get(swapped.headers["location"])
         (order,) = it.sandbox.orders()
-        found = await it.http.get(swapped.headers["location"])
+        found = await it.service.http.get(swapped.headers["location"])
         while (await stream.until("status"))["unresolved_swaps"]:
             pass
         shown = await stream.until("order", status="FILLED")
@@ -227,16 +221,15 @@ async def test_whoever_asks_for_an_outcome_waits_a_moment_only(
     async with both() as it, trio.open_nursery() as nursery:
         with it.sandbox.faults.delay(0.3, op="swap"):
             nursery.start_soon(it.service.swap, "0.1", "slow")
-            while not it.sandbox.orders():
-                await trio.lowlevel.checkpoint()
-            asked = await it.http.get("/swaps/slow")
+            await until(it.sandbox.orders)
+            asked = await it.service.http.get("/swaps/slow")
     assert (asked.status_code, asked.json()["outcome"]) == (202, "unknown")
 
 
 async def test_a_refused_swap_says_so_under_its_key() -> None:
     async with both() as it:
         refused = await it.service.swap("1000000", "rich")
-        asked = await it.http.get("/swaps/rich")
+        asked = await it.service.http.get("/swaps/rich")
         assert it.sandbox.orders() == ()
     assert refused.status_code == 422
     assert "Insufficient balance" in problem_of(refused)["detail"]
@@ -246,7 +239,7 @@ async def test_a_refused_swap_says_so_under_its_key() -> None:
 
 
 async def test_a_swap_that_never_left_says_so() -> None:
-    answers: dict[str, httpx.Response] = {}
+    answers: dict[str, Response] = {}
 
     async def swap(service: Service, key: str) -> None:
         answers[key] = await service.swap(key=key)
@@ -259,11 +252,9 @@ async def test_a_swap_that_never_left_says_so() -> None:
         with it.sandbox.faults.ignore(op="swap"):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(swap, it.service, "first")
-                while not it.service.client.unresolved_swaps():
-                    await trio.lowlevel.checkpoint()
+                await until(it.service.client.unresolved_swaps)
                 nursery.start_soon(swap, it.service, "second")
-                while not it.service.client.statistics().requests_waiting:
-                    await trio.lowlevel.checkpoint()
+                await until(lambda: it.service.client.statistics().requests_waiting)
                 nursery.start_soon(ask, it.service, "second")
     assert (answers["second"].status_code, answers["first"].status_code) == (503, 202)
     assert answers["second"].json()["error"] == "NotSentError"
@@ -277,11 +268,10 @@ async def test_a_caller_that_hangs_up_loses_nothing() -> None:
         with it.sandbox.faults.delay(0.2, op="swap"), trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(it.service.swap, "0.1", "gone")
-                while not it.sandbox.orders():
-                    await trio.lowlevel.checkpoint()
+                await until(it.sandbox.orders)
                 scope.cancel()
         (order,) = it.sandbox.orders()
-        asked = await it.http.get("/swaps/gone")
+        asked = await it.service.http.get("/swaps/gone")
         async with it.service.events() as stream:
             await stream.until("order", order_id=order.order_id, amount_in="0.1", status="FILLED")
     assert asked.json()["order_id"] == order.order_id
@@ -312,7 +302,7 @@ async def test_what_is_no_amount_sends_nothing(amount: object) -> None:
     asked = {"amount_in": amount, "asset_in": "ETH", "asset_out": "USDT"}
     async with both() as it:
         for path in ("/swap", "/estimate"):
-            response = await it.http.post(path, json=asked)
+            response = await it.service.http.post(path, json=asked)
             assert response.status_code == 422
             problem_of(response)
         ops = {message.op for each in it.sandbox.connections for message in each.received}
@@ -344,11 +334,11 @@ async def test_what_cannot_be_swapped_sends_nothing(asked: dict[str, Any], key: 
 
 async def test_what_the_broker_does_not_know() -> None:
     async with both() as it:
-        order = await it.http.get("/orders/ord_nowhere")
+        order = await it.service.http.get("/orders/ord_nowhere")
         asset = await it.service.swap(asset_in="PEAR")
-        empty = await it.http.get("/orders/")
-        path = await it.http.get("/nowhere")
-        method = await it.http.get("/swap")
+        empty = await it.service.http.get("/orders/")
+        path = await it.service.http.get("/nowhere")
+        method = await it.service.http.get("/swap")
     assert (order.status_code, problem_of(order)["error"]) == (404, "ServerError")
     assert (asset.status_code, problem_of(asset)["error"]) == (422, "ServerError")
     assert "PEAR" in asset.json()["detail"]
@@ -370,7 +360,7 @@ async def test_what_the_broker_does_not_know() -> None:
 async def test_a_refusal_of_the_brokers(text: str, status: int) -> None:
     async with both() as it:
         it.sandbox.faults.replace({"op": "balances", "error": text}, op="balances")
-        response = await it.http.get("/balances")
+        response = await it.service.http.get("/balances")
     assert response.status_code == status
     assert text in problem_of(response)["detail"]
     assert ("retry-after" in response.headers) == (status == 503)
@@ -445,8 +435,8 @@ async def test_a_mistake_of_ours_is_not_told_to_strangers(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(BrokerWSClient, "get_balances", broken)
     async with both() as it:
-        response = await it.http.get("/balances")
-        assert (await it.http.get("/status")).status_code == 200
+        response = await it.service.http.get("/balances")
+        assert (await it.service.http.get("/status")).status_code == 200
     assert response.status_code == 500
     assert "secret" not in response.text
     problem_of(response)
@@ -493,7 +483,7 @@ async def test_a_read_that_is_not_answered_is_504() -> None:
         async with it.service.events() as stream:
             await stream.until("balances")
         it.sandbox.faults.swallow(op="balances")
-        response = await it.http.get("/balances")
+        response = await it.service.http.get("/balances")
     assert (response.status_code, problem_of(response)["error"]) == (504, "RequestTimeoutError")
 
 
@@ -572,8 +562,7 @@ async def test_browsers_share_one_subscription_and_leave_nothing() -> None:
             await two.until("balances")
             assert it.service.client.statistics().subscriptions == 1
             assert len(it.service.board.watches) == 2
-        while it.service.board.watches:
-            await trio.lowlevel.checkpoint()
+        await until(lambda: not it.service.board.watches)
 
 
 async def test_a_browser_that_reads_slowly_skips_what_is_out_of_date() -> None:
@@ -646,7 +635,7 @@ async def test_another_sites_page_swaps_nothing(headers: dict[str, str], status:
     asked = b'{"amount_in": "0.1", "asset_in": "ETH", "asset_out": "USDT"}'
     headers = {"Content-Type": "application/json", **headers}
     async with both() as it:
-        response = await it.http.post("/swap", content=asked, headers=headers)
+        response = await it.service.http.post("/swap", content=asked, headers=headers)
         assert len(it.sandbox.orders()) == (status == 201)
     assert response.status_code == status
     if status != 201:
@@ -656,9 +645,9 @@ async def test_another_sites_page_swaps_nothing(headers: dict[str, str], status:
 async def test_the_own_page_and_a_name_that_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SERVICE_HOSTS", "desk.example,other.example")
     async with both() as it:
-        own = await it.http.get("/status", headers={"Origin": it.service.url})
-        named = await it.http.get("/status", headers={"Host": "desk.example"})
-        stranger = await it.http.get("/status", headers={"Host": "evil.example"})
+        own = await it.service.http.get("/status", headers={"Origin": it.service.url})
+        named = await it.service.http.get("/status", headers={"Host": "desk.example"})
+        stranger = await it.service.http.get("/status", headers={"Host": "evil.example"})
     assert [each.status_code for each in (own, named, stranger)] == [200, 200, 403]
 
 
@@ -796,7 +785,7 @@ async def started(*args: str) -> AsyncIterator[tuple[trio.Process, str]]:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_the_command_serves_until_it_is_told(number: signal.Signals) -> None:
     async with started(*COMMAND.split()[1:], "--bind", "127.0.0.1:0") as (process, url):
-        async with httpx.AsyncClient(base_url=url) as http, open_events(url) as stream:
+        async with open_http(url) as http, open_events(url) as stream:
             await stream.until("balances")
             status = (await http.get("/status")).json()
             process.send_signal(number)
@@ -821,7 +810,7 @@ async def test_the_command_says_what_is_wrong_in_a_line() -> None:
 async def test_hypercorns_own_command_serves_it_too() -> None:
     command = "--worker-class trio --bind 127.0.0.1:0 examples.fastapi_service.app:app"
     async with started("-m", "hypercorn", *command.split()) as (process, url):
-        async with httpx.AsyncClient(base_url=url) as http:
+        async with open_http(url) as http:
             assert (await http.get("/status")).status_code == 200
         process.send_signal(signal.SIGINT)
         assert await process.wait() == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import Any, cast
@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from hypercorn.config import Config
 from hypercorn.trio import serve
 from hypercorn.typing import ASGIFramework
+from trio.testing import wait_all_tasks_blocked
 
 from examples.fastapi_service.app import create_app
 from examples.fastapi_service.board import Board
@@ -23,6 +24,19 @@ from trio_broker import BrokerWSClient, ReconnectPolicy
 from trio_broker.sandbox import Sandbox
 
 EAGER = ReconnectPolicy(max_attempts=None, initial_delay=0.02, max_delay=0.05, retry_first=True)
+
+
+Response = httpx.Response
+
+
+def open_http(url: str) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=url, timeout=30.0)
+
+
+async def until(is_so: Callable[[], object]) -> None:
+    """Wait for what no event tells."""
+    while not is_so():
+        await wait_all_tasks_blocked(0.001)
 
 
 @attrs.frozen
@@ -101,9 +115,7 @@ class Service:
     def client(self) -> BrokerWSClient:
         return self.board.client
 
-    async def swap(
-        self, amount: str = "0.1", key: str | None = None, **more: Any
-    ) -> httpx.Response:
+    async def swap(self, amount: str = "0.1", key: str | None = None, **more: Any) -> Response:
         headers = {} if key is None else {"Idempotency-Key": key}
         asked = {"amount_in": amount, "asset_in": "ETH", "asset_out": "USDT", **more}
         return await self.http.post("/swap", json=asked, headers=headers)
@@ -138,7 +150,7 @@ async def serving(broker: Broker) -> AsyncIterator[Service]:
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             (url,) = await nursery.start(run)
-            async with httpx.AsyncClient(base_url=url, timeout=30.0) as http:
+            async with open_http(url) as http:
                 yield Service(app, url, http, stop)
             stop.set()
 

@@ -32,10 +32,10 @@ from trio_broker import (
     ConnectionEvent,
     Disconnected,
     GaveUp,
-    NotConnectedError,
-    SubscriptionBrokenError,
     SwapReceipt,
     SwapResolved,
+    SwapUnresolved,
+    UnresolvedSwap,
 )
 
 logger: Final = logging.getLogger("fastapi_service")
@@ -111,6 +111,7 @@ class Board:
         self._next_try: float | None = None
         self._latest: dict[str, BaseModel] = {}
         self.watches: set[Watch] = set()
+        self._doubtful: dict[str, UnresolvedSwap] = {}
         self._ended = False
         self._post("status", self.status())
 
@@ -183,18 +184,15 @@ class Board:
                     self._gone_wrong(error, delay)
                 case GaveUp(error=error):
                     self._failed(error)
-                case SwapResolved(receipt=SwapReceipt() as receipt):
-                    self.follow(receipt, self._doubtful(receipt.client_order_id))
+                case SwapResolved(client_order_id=key, receipt=receipt):
+                    swap = self._doubtful.pop(key, None)
+                    if receipt is not None:
+                        self.follow(receipt, swap)
+                case SwapUnresolved():
+                    # Once it is resolved, nobody knows any more what was asked for.
+                    unresolved = self.client.unresolved_swaps()
+                    self._doubtful |= {s.client_order_id: s for s in unresolved}
             self._post("status", self.status())
-
-    def _doubtful(self, client_order_id: str) -> UnresolvedOut | None:
-        """What was last said of a swap whose outcome wasn't known."""
-        said = self._latest["status"]
-        assert isinstance(said, StatusOut)  # noqa: S101 - what else
-        return next(
-            (swap for swap in said.unresolved_swaps if swap.client_order_id == client_order_id),
-            None,
-        )
 
     def _failed(self, error: Exception) -> None:
         logger.error("there is no connection, and none will come: %s", error)
@@ -210,8 +208,6 @@ class Board:
             try:
                 await self.client.wait_connected()
                 await self._add_up_balances()
-            except (NotConnectedError, SubscriptionBrokenError):
-                return
             except BrokerError as error:
                 if self.client.state.is_over:
                     return
@@ -233,41 +229,45 @@ class Board:
         try:
             for finding in await self.client.reconcile():
                 logger.warning("swap %s is %s", finding.swap.client_order_id, finding.outcome)
+                if finding.receipt is not None:
+                    self.follow(finding.receipt, finding.swap)
         except BrokerError as error:
             logger.warning("the journal's swaps aren't settled: %s", error)
         self._post("status", self.status())
 
     # --- Orders ----------------------------------------------------------------------------
 
-    def follow(self, receipt: SwapReceipt, swap: SwapIn | UnresolvedOut | None) -> None:
+    def follow(self, receipt: SwapReceipt, swap: SwapIn | UnresolvedSwap | None) -> None:
         """Show an order on the board until its end.
 
         Args:
             receipt: What the broker took.
             swap: What was asked for, where that is known.
         """
-        if _topic(receipt.order_id) in self._latest:
-            return
-        order = LiveOrder(
-            order_id=receipt.order_id,
-            client_order_id=receipt.client_order_id,
-            status=None if receipt.status is None else str(receipt.status),
-            amount_in=None if swap is None else swap.amount_in,
-            asset_in=None if swap is None else swap.asset_in,
-            asset_out=None if swap is None else swap.asset_out,
-        )
-        self._make_room()
-        self._post(_topic(order.order_id), order)
-        self._nursery.start_soon(self._follow_order, order)
+        topic = _topic(receipt.order_id)
+        is_new = topic not in self._latest
+        order = LiveOrder.taken(receipt) if is_new else self._order(topic)
+        if swap is not None:
+            terms = {name: getattr(swap, name) for name in ("amount_in", "asset_in", "asset_out")}
+            order = order.model_copy(update=terms)
+        if is_new:
+            self._make_room()
+            self._nursery.start_soon(self._follow_order, receipt.order_id)
+        self._post(topic, order)
 
-    async def _follow_order(self, order: LiveOrder) -> None:
+    async def _follow_order(self, order_id: str) -> None:
+        topic = _topic(order_id)
         try:
-            async with self.client.track_order(order.order_id) as progress:
+            async with self.client.track_order(order_id) as progress:
                 async for message in progress:
-                    order = order.moved(message.data)
-                    self._post(_topic(order.order_id), order)
+                    self._post(topic, self._order(topic).moved(message.data))
         except (BrokerError, ValueError) as error:
-            logger.warning("order %s isn't followed any more: %s", order.order_id, error)
+            logger.warning("order %s isn't followed any more: %s", order_id, error)
+
+    def _order(self, topic: str) -> LiveOrder:
+        order = self._latest[topic]
+        assert isinstance(order, LiveOrder)  # noqa: S101 - the topic says so
+        return order
 
     def _make_room(self) -> None:
         orders = [each for each in self._latest.values() if isinstance(each, LiveOrder)]

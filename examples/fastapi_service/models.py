@@ -144,6 +144,15 @@ class LiveOrder(BaseModel):
     asset_in: str | None = None
     asset_out: str | None = None
 
+    @classmethod
+    def taken(cls, receipt: SwapReceipt) -> Self:
+        """An order that the broker has just taken."""
+        return cls(
+            order_id=receipt.order_id,
+            client_order_id=receipt.client_order_id,
+            status=None if receipt.status is None else str(receipt.status),
+        )
+
     def moved(self, order: Order) -> Self:
         """The same after a message about the order."""
         return self.model_copy(

@@ -205,7 +205,7 @@ async def test_an_unknown_outcome_is_202_and_a_link_that_asks_again() -> None:
         found = await it.service.http.get(swapped.headers["location"])
         while (await stream.until("status"))["unresolved_swaps"]:
             pass
-        shown = await stream.until("order", status="FILLED")
+        shown = await stream.until("order", status="FILLED", amount_in="0.1")
     assert (swapped.json()["success"], swapped.json()["outcome"]) == (None, "unknown")
     (unresolved,) = told["unresolved_swaps"]
     assert (unresolved["client_order_id"], unresolved["amount_in"]) == ("lost", "0.1")
@@ -555,6 +555,20 @@ async def test_a_stream_tells_what_changes_over_an_outage() -> None:
     assert seen == sorted(seen)  # PENDING, then PROCESSING; some may have been skipped
 
 
+async def test_what_is_gone_after_an_outage_is_not_shown_any_more() -> None:
+    def assets(told: Any) -> set[str]:
+        return {balance["asset"] for balance in told["balances"]}
+
+    async with both() as it, it.service.events() as stream:
+        await stream.until("balances")
+        it.sandbox.push('{"ch":"balances","data":[{"asset":"PEAR","total":"1"}]}')
+        while "PEAR" not in assets(await stream.until("balances")):
+            pass
+        it.sandbox.drop_connections()
+        while "PEAR" in assets(await stream.until("balances")):
+            pass
+
+
 async def test_browsers_share_one_subscription_and_leave_nothing() -> None:
     async with both() as it:
         async with it.service.events() as one, it.service.events() as two:
@@ -612,8 +626,8 @@ async def test_streams_end_when_the_service_stops() -> None:
         await one.until("balances")
         await two.until("balances")
         it.service.stop.set()
-        await one.rest()
-        await two.rest()
+        assert await one.ends()
+        assert await two.ends()
     assert it.service.client.state is ConnectionState.CLOSED
 
 
@@ -789,7 +803,7 @@ async def test_the_command_serves_until_it_is_told(number: signal.Signals) -> No
             await stream.until("balances")
             status = (await http.get("/status")).json()
             process.send_signal(number)
-            await stream.rest()
+            assert await stream.ends()
         assert await process.wait() == 0
     assert (status["broker"], status["websocket_connected"]) == ("SANDBOX", True)
 

@@ -49,7 +49,7 @@ class Stream:
     """The server-sent events of a response.
 
     Read off the socket: httpx iterates in generators within generators, and leaves the inner ones
-    to the garbage collector, which Trio warns of. In HTTP/1.0 the body comes as it is.
+    to the garbage collector, which Trio warns of. Between events there are the chunks' sizes.
     """
 
     def __init__(self, socket: trio.SocketStream) -> None:
@@ -80,12 +80,14 @@ class Stream:
             if event.kind == kind and expected.items() <= event.data.items():
                 return event.data
 
-    async def rest(self) -> None:
+    async def ends(self) -> bool:
+        """Read to the end: whether it was the response's own, and no cut."""
+        last = ""
         try:
             while True:
-                await self.line()
+                last = await self.line() or last
         except trio.EndOfChannel:
-            pass
+            return last == "0"  # the last chunk's size
 
 
 @asynccontextmanager
@@ -93,7 +95,7 @@ async def open_events(url: str) -> AsyncIterator[Stream]:
     address = url.removeprefix("http://")
     host, _, port = address.partition(":")
     async with await trio.open_tcp_stream(host, int(port)) as socket:
-        await socket.send_all(f"GET /events HTTP/1.0\r\nHost: {address}\r\n\r\n".encode())
+        await socket.send_all(f"GET /events HTTP/1.1\r\nHost: {address}\r\n\r\n".encode())
         stream = Stream(socket)
         assert " 200 " in await stream.line()
         yield stream
@@ -145,6 +147,7 @@ async def serving(broker: Broker) -> AsyncIterator[Service]:
     config = Config()
     config.bind = ["127.0.0.1:0"]
     config.errorlog = None
+    config.graceful_timeout = 60.0  # what doesn't end by itself is to fail the test
     run = partial(serve, cast("ASGIFramework", app), config, shutdown_trigger=until_told)
     # Long enough never to matter: a service that never ends fails its test.
     with trio.fail_after(30):

@@ -82,7 +82,6 @@ def create_app(
             board = app.state.board = Board(broker, nursery)
             nursery.start_soon(board.run)
             yield
-            board.end_streams()
             await broker.client.aclose()
             for swap in broker.client.unresolved_swaps():
                 logger.error("what became of swap %s isn't known", swap.client_order_id)

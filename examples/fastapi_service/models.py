@@ -18,7 +18,7 @@ from trio_broker import Balance, Order, SwapEstimate, SwapReceipt, UnresolvedSwa
 
 
 def _exactly(value: object) -> object:
-    if isinstance(value, bool) or not isinstance(value, str | int | Decimal):
+    if not isinstance(value, str | int | Decimal):
         raise ValueError('send the amount as a string: "0.1", not 0.1')  # noqa: TRY004 - pydantic's
     return value
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, cast
 
 import attrs
-import httpx
+import httpx2 as httpx
 import trio
 from fastapi import FastAPI
 from hypercorn.config import Config

@@ -105,7 +105,7 @@ def run(main: Callable[[], Awaitable[int]], *, debug: bool = False) -> None:
         ended: int = Status.INTERRUPTED
         with ctrl_c_cancels():
             ended = await main()
-        return ended
+        return ended  # noqa: RET504 - the block may have been cancelled
 
     try:
         try:

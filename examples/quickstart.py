@@ -1,20 +1,19 @@
 """Subscribe to balances, estimate, swap, and follow the order to its end.
 
-With BROKER_API_KEY in the environment this trades there: real money, if the broker is the real
-one. Otherwise it starts a sandbox of its own, and trades play money.
+It starts a sandbox of its own, and trades play money. With BROKER_API_KEY in the environment it
+trades there; where that is real money, only with `--live`.
 
     python examples/quickstart.py
 """
 
 from __future__ import annotations
 
-import os
 import sys
 
 import trio
+from somewhere import open_client, run
 
-from trio_broker import Balance, BrokerError, BrokerWSClient, Order, OrderStatus, Subscription
-from trio_broker.sandbox import open_sandbox
+from trio_broker import Balance, BrokerWSClient, Order, OrderStatus, Subscription
 
 AMOUNT, SOLD, BOUGHT = "0.01", "ETH", "USDT"
 
@@ -38,9 +37,10 @@ async def swap(client: BrokerWSClient) -> Order:
     return order
 
 
-async def trade(client: BrokerWSClient) -> None:
+async def main() -> None:
     """The whole of it, with the balances in a task of their own."""
     async with (
+        open_client(trades=True) as client,  # a BrokerWSClient(api_key, secret_key, ws_url)
         await client.subscribe_balances() as updates,
         trio.open_nursery() as nursery,
     ):
@@ -52,19 +52,5 @@ async def trade(client: BrokerWSClient) -> None:
     print(f"sold {AMOUNT} {SOLD} for {order.filled_out} {BOUGHT}")
 
 
-async def main() -> None:
-    """Trade where the environment says, or in a sandbox."""
-    if "BROKER_API_KEY" in os.environ:
-        async with BrokerWSClient.from_env() as client:
-            await trade(client)
-    else:
-        async with open_sandbox(seed=7) as sandbox, sandbox.client() as client:
-            await trade(client)
-
-
 if __name__ == "__main__":
-    try:
-        trio.run(main)
-    except* BrokerError as group:
-        # What a nursery lets out comes in a group, even if it is only one error.
-        sys.exit("\n".join(str(error) for error in group.exceptions))
+    run(main)

@@ -1,10 +1,6 @@
 """A broker for the tests of commands, and terminals to run them in.
 
-A command runs Trio in the main thread, where signals go. So the broker has a thread of its own, and
-a test tells it what to do there:
-
-with threaded_sandbox() as broker:
-    broker.do(lambda sandbox: sandbox.faults.kill())
+A command runs Trio in the main thread, where signals go. So the broker has a thread of its own.
 """
 
 from __future__ import annotations
@@ -12,27 +8,22 @@ from __future__ import annotations
 import math
 import os
 import pty
-import queue
 import select
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, Unpack
 
-import attrs
 import pytest
 import trio
 
 from trio_broker import BrokerWSClient
 from trio_broker.cli import main
-from trio_broker.sandbox import Order, Sandbox, open_sandbox
+from trio_broker.sandbox import SandboxOptions, ThreadedSandbox, open_threaded_sandbox
 from trio_broker.sandbox.exchange import Exchange
-
-T = TypeVar("T")
 
 ROOT = Path(__file__).parents[1]
 COMMAND = (sys.executable, "-m", "trio_broker.cli")
@@ -54,42 +45,27 @@ IMPATIENT = (
 PATIENCE = 30.0
 
 
-@attrs.frozen
 class Broker:
     """A sandbox in another thread."""
 
-    sandbox: Sandbox
-    token: trio.lowlevel.TrioToken
-
-    @property
-    def url(self) -> str:
-        return self.sandbox.url
-
-    @property
-    def host(self) -> str:
-        return self.url.split("/")[2]
-
-    @property
-    def variables(self) -> dict[str, str]:
-        return {
+    def __init__(self, sandbox: ThreadedSandbox) -> None:
+        self.url = sandbox.url
+        self.host = self.url.split("/")[2]
+        self.variables = {
             "BROKER_WS_URL": self.url,
-            "BROKER_API_KEY": self.sandbox.api_key,
-            "BROKER_SECRET_KEY": self.sandbox.secret_key,
+            "BROKER_API_KEY": sandbox.api_key,
+            "BROKER_SECRET_KEY": sandbox.secret_key,
         }
-
-    def do(self, what: Callable[[Sandbox], T]) -> T:
-        """Do something in the broker's thread."""
-        return trio.from_thread.run_sync(what, self.sandbox, trio_token=self.token)
+        self.do = sandbox.do
+        self.orders = sandbox.orders
+        self.revive = sandbox.revive
+        # For what is done in the broker's thread already, and for `soon`.
+        self.sandbox = sandbox.do(lambda it: it)
+        self._token = sandbox.do(lambda _: trio.lowlevel.current_trio_token())
 
     def soon(self, what: Callable[[], object]) -> None:
-        """Have something done there, from wherever it is asked for."""
-        self.token.run_sync_soon(what)
-
-    def revive(self) -> None:
-        trio.from_thread.run(self.sandbox.faults.revive, trio_token=self.token)
-
-    def orders(self) -> tuple[Order, ...]:
-        return self.do(Sandbox.orders)
+        """Have something done in the broker's thread, after what it does now."""
+        self._token.run_sync_soon(what)
 
     def received(self) -> list[str | None]:
         """The operations of all messages that came."""
@@ -97,33 +73,9 @@ class Broker:
 
 
 @contextmanager
-def threaded_sandbox(**settings: Any) -> Iterator[Broker]:
-    began: queue.SimpleQueue[tuple[Broker, trio.Event] | Exception] = queue.SimpleQueue()
-
-    async def serve() -> None:
-        async with open_sandbox(**settings) as sandbox:
-            stop = trio.Event()
-            began.put((Broker(sandbox, trio.lowlevel.current_trio_token()), stop))
-            await stop.wait()
-
-    def run() -> None:
-        try:
-            trio.run(serve)
-        except Exception as error:  # noqa: BLE001 - the test is to have it
-            began.put(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    got = began.get(timeout=PATIENCE)
-    if isinstance(got, Exception):
-        raise got
-    broker, stop = got
-    try:
-        yield broker
-    finally:
-        broker.token.run_sync_soon(stop.set)
-        thread.join(PATIENCE)
-        assert not thread.is_alive()
+def broker_in_thread(**options: Unpack[SandboxOptions]) -> Iterator[Broker]:
+    with open_threaded_sandbox(**options) as sandbox:
+        yield Broker(sandbox)
 
 
 @contextmanager

@@ -9,9 +9,12 @@ from typing import get_args
 
 import pytest
 
-from tests.clibroker import ROOT, Broker, set_default, threaded_sandbox
+from tests.clibroker import ROOT, Broker, broker_in_thread, set_default
 from trio_broker import BrokerWSClient, ReconnectPolicy
+from trio_broker.sandbox import Outcome
 from trio_broker.settings import TransportName
+
+pytest_plugins = ["pytester"]  # for tests of the plugin
 
 
 @pytest.fixture(params=get_args(TransportName))
@@ -44,8 +47,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def broker(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Broker]:
     """A broker that the environment names, and whose orders are filled."""
     quick = (0.01, 0.02)
-    with threaded_sandbox(
-        outcomes={"filled": 1}, pending_delay=quick, processing_delay=quick
+    with broker_in_thread(
+        outcomes={Outcome.FILLED: 1}, pending_delay=quick, processing_delay=quick
     ) as broker:
         for name, text in broker.variables.items():
             monkeypatch.setenv(name, text)
@@ -55,7 +58,7 @@ def broker(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Broker]:
 @pytest.fixture
 def slow_broker(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Broker]:
     """The same, whose orders take longer than any test has patience."""
-    with threaded_sandbox(outcomes={"filled": 1}, pending_delay=(1e6, 1e6)) as broker:
+    with broker_in_thread(outcomes={Outcome.FILLED: 1}, pending_delay=(1e6, 1e6)) as broker:
         for name, text in broker.variables.items():
             monkeypatch.setenv(name, text)
         yield broker

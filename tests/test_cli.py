@@ -160,6 +160,46 @@ async def interrupted() -> int:
     raise KeyboardInterrupt
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_other_polite_ends_are_as_ctrl_c(number: int) -> None:
+    async def command() -> int:
+        os.kill(os.getpid(), number)
+        await trio.sleep_forever()
+
+    with pytest.raises(click.exceptions.Exit) as ended:
+        ending.run(command)
+    assert ended.value.exit_code == 130
+    assert signal.getsignal(number) is signal.SIG_DFL
+
+
+def test_ctrl_c_is_not_lost_where_exceptions_are() -> None:
+    class Dying:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    async def command() -> int:
+        Dying()
+        with trio.move_on_after(PATIENCE):
+            await trio.sleep_forever()
+        return 0
+
+    with pytest.raises(click.exceptions.Exit) as ended:
+        ending.run(command)
+    assert ended.value.exit_code == 130
+
+
+@pytest.mark.parametrize("where", ["make_context", "invoke"])
+def test_ctrl_c_before_a_command_runs_is_no_abortion(
+    where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(click.Group, where, interrupted)
+    assert status("balances") == 130
+    assert capsys.readouterr() == ("", "")
+
+
 def test_ctrl_c_ends_with_130_wherever_it_lands() -> None:
     for command in (interrupted, interrupted_in_a_task):
         with pytest.raises(click.exceptions.Exit) as ended:

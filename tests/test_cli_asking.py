@@ -13,22 +13,23 @@ from trio_broker import BrokerWSClient
 
 
 @pytest.mark.parametrize(
-    ("method", "arguments"),
+    "asked",
     [
-        ("get_balances", ["balances"]),
-        ("estimate_swap", ["estimate", "1", "ETH", "USDT"]),
-        ("get_order_status", ["order", "ord_1"]),
+        ("get_balances", ["balances"], signal.SIGINT),
+        ("estimate_swap", ["estimate", "1", "ETH", "USDT"], signal.SIGTERM),
+        ("get_order_status", ["order", "ord_1"], signal.SIGHUP),
     ],
 )
 def test_ctrl_c_says_goodbye(
     broker: Broker,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-    method: str,
-    arguments: list[str],
+    asked: tuple[str, list[str], int],
 ) -> None:
+    method, arguments, number = asked
+
     async def interrupted(*_: object, **__: object) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
         await trio.sleep_forever()
 
     monkeypatch.setattr(BrokerWSClient, method, interrupted)

@@ -121,13 +121,16 @@ def test_each_kind_of_failure_has_its_status(error: Exception, status: int) -> N
     assert ending.status_of(error) == status
 
 
-def test_debug_lets_an_error_through_with_its_traceback() -> None:
+def test_debug_shows_a_traceback_and_changes_no_status(capsys: pytest.CaptureFixture[str]) -> None:
     async def fail() -> int:
         await trio.lowlevel.checkpoint()
         raise ServerError("swap", "no")
 
-    with pytest.raises(ServerError):
+    with pytest.raises(ending.CommandFailed) as failed:
         ending.run(fail, debug=True)
+    assert failed.value.exit_code == 5
+    assert failed.value.message == "the broker refused swap: no"
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_commands_are_listed_and_others_are_none() -> None:

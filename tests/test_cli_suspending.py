@@ -83,7 +83,7 @@ def test_the_end_of_the_connection_is_told_before_the_answer(broker: Broker) -> 
     with Terminal("swap", "1", "ETH", "USDT", columns=200, command=IMPATIENT) as terminal:
         terminal.until("[y/N]: ")
         broker.soon(broker.sandbox.faults.kill)
-        terminal.until("No connection: ")
+        _, _, terminal.shown = terminal.until("No connection: ").rpartition("No connection: ")
         terminal.until("SANDBOX? [y/N]: ")
         terminal.type("y\n")
         assert terminal.end() == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import io
 import json
 import os
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import click
 import pytest
 import trio
 import trio.testing
@@ -113,6 +115,8 @@ def test_json_tells_each_step(
         **trade,
         "min_out": None,
         "slippage_bps": None,
+        "sources": [],
+        "wallet": None,
     }
     (order,) = broker.orders()
     assert receipt == {
@@ -162,6 +166,7 @@ def test_quiet_leaves_the_results(broker: Broker, capsys: pytest.CaptureFixture[
     printed = capsys.readouterr()
     assert printed.err == ""
     assert "Swapped 0.5 ETH for " in printed.out
+    assert "would bring" not in printed.out
 
 
 def test_options_go_along(broker: Broker) -> None:
@@ -179,12 +184,28 @@ def test_real_money_is_named_so(broker: Broker, capsys: pytest.CaptureFixture[st
     live = attrs.evolve(find_account(environ=broker.variables), api_key="not the sandbox's")
     swap_command._print_banner(live)
     assert capsys.readouterr().err == f"LIVE: real money at {broker.url}\n"
-    plan = swap_command.Plan(
-        amount="2", asset_in="ETH", asset_out="USDT", min_out=Decimal("4000.50")
-    )
+    plan = swap_command.Plan(amount="2", asset_in="ETH", asset_out="USDT")
     estimate = SwapEstimate((), price=Decimal(2500), expected_out=Decimal("5000.10"))
     assert plan.question(estimate, live) == (
-        f"Swap 2 ETH for about 5000.1 USDT (at least 4000.5) at {broker.host}, LIVE?"
+        f"Swap 2 ETH for about 5000.1 USDT at {broker.host}, LIVE?"
+    )
+
+
+def test_the_question_names_all_that_was_asked_for(broker: Broker) -> None:
+    plan = swap_command.Plan(
+        amount="2",
+        asset_in="ETH",
+        asset_out="USDT",
+        min_out=Decimal("4000.50"),
+        slippage_bps=5050,
+        sources=("gate", "bybit"),
+        wallet="0xabc",
+    )
+    estimate = SwapEstimate((), price=Decimal(2500), expected_out=Decimal(5000))
+    account = find_account(environ=broker.variables)
+    assert plan.question(estimate, account) == (
+        "Swap 2 ETH for about 5000 USDT (at least 4000.5; up to 50.5 % less; only by gate, bybit; "
+        f"wallet 0xabc) at {broker.host}, SANDBOX?"
     )
 
 
@@ -310,7 +331,7 @@ def test_a_folder_that_cannot_be_made_stops_it(
     (place / "state").write_text("in the way")
     assert status(*TRADE, "--yes", "--json") == 1
     (end,) = events(capsys)
-    assert "--no-journal" in end["error"]
+    assert "name another journal" in end["error"]
     assert broker.received() == []
 
 
@@ -580,7 +601,7 @@ def test_ctrl_c_before_the_connection_is_there_sends_nothing(
     assert capsys.readouterr().err == "interrupted; nothing was sent\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_while_a_swap_is_under_way_leaves_it_in_doubt(
     broker: Broker, number: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -662,6 +683,59 @@ def test_all_else_sends_nothing(broker: Broker, answer: str) -> None:
     assert "swap" not in broker.received()
 
 
+def test_what_was_typed_before_the_question_is_no_answer(broker: Broker) -> None:
+    with Terminal(*TRADE) as terminal:
+        terminal.type("y\n")
+        terminal.until("[y/N]: ")
+        terminal.type("n\n")
+        assert terminal.end() == 1
+    assert "nothing was sent" in terminal.shown
+    assert "swap" not in broker.received()
+
+
+def test_quiet_asks_with_all_that_belongs_to_the_question(broker: Broker) -> None:
+    with Terminal(*TRADE, "--quiet") as terminal:
+        shown = terminal.until("[y/N]: ")
+        terminal.type("n\n")
+        assert terminal.end() == 1
+    assert "SANDBOX: play money" in shown
+    assert "would bring" in shown
+
+
+@pytest.mark.parametrize("lifetime", [dt.timedelta(seconds=30), dt.timedelta(seconds=-30), None])
+def test_a_yes_counts_for_an_estimate_that_has_not_ended(
+    broker: Broker,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    lifetime: dt.timedelta | None,
+) -> None:
+    asked = []
+
+    async def slow_yes(_: BrokerWSClient, question: str) -> bool:
+        asked.append(question)
+        clock.jump(40 if len(asked) == 1 else 0)
+        await trio.lowlevel.checkpoint()
+        return True
+
+    clock = trio.testing.MockClock(rate=1.0)
+    monkeypatch.setattr(swap_command, "confirm_beside", slow_yes)
+    monkeypatch.setattr(swap_command, "check_answerable", lambda *_, **__: None)
+    monkeypatch.setattr(trio, "run", partial(trio.run, clock=clock))
+    estimate_swap = BrokerWSClient.estimate_swap
+
+    async def lasting(self: BrokerWSClient, *args: Any, **options: Any) -> SwapEstimate:
+        estimate = await estimate_swap(self, *args, **options)
+        ends = None if lifetime is None else dt.datetime.now(dt.UTC) + lifetime
+        return attrs.evolve(estimate, expires_at=ends)
+
+    monkeypatch.setattr(BrokerWSClient, "estimate_swap", lasting)
+    assert status(*TRADE) == 0
+    again = lifetime is not None and lifetime > dt.timedelta(0)
+    assert len(asked) == (2 if again else 1)
+    assert ("has ended meanwhile" in capsys.readouterr().err) is again
+    assert len(broker.orders()) == 1
+
+
 def test_ctrl_c_at_the_question_sends_nothing(broker: Broker) -> None:
     with Terminal(*TRADE) as terminal:
         terminal.until("[y/N]: ")
@@ -733,7 +807,7 @@ def read_along(*args: str, command: Sequence[str] = COMMAND) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]], ids=["", "json"])
-def test_a_reader_that_goes_afterwards_is_told_of_the_order(
+def test_a_reader_that_goes_afterwards_changes_no_status(
     slow_broker: Broker, form: list[str]
 ) -> None:
     with read_along(*TRADE, "--yes", "--quiet", *form) as process:
@@ -741,14 +815,30 @@ def test_a_reader_that_goes_afterwards_is_told_of_the_order(
             assert line
         process.stdout.close()
         (order,) = slow_broker.orders()
-        state = {"status": "PROCESSING", "updatedAt": order.updated_at + 1}
-        push = json.dumps({"ch": f"orders:{order.order_id}", "data": state})
-        assert slow_broker.do(lambda sandbox: sandbox.push(push)) == 1
+        for after, state in enumerate(("PROCESSING", "FILLED"), start=1):
+            data = {"status": state, "updatedAt": order.updated_at + after}
+            push = json.dumps({"ch": f"orders:{order.order_id}", "data": data})
+            assert slow_broker.do(partial(Sandbox.push, text=push)) == 1
         told = process.stderr.read()
-        assert process.wait(PATIENCE) == 1
-    assert told.startswith(f"Error: the swap was taken as order {order.order_id} ")
-    assert told.count("\n") == 1
-    assert named_command(told) == ["order", order.order_id, "--follow"]
+        assert process.wait(PATIENCE) == 0
+    assert told == ""
+
+
+def test_a_full_disk_changes_no_status(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = click.echo
+
+    def full(message: object = None, **options: Any) -> None:
+        printed(message, **options)
+        if '"receipt"' in str(message) or '"end"' in str(message):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(click, "echo", full)
+    assert status(*TRADE, "--yes", "--json") == 0
+    with when_taken(lose_the_swap(broker)):
+        assert status(*TRADE, "--yes", "--json") == 6
+    assert capsys.readouterr().out.count('"receipt"') == 1
 
 
 def test_a_doubt_keeps_its_status_though_nobody_reads(broker: Broker) -> None:
@@ -819,9 +909,15 @@ class Book:
 async def test_the_book_counts_and_not_the_error(
     book: Any, error: Exception | None, outcome: SwapOutcome
 ) -> None:
-    end = await find_end(book, "mine", None, error)
+    end = await find_end(book, "mine", None, error, was_begun=True)
     assert end.outcome is outcome
     assert end.receipt == (RECEIPT if outcome is SwapOutcome.CONFIRMED else None)
+
+
+async def test_an_earlier_swap_of_the_same_name_is_not_this_one() -> None:
+    book: Any = Book(RECEIPT, "mine")
+    end = await find_end(book, "mine", None, OSError("no"), was_begun=False)
+    assert end.outcome is SwapOutcome.NOT_SENT
 
 
 def test_a_refusal_that_came_with_ctrl_c_is_told() -> None:

@@ -234,6 +234,19 @@ def test_the_variable_names_one(
     assert run() == 1
 
 
+def test_a_file_with_settings_names_one(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(place / "named", intent("of the file", "1", "ETH"))
+    (place / ".env").write_text("BROKER_JOURNAL=named\n")
+    assert run("--json") == 0
+    assert [row["client_order_id"] for row in listed(capsys)] == ["of the file"]
+    (place / "other.env").write_text("BROKER_JOURNAL=nowhere\n")
+    assert run("--env-file", "other.env") == 1
+    monkeypatch.setenv("BROKER_JOURNAL", "named")
+    assert run("--env-file", "other.env") == 0
+
+
 # --- Asking ---------------------------------------------------------------------------------
 
 
@@ -359,6 +372,19 @@ def test_nothing_to_ask_for_asks_nobody(
     assert broker.received() == []
     assert not (place / "nowhere").exists()
     assert not (place / "state").exists()
+
+
+def test_the_doubts_of_other_accounts_are_not_passed_over(
+    broker: Broker, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    journal = make(place / "journal", swap("theirs"), account=("another.example", "0123"))
+    assert run(journal, "--reconcile") == 0
+    told = capsys.readouterr().err
+    assert "1 swap of other accounts or hosts in this journal is unknown too" in told
+    command = told[told.index("trio-broker ") :].splitlines()[0]
+    assert shlex.split(command)[1:] == ["swaps", str(journal), "--unresolved"]
+    assert "No unresolved swaps of this account" in told
+    assert broker.received() == []
 
 
 def test_a_journal_in_use_is_left_alone(

@@ -60,3 +60,10 @@ def test_other_text_stays_as_it_is() -> None:
 )
 def test_keys_and_signatures_have_no_value(text: str, expected: str) -> None:
     assert without_signatures(text) == expected
+
+
+def test_what_looks_like_a_signature_goes_where_that_is_wanted() -> None:
+    signature, transaction = "5e" * 32, f"0x{'ab' * 32}"
+    text = f"bad sig {signature} for {transaction}"
+    assert eraser(["secret"])(text) == text
+    assert eraser(["secret"], signatures=True)(text) == f"bad sig <removed> for {transaction}"

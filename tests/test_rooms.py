@@ -9,6 +9,7 @@ from typing import Final
 
 import pytest
 
+import _trio_broker_pytest
 import trio_broker
 
 ROOT: Final = Path(trio_broker.__file__).parent
@@ -131,6 +132,18 @@ def test_users_within_the_house_use_public_modules_and_names_alone(user: str) ->
         if room not in PUBLIC | USERS or (name.startswith("_") and name != "__version__")
     ]
     assert wrong == []
+
+
+def test_the_pytest_plugin_stands_outside_and_comes_in_when_it_is_asked_to() -> None:
+    path = Path(_trio_broker_pytest.__file__)
+    assert {room for room, _ in rooms_entered(path)} == {"", "sandbox"}
+    at_once = [
+        alias.name
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in (node.names if isinstance(node, ast.Import) else [ast.alias(str(node.module))])
+    ]
+    assert at_once == ["__future__", "inspect", "typing", "pytest"]
 
 
 @pytest.mark.parametrize("library", ["trio_websocket", "websockets", "wsproto"])

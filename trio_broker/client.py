@@ -207,7 +207,7 @@ class BrokerWSClient(trio.abc.AsyncResource):
         )
         self.logger: logging.Logger = _ClientLogger(f"trio_broker.client.{next(_number)}")
         self.logger.parent = _root_logger
-        erase = eraser((api_key, secret_key))
+        erase = eraser((api_key, secret_key), signatures=True)
         self._session = Session(reply_grace=reply_grace, erase=erase)
         self._supervisor = Supervisor(self._settings, self._session, self.logger)
         self._swapping = Swapping(
@@ -239,7 +239,7 @@ class BrokerWSClient(trio.abc.AsyncResource):
         """Connect and authenticate.
 
         Raises:
-            RuntimeError: The client was used before.
+            RuntimeError: The client was used before, or this isn't a Trio task.
             BrokerError: As `connect`.
         """
         self._check_unused()
@@ -293,7 +293,7 @@ class BrokerWSClient(trio.abc.AsyncResource):
             nursery: The nursery.
 
         Raises:
-            RuntimeError: The client was used before.
+            RuntimeError: The client was used before, or this isn't a Trio task.
             JournalError: The journal of swaps can't be read, or another client uses it.
             ConnectFailedError: No WebSocket could be opened.
             ReconnectFailedError: With `ReconnectPolicy.retry_first`: no try has worked.
@@ -342,6 +342,12 @@ class BrokerWSClient(trio.abc.AsyncResource):
         await self.aclose()
 
     def _check_unused(self) -> None:
+        if not trio.lowlevel.in_trio_task():
+            # Trio's own words would be about its innards.
+            raise RuntimeError(
+                "a client needs Trio: trio.run, or anyio's trio backend; asyncio programs use "
+                "trio_broker.aio"
+            )
         if self.state is not ConnectionState.IDLE:
             raise RuntimeError("a client is used once: make a new one")
 

@@ -9,6 +9,8 @@ from typing import Final
 REMOVED: Final = "<removed>"
 
 _NAMES: Final = "key|sig|api_?key|secret|secret_?key|signature"
+# HMAC-SHA256 in hexadecimal, standing alone: "0x" before it makes it a transaction's.
+_SIGNATURE: Final = r"(?<![0-9A-Za-z])[0-9a-f]{64}(?![0-9A-Za-z])"
 # A member and its value: a JSON text, even one without an end; a text within a JSON text, whose
 # quotes have backslashes before them; or a number and the like.
 _MEMBERS: Final = re.compile(
@@ -19,14 +21,18 @@ _MEMBERS: Final = re.compile(
 )
 
 
-def eraser(secrets: Iterable[str]) -> Callable[[str], str]:
+def eraser(secrets: Iterable[str], *, signatures: bool = False) -> Callable[[str], str]:
     """A function that takes secrets out of a text, wherever they stand in it.
 
     Args:
         secrets: The secrets. They are found in JSON too, where characters may be escaped.
+        signatures: Whether what looks like a signature goes as well, whosever it is. Some chains'
+            transactions are named by the like.
     """
     # The longest first, as one may begin like another.
-    spellings = map(_spelled, sorted(secrets, key=len, reverse=True))
+    spellings = [*map(_spelled, sorted(secrets, key=len, reverse=True))]
+    if signatures:
+        spellings.append(_SIGNATURE)
     pattern = re.compile("|".join(spellings))
     return lambda text: pattern.sub(REMOVED, text)
 

@@ -476,7 +476,7 @@ class Supervisor:
         self.state = state
 
     def _tell(self, event: ConnectionEvent) -> None:
-        text = _described(event).replace(self._settings.api_key, "<api key>")
+        text = self._session.erase(_described(event))
         self._logger.log(_LEVELS.get(type(event), logging.INFO), "%s", text)
         self.events.put(event)
 

@@ -170,6 +170,26 @@ def gather(
     )
 
 
+def setting(
+    name: str, *, env_file: Path | None = None, environ: Mapping[str, str] = os.environ
+) -> str:
+    """A setting that isn't an account's, from the environment or else from the file; or empty.
+
+    Args:
+        name: The variable's name.
+        env_file: As in `find_account`.
+        environ: The environment.
+
+    Raises:
+        click.UsageError: The file can't be read.
+    """
+    value = environ.get(name, "").strip()
+    if value:
+        return value
+    path = env_file if env_file is not None else ENV_FILE
+    return (_from_file(path, is_wanted=env_file is not None).get(name) or "").strip()
+
+
 def account_of(found: Found, **options: Any) -> Account:
     """The account that settings make.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import click
@@ -25,6 +27,15 @@ _COMMANDS: Final = {
     "sandbox": "Serve a broker of play money until Ctrl-C.",
     "completion": "Print the script that makes a shell complete this command.",
 }
+
+
+@contextmanager
+def _ctrl_c_is_a_status() -> Iterator[None]:
+    """Click says "Aborted!" and ends with 1 where a Ctrl-C reaches it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise click.exceptions.Exit(130) from None
 
 
 class _Commands(click.Group):
@@ -52,6 +63,14 @@ class _Commands(click.Group):
                 give_up_output()
         click.echo(f"Error: {trouble}", err=True)
         sys.exit(1)
+
+    @_ctrl_c_is_a_status()
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        return super().make_context(*args, **kwargs)
+
+    @_ctrl_c_is_a_status()
+    def invoke(self, ctx: click.Context) -> Any:
+        return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(_COMMANDS)

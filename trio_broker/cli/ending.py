@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -29,6 +30,7 @@ from trio_broker import (
     SubscriptionBrokenError,
     SwapOutcomeUnknownError,
 )
+from trio_broker.cli.interrupt import ctrl_c_cancels
 from trio_broker.cli.output import printable
 from trio_broker.cli.unwritable import give_up_output, output_trouble
 
@@ -74,7 +76,7 @@ _ADVICE: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (CertificateError, "check the URL; 'trio-broker doctor' shows whose certificate it is"),
     (ConnectFailedError, "'trio-broker doctor' looks at each step of connecting"),
     (SubscriptionBrokenError, "'trio-broker doctor' looks at each step of connecting"),
-    (JournalError, "see to the file, choose another with --journal, or do --no-journal"),
+    (JournalError, "see to it, wait for who has it, or name another journal"),
 )
 
 
@@ -91,16 +93,24 @@ def run(main: Callable[[], Awaitable[int]], *, debug: bool = False) -> None:
 
     Args:
         main: The command. It returns the exit status.
-        debug: Whether an error is raised as it is, with its traceback.
+        debug: Whether an error's traceback is shown before its line.
 
     Raises:
         click.exceptions.Exit: With the status.
         click.ClickException: The command failed; its message is one line.
     """
     status: int = Status.INTERRUPTED
+
+    async def until_told() -> int:
+        # An exception may be lost that a signal raises wherever the program is, in an import say.
+        ended: int = Status.INTERRUPTED
+        with ctrl_c_cancels():
+            ended = await main()
+        return ended  # noqa: RET504 - the block may have been cancelled
+
     try:
         try:
-            status = trio.run(main)
+            status = trio.run(until_told)
         except* KeyboardInterrupt:
             # It may come out of any task, so also in a group.
             pass
@@ -108,7 +118,7 @@ def run(main: Callable[[], Awaitable[int]], *, debug: bool = False) -> None:
         raise  # click ends quietly: who read our output has read enough
     except (BrokerError, OSError) as error:
         if debug:
-            raise
+            traceback.print_exception(error)
         give_up_output()
         raise CommandFailed(told(error), status_of(error)) from error
     raise click.exceptions.Exit(status)

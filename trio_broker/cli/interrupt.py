@@ -10,13 +10,14 @@ from typing import Final
 
 import trio
 
-# What ends a program politely: `timeout` and service managers send the second one.
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+# What ends a program politely: Ctrl-C, a service manager or `timeout`, a terminal that is closed.
+# Not every system has the last one.
+_POLITE: Final = tuple(one for one in signal.Signals if one.name in {"SIGINT", "SIGTERM", "SIGHUP"})
 
 
 @contextmanager
 def ctrl_c_cancels() -> Iterator[trio.CancelScope]:
-    """Cancel the block by the first Ctrl-C or SIGTERM, and leave the next one to whoever had it.
+    """Cancel the block by the first Ctrl-C or the like, and leave the next to whoever had it.
 
     So a block in a block makes the first Ctrl-C end the inner one and the second one the outer one.
     A signal that is ignored, as in the background of a shell, stays so.
@@ -27,7 +28,7 @@ def ctrl_c_cancels() -> Iterator[trio.CancelScope]:
     token = trio.lowlevel.current_trio_token()
     before = {
         number: handler
-        for number in _SIGNALS
+        for number in _POLITE
         if (handler := signal.getsignal(number)) is not signal.SIG_IGN
     }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any, Final
 
 import attrs
 import click
-from click.core import ParameterSource
 
 from trio_broker import JournalError
+from trio_broker.cli.account import setting
 from trio_broker.cli.options import Command
 from trio_broker.cli.output import printable
 
@@ -25,6 +24,13 @@ def usual_path() -> Path:
     from platformdirs import user_state_path  # noqa: PLC0415 - `--help` doesn't need it
 
     return user_state_path("trio-broker") / "swaps.journal"
+
+
+def named_journal() -> Path | None:
+    """The journal that the environment names, or the file with this command's settings."""
+    env_file: Path | None = click.get_current_context().params.get("env_file")
+    name = setting(VARIABLE, env_file=env_file)
+    return Path(name) if name else None
 
 
 def make_folder(journal: Path) -> None:
@@ -56,7 +62,6 @@ def journal_options(function: Command) -> Command:
         "file",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        envvar=VARIABLE,
         help=f"Where swaps are written down, instead of the user's journal.  [env: {VARIABLE}]",
     )
     @click.option(
@@ -66,10 +71,9 @@ def journal_options(function: Command) -> Command:
     )
     @functools.wraps(function)
     def command(*args: Any, file: Path | None, no_journal: bool, **kwargs: Any) -> Any:
-        source = click.get_current_context().get_parameter_source("file")
-        if no_journal and source is ParameterSource.COMMANDLINE:
+        if no_journal and file is not None:
             raise click.UsageError("--journal and --no-journal can't go together")
-        journal = None if no_journal else (file or usual_path()).absolute()
+        journal = None if no_journal else (file or named_journal() or usual_path()).absolute()
         return function(*args, journal=journal, **kwargs)
 
     return command
@@ -77,7 +81,9 @@ def journal_options(function: Command) -> Command:
 
 @attrs.frozen
 class NextCommands:
-    """The commands that are shown to whoever is left in doubt: they can be pasted as they are.
+    """The commands that are shown to whoever is left in doubt.
+
+    They can be pasted as they are, but for what isn't shown: a URL's query, control characters.
 
     Attributes:
         journal: The journal's file, None for none.
@@ -101,6 +107,12 @@ class NextCommands:
         """What asks for all that isn't resolved."""
         return self._words("swaps", self._file(), "--reconcile")
 
+    def in_doubt(self) -> str:
+        """What lists all that isn't resolved, of whatever account."""
+        return printable(
+            shlex.join(["trio-broker", "swaps", *filter(None, [self._file()]), "--unresolved"])
+        )
+
     def follow(self, order_id: str) -> str:
         """What follows an order to its end.
 
@@ -120,7 +132,7 @@ class NextCommands:
 
     def _file(self) -> str:
         # With the variable set, another terminal may have it set otherwise.
-        is_usual = self.journal == usual_path() and not os.environ.get(VARIABLE)
+        is_usual = self.journal == usual_path() and named_journal() is None
         return "" if is_usual else str(self.journal)
 
     def _words(self, name: str, argument: str, *options: str) -> str:

@@ -12,8 +12,10 @@ import datetime as dt
 import enum
 import json
 import logging
+import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
@@ -60,6 +62,20 @@ class Output:
             )
             level = logging.DEBUG if self.verbose > 1 else logging.INFO
             logging.getLogger("trio_broker").setLevel(level)
+
+
+@contextmanager
+def whether_read_or_not() -> Iterator[None]:
+    """Print in a block what may be lost: where it can't be, standard output is given up.
+
+    What money has done goes on to be found out then, and the status tells it.
+    """
+    try:
+        yield
+    except OSError:
+        # What is still buffered would fail again, when the process ends at the latest.
+        with suppress(OSError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def printable(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 
 import click
 import trio
@@ -39,6 +40,7 @@ async def confirm(question: str) -> bool:
     Returns:
         Whether the answer is yes; whatever else it is means no.
     """
+    _forget_typed()
     click.echo(f"{printable(question)} [y/N]: ", nl=False, err=True)
     try:
         answer = await _line()
@@ -48,6 +50,16 @@ async def confirm(question: str) -> bool:
     if not answer:  # Ctrl-D leaves the cursor where it is
         click.echo(err=True)
     return answer.strip().casefold() in {"y", "yes"}
+
+
+def _forget_typed() -> None:
+    """What was typed before there was a question answers none."""
+    try:
+        import termios  # noqa: PLC0415 - not every system has it
+    except ImportError:  # pragma: no cover - such a system
+        return
+    with suppress(termios.error, OSError):
+        termios.tcflush(sys.stdin, termios.TCIFLUSH)
 
 
 async def _line() -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import math
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import attrs
 import click
+import trio
 
 from trio_broker import (
     BrokerWSClient,
@@ -31,7 +34,15 @@ from trio_broker.cli.interrupt import ctrl_c_cancels
 from trio_broker.cli.journals import NextCommands, counted, journal_options, make_folder
 from trio_broker.cli.options import account_options, given_account_flags, output_options
 from trio_broker.cli.order import show
-from trio_broker.cli.output import Output, console, fields, plain, print_json, printable
+from trio_broker.cli.output import (
+    Output,
+    console,
+    fields,
+    plain,
+    print_json,
+    printable,
+    whether_read_or_not,
+)
 from trio_broker.cli.prompt import check_answerable
 from trio_broker.cli.question import confirm_beside
 from trio_broker.cli.swapend import find_end, judge, tell_end
@@ -88,10 +99,19 @@ class Plan:
             estimate: What it would bring.
             account: Whose money it is.
         """
-        least = f" (at least {plain(self.min_out)})" if self.min_out is not None else ""
+        terms = []
+        if self.min_out is not None:
+            terms.append(f"at least {plain(self.min_out)}")
+        if self.slippage_bps is not None:
+            terms.append(f"up to {plain(Decimal(self.slippage_bps) / 100)} % less")
+        if self.sources:
+            terms.append(f"only by {', '.join(self.sources)}")
+        if self.wallet is not None:
+            terms.append(f"wallet {self.wallet}")
+        agreed = f" ({'; '.join(terms)})" if terms else ""
         return (
             f"Swap {self.amount} {self.asset_in} for about {plain(estimate.expected_out)} "
-            f"{self.asset_out}{least} at {account.endpoint.netloc}, {account.label}?"
+            f"{self.asset_out}{agreed} at {account.endpoint.netloc}, {account.label}?"
         )
 
 
@@ -148,14 +168,15 @@ def command(
     knows what became of it: then don't repeat it, and do what is said. Ctrl-C takes nothing back
     that has left: what is known is told.
 
-    With --json, which asks no question, each line has an event: "unresolved" (client_order_ids),
-    if there are earlier swaps that aren't resolved; "estimate" (label, host, amount_in, asset_in,
-    asset_out, price, expected_out, fee, expires_at, route); "swap" (client_order_id, amount_in,
-    asset_in, asset_out, min_out, slippage_bps), right before it is sent; "receipt" (order_id,
-    status, client_order_id); "order" (order_id, status, filled_out, tx_hash, updated_at,
-    client_order_id), for each of its states; and always "end" (status, the exit status; outcome,
-    which is "confirmed", "refused", "not sent" or "unknown"; client_order_id, order_id,
-    order_status, filled_out, error, and command, which goes on from there).
+    With --json, which asks no question, each line has an event: "unresolved"
+    (client_order_ids), if there are earlier swaps that aren't resolved; "estimate" (label,
+    host, amount_in, asset_in, asset_out, price, expected_out, fee, expires_at, route); "swap"
+    (client_order_id, amount_in, asset_in, asset_out, min_out, slippage_bps, sources, wallet),
+    right before it is sent; "receipt" (order_id, status, client_order_id); "order" (order_id,
+    status, filled_out, tx_hash, updated_at, client_order_id), for each of its states; and
+    always "end" (status, the exit status; outcome, which is "confirmed", "refused", "not sent"
+    or "unknown"; client_order_id, order_id, order_status, filled_out, error, and command, which
+    goes on from there).
     """
     check_answerable(output, yes=yes)
     plan = Plan(
@@ -190,7 +211,7 @@ async def _run(story: _Story, *, yes: bool) -> int:
                     order = await _swap(client, story, yes=yes)
     except Exception as raised:  # noqa: BLE001 - whatever it is, the money comes first
         error = raised
-    end = await find_end(client, plan.client_order_id, order, error)
+    end = await find_end(client, plan.client_order_id, order, error, was_begun=story.swap_was_begun)
     if order is not None:
         story.filled(order)
     return tell_end(end, judge(end, commands), story.output)
@@ -199,14 +220,8 @@ async def _run(story: _Story, *, yes: bool) -> int:
 async def _swap(client: BrokerWSClient, story: _Story, *, yes: bool) -> Order:
     plan = story.plan
     story.unresolved(client.unresolved_swaps())
-    with usage_errors():
-        estimate = await client.estimate_swap(*plan.trade, **plan.options)
-    story.estimate(estimate)
-    if plan.min_out is not None and estimate.expected_out < plan.min_out:
-        # It is checked once more, against a fresh estimate: why ask if it can't be.
-        raise SlippageError(estimate.expected_out, plan.min_out)
-    if not (yes or await confirm_beside(client, plan.question(estimate, story.account))):
-        raise CommandFailed("you didn't say yes; nothing was sent")
+    while not await _is_agreed(client, story, yes=yes):
+        click.echo("That estimate has ended meanwhile; this is a fresh one.", err=True)
     story.swap()
     async with waiting(client, story.output, "swapping") as line:
         with usage_errors():
@@ -219,10 +234,37 @@ async def _swap(client: BrokerWSClient, story: _Story, *, yes: bool) -> Order:
             )
         with line.aside():
             story.receipt(receipt)
+        line.show(f"order {receipt.order_id} was taken")
         return await follow(client, receipt.order_id, line, story.order)
 
 
-@attrs.frozen
+async def _is_agreed(client: BrokerWSClient, story: _Story, *, yes: bool) -> bool:
+    """Show what it would bring, and ask; False if the estimate has ended before the yes."""
+    plan = story.plan
+    with usage_errors():
+        estimate = await client.estimate_swap(*plan.trade, **plan.options)
+    ends_at = _end_of(estimate)
+    story.estimate(estimate, is_asked=not yes)
+    if plan.min_out is not None and estimate.expected_out < plan.min_out:
+        # It is checked once more, against a fresh estimate: why ask if it can't be.
+        raise SlippageError(estimate.expected_out, plan.min_out)
+    if yes:
+        return True
+    if not await confirm_beside(client, plan.question(estimate, story.account)):
+        raise CommandFailed("you didn't say yes; nothing was sent")
+    return trio.current_time() < ends_at
+
+
+def _end_of(estimate: SwapEstimate) -> float:
+    """When an estimate ends, by Trio's clock."""
+    if estimate.expires_at is None:
+        return math.inf
+    lifetime = (estimate.expires_at - dt.datetime.now(dt.UTC)).total_seconds()
+    # One that has ended before it came says that a clock is wrong, and nothing of its own end.
+    return trio.current_time() + lifetime if lifetime > 0 else math.inf
+
+
+@attrs.define
 class _Story:
     """Tells what happens, in the order in which it does."""
 
@@ -230,6 +272,7 @@ class _Story:
     account: Account
     commands: NextCommands
     output: Output
+    swap_was_begun: bool = False
 
     def unresolved(self, swaps: Sequence[UnresolvedSwap]) -> None:
         names = [swap.client_order_id for swap in swaps]
@@ -245,7 +288,7 @@ class _Story:
             err=True,
         )
 
-    def estimate(self, estimate: SwapEstimate) -> None:
+    def estimate(self, estimate: SwapEstimate, *, is_asked: bool) -> None:
         plan, account = self.plan, self.account
         if self.output.as_json:
             print_json(
@@ -256,13 +299,14 @@ class _Story:
                 **fields(estimate),
             )
             return
-        if not self.output.quiet:
+        if is_asked or not self.output.quiet:
             _print_banner(account)
-        for text in lines(estimate, *plan.trade):
-            click.echo(text)
+            for text in lines(estimate, *plan.trade):
+                click.echo(text)
 
     def swap(self) -> None:
-        """It is about to be sent: whatever becomes of this process, its name is on the screen."""
+        """It is about to be sent: what becomes of this process, its name has been told."""
+        self.swap_was_begun = True
         plan = self.plan
         if self.output.as_json:
             print_json(
@@ -271,26 +315,31 @@ class _Story:
                 **self._trade(),
                 min_out=plan.min_out,
                 slippage_bps=plan.slippage_bps,
+                sources=plan.sources,
+                wallet=plan.wallet,
             )
         self.output.note(f"Swapping, with the client order id {printable(plan.client_order_id)}")
 
     def receipt(self, receipt: SwapReceipt) -> None:
-        if self.output.as_json:
-            print_json(event="receipt", **fields(receipt))
-        else:
-            click.echo(f"Taken as order {printable(receipt.order_id)}")
+        with whether_read_or_not():
+            if self.output.as_json:
+                print_json(event="receipt", **fields(receipt))
+            else:
+                click.echo(f"Taken as order {printable(receipt.order_id)}")
 
     def order(self, order: Order) -> None:
-        if self.output.as_json:
-            print_json(event="order", **fields(order))
-        else:
-            show(order, self.output)
+        with whether_read_or_not():
+            if self.output.as_json:
+                print_json(event="order", **fields(order))
+            else:
+                show(order, self.output)
 
     def filled(self, order: Order) -> None:
         if order.status is OrderStatus.FILLED and not self.output.as_json:
             sold, bought = (printable(text) for text in self.plan.trade[1:])
             brought = f" for {plain(order.filled_out)} {bought}" if order.filled_out else ""
-            click.echo(f"Swapped {printable(self.plan.amount)} {sold}{brought}")
+            with whether_read_or_not():
+                click.echo(f"Swapped {printable(self.plan.amount)} {sold}{brought}")
 
     def _trade(self) -> dict[str, str]:
         return dict(zip(("amount_in", "asset_in", "asset_out"), self.plan.trade, strict=True))

@@ -25,7 +25,7 @@ from trio_broker import (
 )
 from trio_broker.cli.ending import Status, status_of, told
 from trio_broker.cli.journals import NextCommands
-from trio_broker.cli.output import Output, plain, print_json, printable
+from trio_broker.cli.output import Output, plain, print_json, printable, whether_read_or_not
 
 
 @attrs.frozen(kw_only=True)
@@ -65,7 +65,12 @@ class Verdict:
 
 
 async def find_end(
-    client: BrokerWSClient, client_order_id: str, order: Order | None, error: Exception | None
+    client: BrokerWSClient,
+    client_order_id: str,
+    order: Order | None,
+    error: Exception | None,
+    *,
+    was_begun: bool,
 ) -> End:
     """Look up what became of a swap, in the book of a client that is closed by now.
 
@@ -74,10 +79,11 @@ async def find_end(
         client_order_id: The swap's client order id.
         order: The order's last state, if it was followed to its end.
         error: What has ended the command.
+        was_begun: Whether the client was told to swap at all.
     """
     outcome, receipt, reason = SwapOutcome.NOT_SENT, None, ""
     unresolved = {swap.client_order_id: swap for swap in client.unresolved_swaps()}
-    if isinstance(error, DuplicateClientOrderIdError):
+    if not was_begun or isinstance(error, DuplicateClientOrderIdError):
         pass  # What the book says of this id is about another swap.
     elif client_order_id in unresolved:
         outcome, reason = SwapOutcome.UNKNOWN, unresolved[client_order_id].reason
@@ -147,10 +153,8 @@ def _judge_unfinished(end: End, receipt: SwapReceipt, command: str) -> Verdict:
             f"interrupted; {taken}, and goes on at the broker; this follows it: {command}",
             command,
         )
-    # Whoever reads the output may have had enough; otherwise there is nobody to hear of the order.
-    broken_pipe = isinstance(end.error, BrokenPipeError)
     return Verdict(
-        Status.FAILURE if broken_pipe else Status.CONNECTION,
+        Status.CONNECTION,
         f"{taken}, and its end can't be waited for ({told(end.error)}): "
         f"don't repeat it; this follows the order: {command}",
         command,
@@ -179,7 +183,7 @@ def tell_end(end: End, verdict: Verdict, output: Output) -> int:
             begin = "" if verdict.status == Status.INTERRUPTED else "Error: "
             click.echo(begin + _one_line(verdict.text), err=True)
     if output.as_json:
-        with suppress(BrokenPipeError):
+        with whether_read_or_not():
             print_json(event="end", **_facts(end, verdict))
     if verdict.text is None and end.error is not None:
         raise end.error

@@ -25,7 +25,7 @@ from trio_broker.cli.account import Account
 from trio_broker.cli.ending import CommandFailed, Status, run, usage_errors
 from trio_broker.cli.following import waiting
 from trio_broker.cli.interrupt import ctrl_c_cancels
-from trio_broker.cli.journals import VARIABLE, NextCommands, counted, usual_path
+from trio_broker.cli.journals import NextCommands, counted, named_journal, usual_path
 from trio_broker.cli.options import given_account_flags, lazy_account_options, output_options
 from trio_broker.cli.output import (
     Output,
@@ -47,7 +47,7 @@ _COLUMNS: Final = (
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path), required=False, envvar=VARIABLE)
+@click.argument("file", type=click.Path(path_type=Path), required=False)
 @click.option("--unresolved", is_flag=True, help="List only those of which the outcome is unknown.")
 @click.option("--reconcile", is_flag=True, help="Ask the broker for each of those.")
 @click.option("--settle", metavar="ID", help="Close the swap with this client order id by hand.")
@@ -69,10 +69,11 @@ def command(
     """List the swaps in a journal, and ask for those that aren't resolved.
 
     FILE is the journal; without it, it is BROKER_JOURNAL's, or the user's own. The oldest swap
-    comes first. "unknown" means that a swap may have left, and that nobody knows what became of it:
-    --reconcile asks the broker for each such swap of the account, by its client order id. The
-    status is 0 if nothing stays unknown, and 6 otherwise. What the broker doesn't know in the end
-    is to be looked up in another way, before you repeat it; and then --settle closes it.
+    comes first. "unknown" means that a swap may have left, and that nobody knows what became of
+    it: --reconcile asks the broker for each such swap of the account, by its client order id.
+    The status is 0 if nothing of this account's stays unknown, and 6 otherwise. What the broker
+    doesn't know in the end is to be looked up in another way, before you repeat it; and then
+    --settle closes it.
 
     With --json, one object a swap. Listed: host, key_fingerprint, client_order_id, attempt,
     amount_in, asset_in, asset_out, at, outcome, order_id, detail, updated_at. With --reconcile:
@@ -95,7 +96,8 @@ def command(
         raise click.UsageError(f"{' and '.join(chosen)} don't go together")
     if yes and settle is None:
         raise click.UsageError("--yes goes with --settle: nothing else asks")
-    place = _Place((file or usual_path()).absolute(), is_usual=file is None)
+    named = file or named_journal()
+    place = _Place((named or usual_path()).absolute(), is_usual=named is None)
     if reconcile:
         account = find()
         commands = NextCommands(place.path, given_account_flags())
@@ -137,11 +139,11 @@ class _Place:
             account: The account.
         """
         owner = (account.endpoint.netloc, key_fingerprint(account.api_key))
-        return [
-            row
-            for row in await self.rows()
-            if row.outcome is SwapOutcome.UNKNOWN and (row.host, row.key_fingerprint) == owner
-        ]
+        return [row for row in await self.in_doubt() if (row.host, row.key_fingerprint) == owner]
+
+    async def in_doubt(self) -> list[JournalRow]:
+        """Those whose outcome is unknown, of whatever account."""
+        return [row for row in await self.rows() if row.outcome is SwapOutcome.UNKNOWN]
 
 
 # --- Listing --------------------------------------------------------------------------------
@@ -209,6 +211,14 @@ async def _reconcile(
 ) -> int:
     # Looked at first: a client would make a journal that isn't there.
     rows = await place.unresolved(account)
+    others = len(await place.in_doubt()) - len(rows)
+    if others:
+        # A new key, or another name for the host, mustn't make a doubt vanish.
+        click.echo(
+            f"Warning: {counted(others, 'swap')} of other accounts or hosts in this journal "
+            f"{'is' if others == 1 else 'are'} unknown too; this lists them: {commands.in_doubt()}",
+            err=True,
+        )
     if not rows:
         output.note(f"No unresolved swaps of this account at {account.endpoint.netloc}.")
         return Status.OK

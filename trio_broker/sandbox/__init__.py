@@ -22,3 +22,9 @@ from trio_broker.sandbox.events import (
 from trio_broker.sandbox.faults import Faults as Faults
 from trio_broker.sandbox.orders import Order as Order, Outcome as Outcome, Terms as Terms
 from trio_broker.sandbox.rules import Rules as Rules, Settings as Settings
+from trio_broker.sandbox.testing import BrokerClients as BrokerClients
+from trio_broker.sandbox.threads import (
+    SandboxOptions as SandboxOptions,
+    ThreadedSandbox as ThreadedSandbox,
+    open_threaded_sandbox as open_threaded_sandbox,
+)

@@ -1,0 +1,1 @@
+"""Programs that use the library, each to be run and read."""

@@ -1,0 +1,97 @@
+"""Which broker the service works with: the one that the environment names, or a sandbox of its own.
+
+A web service starts before its network and lives longer than any connection, so its client tries
+for ever, the first connection included. And somebody waits at the other end of each HTTP request:
+so the client gives up earlier than it would by default, and says so.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import attrs
+
+from trio_broker import BrokerWSClient, ConfigurationError, ReconnectPolicy, SwapJournal
+from trio_broker.sandbox import open_sandbox
+
+FOR_A_SERVICE: Final[Mapping[str, Any]] = {
+    "reconnect": ReconnectPolicy(max_attempts=None, max_delay=15.0, retry_first=True),
+    "request_timeout": 5.0,
+    # What isn't known by then is answered with 202 and a link.
+    "resolve_timeout": 10.0,
+}
+
+_PLAY_KEYS: Final = {"test_key_1", "test_key_2"}
+_THIS_MACHINE: Final = {"127.0.0.1", "::1", "localhost"}
+
+
+@attrs.frozen(kw_only=True)
+class Broker:
+    """A broker, and what may be done there.
+
+    Attributes:
+        client: A client that isn't connected yet.
+        host: Where the broker is, for people.
+        is_sandbox: Whether the money there is certainly play money.
+        swap_token: What a swap of real money must show; None where such swaps are off.
+    """
+
+    client: BrokerWSClient
+    host: str
+    is_sandbox: bool
+    swap_token: str | None = attrs.field(default=None, repr=False)
+
+
+@asynccontextmanager
+async def open_broker(environ: Mapping[str, str] = os.environ) -> AsyncIterator[Broker]:
+    """The broker that the environment names, or a sandbox for as long as the block lasts.
+
+    Args:
+        environ: The environment.
+
+    Raises:
+        ConfigurationError: As `named_broker`.
+    """
+    if is_named(environ):
+        yield named_broker(environ)
+        return
+    # Slow enough for people to watch an order.
+    pace: dict[str, Any] = {"pending_delay": (0.3, 0.6), "processing_delay": (0.6, 1.2)}
+    async with open_sandbox(**pace) as sandbox:
+        client = sandbox.client(**FOR_A_SERVICE)
+        yield Broker(client=client, host="its own", is_sandbox=True)
+
+
+def is_named(environ: Mapping[str, str]) -> bool:
+    """Whether the environment names a broker."""
+    return "BROKER_API_KEY" in environ
+
+
+def named_broker(environ: Mapping[str, str]) -> Broker:
+    """The broker that the environment names.
+
+    Args:
+        environ: The environment.
+
+    Raises:
+        ConfigurationError: A variable is missing, or can't work; the message names it.
+    """
+    journal = environ.get("BROKER_JOURNAL")
+    token = environ.get("SERVICE_SWAP_TOKEN") or None
+    url = urlsplit(environ.get("BROKER_WS_URL") or environ.get("BROKER_BASE_URL", ""))
+    # What isn't certainly play money is real.
+    is_sandbox = url.hostname in _THIS_MACHINE and environ["BROKER_API_KEY"] in _PLAY_KEYS
+    if token is not None and not is_sandbox and not journal:
+        raise ConfigurationError(
+            "SERVICE_SWAP_TOKEN allows swaps of real money: set BROKER_JOURNAL to a file too, so "
+            "that a crash takes the knowledge of none along"
+        )
+    client = BrokerWSClient.from_env(
+        environ, journal=SwapJournal(journal) if journal else None, **FOR_A_SERVICE
+    )
+    host = url.netloc.rpartition("@")[2]
+    return Broker(client=client, host=host, is_sandbox=is_sandbox, swap_token=token)

@@ -1,0 +1,189 @@
+"""Errors as HTTP: which status each of the library's errors is, in one JSON form for all.
+
+The statuses say whose turn it is. 4xx: the request can't be fulfilled as it is. 502: the broker, or
+this service's settings, must be mended. 503 and 504: nothing was swapped, try again. And 202 is no
+error at all: a swap has left, nobody knows yet what became of it, and the link asks again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import Any, Final
+
+import trio
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException as AnyHTTPException
+
+from examples.fastapi_service.board import Board
+from examples.fastapi_service.models import Problem, SwapOut, swap_link
+from trio_broker import (
+    AuthenticationError,
+    AuthenticationTimeoutError,
+    BrokerError,
+    ClockSkewError,
+    ConnectFailedError,
+    ConnectionLostError,
+    DuplicateClientOrderIdError,
+    MessageTooLargeError,
+    NonceReusedError,
+    NotAuthenticatedError,
+    NotSentError,
+    OrderUnfinishedError,
+    QuoteExpiredError,
+    ReconnectFailedError,
+    RequestTimeoutError,
+    ServerError,
+    SlippageError,
+    SubscriptionBrokenError,
+    SwapOutcomeUnknownError,
+    UnknownOperationError,
+)
+
+# The first class that fits counts, so a class stands before the one that it is a kind of.
+STATUSES: Final[tuple[tuple[type[BrokerError], int], ...]] = (
+    (DuplicateClientOrderIdError, 409),
+    (SlippageError, 409),
+    (QuoteExpiredError, 409),
+    (MessageTooLargeError, 413),
+    (NotSentError, 503),  # not connected, too late, or the journal's disk: nothing has left
+    (ConnectionLostError, 503),
+    (ConnectFailedError, 503),
+    (ReconnectFailedError, 503),
+    (SubscriptionBrokenError, 503),
+    (RequestTimeoutError, 504),
+    (AuthenticationTimeoutError, 504),
+    (SwapOutcomeUnknownError, 202),
+    (OrderUnfinishedError, 202),
+    (AuthenticationError, 502),  # the service's keys, not the caller's
+    (ClockSkewError, 502),
+    (NonceReusedError, 502),
+    (NotAuthenticatedError, 502),
+    (UnknownOperationError, 502),
+)
+
+# The broker documents these for its REST side; its WebSocket's own words are much the same.
+_REFUSALS: Final = (
+    ("not found", 404),
+    ("duplicate", 409),
+    ("rate limit", 503),
+)
+
+
+def status_of(error: BrokerError) -> int:
+    """The HTTP status of an error of the library.
+
+    Args:
+        error: The error.
+    """
+    for kind, status in STATUSES:
+        if isinstance(error, kind):
+            return status
+    if not isinstance(error, ServerError):
+        return 502
+    text = error.message.casefold().replace("_", " ")
+    # It understood the request, and won't have it: no such asset, not so much money.
+    return next((status for words, status in _REFUSALS if words in text), 422)
+
+
+@contextmanager
+def checked_arguments() -> Iterator[None]:
+    """Around a call of the library: what it says of its arguments is the caller's to mend.
+
+    Raises:
+        HTTPException: 422, for what the library raised before it sent anything.
+    """
+    try:
+        yield
+    except BrokerError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise HTTPException(422, str(error)) from error
+
+
+def problem(
+    status: int, detail: str, *, headers: Mapping[str, str] | None = None, **more: Any
+) -> JSONResponse:
+    """An error's answer.
+
+    Args:
+        status: The HTTP status.
+        detail: What is wrong, for people.
+        headers: Headers of the answer.
+        more: Further members of `Problem`.
+    """
+    title = HTTPStatus(status).phrase
+    body = Problem(title=title, status=status, detail=detail, **{"error": title, **more})
+    return JSONResponse(
+        body.model_dump(mode="json", exclude_none=True),
+        status,
+        headers,
+        media_type="application/problem+json",
+    )
+
+
+def unknown(error: SwapOutcomeUnknownError) -> JSONResponse:
+    """The answer for a swap that may have been executed: where to ask, and not to repeat it.
+
+    Args:
+        error: The error.
+    """
+    body = SwapOut.unknown(error.client_order_id, str(error))
+    return JSONResponse(body.model_dump(mode="json"), 202, {"Location": body.swap})
+
+
+def _broker_problem(board: Board, error: BrokerError) -> JSONResponse:
+    name, status = type(error).__name__, status_of(error)
+    match error:
+        case SwapOutcomeUnknownError():
+            return unknown(error)
+        case DuplicateClientOrderIdError(client_order_id=key, outcome=outcome):
+            link = swap_link(key)
+            headers = {"Location": link}
+            more = {"error": name, "outcome": str(outcome), "swap": link}
+            return problem(status, str(error), headers=headers, **more)
+    headers = {}
+    if status == 503:
+        headers["Retry-After"] = str(math.ceil(board.status().next_try_in or 1.0))
+    return problem(status, str(error), headers=headers, error=name)
+
+
+def _invalid(error: RequestValidationError) -> JSONResponse:
+    # Without what was sent: whatever it was, it isn't for an answer or a log.
+    errors = [{"loc": each["loc"], "msg": each["msg"]} for each in error.errors()]
+    detail = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in errors)
+    return problem(422, detail, errors=errors)
+
+
+# Not a plain function: Starlette would run that in a thread, and the client belongs to this one.
+async def answer(request: Request, error: Exception) -> JSONResponse:
+    """Answer a request that has failed.
+
+    Args:
+        request: The request.
+        error: Why.
+    """
+    await trio.lowlevel.checkpoint()
+    match error:
+        case BrokerError():
+            return _broker_problem(request.app.state.board, error)
+        case RequestValidationError():
+            return _invalid(error)
+        case AnyHTTPException(status_code=status, detail=detail, headers=headers):
+            return problem(status, str(detail), headers=headers)
+    # The server logs it; what it says may be about anything, so it stays here.
+    return problem(500, "the service made a mistake; its log says which")
+
+
+def register(app: FastAPI) -> None:
+    """Have every error answered in this way.
+
+    Args:
+        app: The application.
+    """
+    for kind in (BrokerError, RequestValidationError, AnyHTTPException, Exception):
+        app.add_exception_handler(kind, answer)

@@ -1,0 +1,72 @@
+"""Who may ask.
+
+The service has no users and no passwords: whoever reaches its port may look. It listens on this
+machine alone, and two doors remain, which any page in a browser here could try:
+
+- *Another site's script posts to us.* Browsers say where a request comes from (`Origin`); what
+  doesn't come from our own page is refused. The body must be declared as JSON, too, which
+  browsers don't send elsewhere without asking first.
+- *Another site's name is made to point at us* (DNS rebinding). Then `Host` has that name: only
+  names of this machine are let in, and those in SERVICE_HOSTS.
+
+And real money isn't swapped without a token, whoever asks.
+
+(The checks are no plain functions, as FastAPI would run those in threads.)
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from typing import Annotated, Final
+from urllib.parse import urlsplit
+
+from fastapi import Depends, HTTPException, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from trio.lowlevel import checkpoint
+
+from examples.fastapi_service.board import Board
+
+_THIS_MACHINE: Final = {"127.0.0.1", "::1", "localhost"}
+
+Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
+
+
+async def from_here(request: Request) -> None:
+    """Refuse what another site's page has sent.
+
+    Args:
+        request: The request.
+
+    Raises:
+        HTTPException: 403, with the reason.
+    """
+    await checkpoint()
+    allowed = _THIS_MACHINE | set(os.environ.get("SERVICE_HOSTS", "").split(","))
+    if not request.url.hostname or request.url.hostname not in allowed:
+        raise HTTPException(403, "this host name isn't the service's: see SERVICE_HOSTS")
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != request.url.netloc:
+        raise HTTPException(403, "this comes from another site's page")
+
+
+async def may_swap(request: Request, shown: Bearer) -> None:
+    """Refuse swaps of real money that don't show the token.
+
+    Args:
+        request: The request.
+        shown: Its token.
+
+    Raises:
+        HTTPException: 403 where such swaps are off, 401 without the right token.
+    """
+    await checkpoint()
+    board: Board = request.app.state.board
+    if board.broker.is_sandbox:
+        return
+    token = board.broker.swap_token
+    if token is None:
+        raise HTTPException(403, "this is real money, and its swaps are off: SERVICE_SWAP_TOKEN")
+    if shown is None or not secrets.compare_digest(shown.credentials.encode(), token.encode()):
+        bearer = {"WWW-Authenticate": "Bearer"}
+        raise HTTPException(401, "real money is swapped with the right token only", bearer)

@@ -1,0 +1,35 @@
+"""Two accounts at once, each with a client of its own, and one total.
+
+In the environment, the second account's keys are BROKER_API_KEY_2 and BROKER_SECRET_KEY_2.
+
+    python examples/several_clients.py
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import trio
+from somewhere import Broker, open_broker, run
+
+
+async def ask(broker: Broker, number: int, held: dict[int, dict[str, Decimal]]) -> None:
+    """Open a client for an account, and ask what is in it."""
+    async with broker.client(number) as client:
+        balances = await client.get_balances()
+    held[number] = {balance.asset: balance.total for balance in balances}
+    print(f"account {number} holds {held[number].get('USDT', 0)} USDT")
+
+
+async def main() -> None:
+    """All connect and ask at the same time; the nursery is left when all have their answers."""
+    held: dict[int, dict[str, Decimal]] = {}
+    async with open_broker() as broker, trio.open_nursery() as nursery:
+        for number in (1, 2):
+            nursery.start_soon(ask, broker, number, held)
+    total = sum(account.get("USDT", Decimal(0)) for account in held.values())
+    print(f"together {total} USDT")
+
+
+if __name__ == "__main__":
+    run(main)

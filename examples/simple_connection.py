@@ -1,0 +1,21 @@
+"""Connect, look at the account, and close.
+
+python examples/simple_connection.py
+"""
+
+from __future__ import annotations
+
+from somewhere import open_client, run
+
+
+async def main() -> None:
+    """Connect for as long as the block lasts."""
+    async with open_client() as client:  # a BrokerWSClient(api_key, secret_key, ws_url)
+        print("connected:", client.is_connected())
+        for balance in await client.get_balances():
+            print(f"{balance.available} {balance.asset}")
+    print("connected:", client.is_connected())
+
+
+if __name__ == "__main__":
+    run(main)

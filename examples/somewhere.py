@@ -1,0 +1,126 @@
+"""Where an example runs: in a sandbox of its own, or at the broker that the environment names.
+
+With BROKER_API_KEY in the environment it is the latter, and what isn't certainly play money is
+real: an example that trades wants `--live` then, and says where the money is.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import attrs
+import trio
+
+from trio_broker import BrokerError, BrokerWSClient
+from trio_broker.sandbox import Sandbox, open_sandbox
+
+# What the sandbox's accounts are called, and where it is.
+PLAY_KEYS = {"test_key_1", "test_key_2"}
+THIS_MACHINE = {"127.0.0.1", "::1", "localhost"}
+
+
+@attrs.frozen
+class Broker:
+    """A broker to connect to.
+
+    Attributes:
+        sandbox: The example's own sandbox; None if the environment names a broker.
+    """
+
+    sandbox: Sandbox | None
+
+    def client(self, number: int = 1, **options: Any) -> BrokerWSClient:
+        """A client that isn't connected yet.
+
+        Args:
+            number: Whose. In the environment, the second account's keys are BROKER_API_KEY_2 and
+                BROKER_SECRET_KEY_2; without them the first account has both clients.
+            options: Options of `BrokerWSClient`.
+        """
+        if self.sandbox is not None:
+            return self.sandbox.client(number - 1, **options)
+        environ = dict(os.environ)
+        for name in ("BROKER_API_KEY", "BROKER_SECRET_KEY"):
+            environ[name] = os.environ.get(f"{name}_{number}", os.environ.get(name, ""))
+        return BrokerWSClient.from_env(environ, **options)
+
+
+@asynccontextmanager
+async def open_broker(*, trades: bool = False, **settings: Any) -> AsyncIterator[Broker]:
+    """Find a broker, and start it if it is a sandbox.
+
+    Args:
+        trades: Whether the example swaps. It must say so to be let near real money.
+        settings: Settings of the sandbox.
+    """
+    if "BROKER_API_KEY" not in os.environ:
+        async with open_sandbox(**{"seed": 7, **settings}) as sandbox:
+            yield Broker(sandbox)
+        return
+    if trades and not is_play_money():
+        if "--live" not in sys.argv:
+            sys.exit(
+                f"nothing was sent: this swaps REAL MONEY at {host()}; --live says that it may"
+            )
+        print(f"LIVE: this swaps real money at {host()}", file=sys.stderr)
+    yield Broker(None)
+
+
+@asynccontextmanager
+async def open_client(*, trades: bool = False, **options: Any) -> AsyncIterator[BrokerWSClient]:
+    """Find a broker, and connect to it.
+
+    Args:
+        trades: As in `open_broker`.
+        options: Options of `BrokerWSClient`.
+    """
+    async with open_broker(trades=trades) as broker, broker.client(**options) as client:
+        yield client
+
+
+def host() -> str:
+    """The host of the broker that the environment names."""
+    urls = [os.environ.get(name, "").strip() for name in ("BROKER_WS_URL", "BROKER_BASE_URL")]
+    return urlsplit(urls[0] or urls[1]).hostname or "nowhere"
+
+
+def is_play_money() -> bool:
+    """Whether the environment certainly names a sandbox: its keys, on this machine."""
+    return host() in THIS_MACHINE and os.environ["BROKER_API_KEY"] in PLAY_KEYS
+
+
+def arguments() -> list[str]:
+    """The arguments of the command, without the flag."""
+    return [argument for argument in sys.argv[1:] if argument != "--live"]
+
+
+def run(
+    main: Callable[[], Awaitable[None]],
+    loop: Callable[[Callable[[], Awaitable[None]]], object] = trio.run,
+) -> None:
+    """Run an example: an error is told in one line, and Ctrl-C is quiet.
+
+    Args:
+        main: The example.
+        loop: What runs it.
+    """
+    try:
+        loop(main)
+    except* (BrokerError, KeyboardInterrupt) as group:
+        # What a nursery lets out comes in a group, even if it is only one error.
+        told = [str(error) for error in leaves(group) if isinstance(error, BrokerError)]
+        sys.exit("\n".join(told) or 130)
+
+
+def leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    """The errors in a group, and in the groups in it."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from leaves(error)
+        else:
+            yield error

@@ -1,0 +1,99 @@
+"""The public types: complete, by pyright's own count, and usable as `typing_use` writes them.
+
+mypy checks `typing_use` too, with all the rest, wherever the linters run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import trio_broker
+import trio_broker.sandbox
+from trio_broker import BoundedReceiveChannel, BrokerWSClient, Subscription
+from trio_broker.sandbox import Sandbox
+
+ROOT = Path(__file__).parents[1]
+USE = ROOT / "tests" / "typing_use.py"
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Path:
+    """The package as its users have it: where pyright looks at its types, and not at its code."""
+    place = tmp_path / "installed"
+    shutil.copytree(ROOT / "trio_broker", place / "trio_broker")
+    return place
+
+
+def basedpyright(installed: Path, *arguments: str) -> dict[str, Any]:
+    # Away from the repository, whose own package would be found first.
+    ended = subprocess.run(  # noqa: S603 - arguments of ours
+        [sys.executable, "-m", "basedpyright", "--outputjson", *arguments],
+        cwd=installed.parent,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(installed),
+            # It asks the first `python` there for its paths.
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    told: dict[str, Any] = json.loads(ended.stdout)
+    return told
+
+
+def test_every_public_symbol_has_a_type(installed: Path) -> None:
+    told = basedpyright(installed, "--verifytypes", "trio_broker", "--ignoreexternal")
+    completeness = told["typeCompleteness"]
+    assert Path(completeness["packageRootDirectory"]) == installed / "trio_broker"
+    unknown = [
+        symbol["name"]
+        for symbol in completeness["symbols"]
+        if symbol["isExported"] and not symbol["isTypeKnown"]
+    ]
+    assert unknown == []
+    assert completeness["completenessScore"] == 1
+    assert completeness["exportedSymbolCounts"]["withKnownType"] > 1000
+
+
+def test_public_types_are_used_as_users_write_them(installed: Path) -> None:
+    place = installed.parent
+    shutil.copy(USE, place)
+    settings = {
+        "include": [USE.name],
+        "typeCheckingMode": "strict",
+        "pythonVersion": "3.11",
+        # An error that an ignore stands for must be there.
+        "reportUnnecessaryTypeIgnoreComment": "error",
+    }
+    (place / "pyrightconfig.json").write_text(json.dumps(settings))
+    told = basedpyright(installed, "--project", str(place))
+    assert told["generalDiagnostics"] == []
+    assert told["summary"]["filesAnalyzed"] == 1
+
+
+@pytest.mark.parametrize("module", [trio_broker, trio_broker.sandbox])
+def test_every_public_name_is_used(module: ModuleType) -> None:
+    names = {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType) and name != "annotations"
+    }
+    assert sorted(names - set(re.findall(r"\w+", USE.read_text()))) == []
+
+
+@pytest.mark.parametrize("kind", [BrokerWSClient, Subscription, BoundedReceiveChannel, Sandbox])
+def test_every_public_method_is_used(kind: type) -> None:
+    names = {name for name in dir(kind) if not name.startswith("_")}
+    assert sorted(names - set(re.findall(r"\.(\w+)", USE.read_text()))) == []

@@ -1,0 +1,308 @@
+"""A sandbox in a thread of its own, for programs that don't run Trio where they need it.
+
+A plain test, a test of an asyncio program, and a test that starts its program with `trio.run` have
+no Trio to open a sandbox in. So it gets a thread, with a Trio run of its own. Nothing of a sandbox
+may be touched from another thread: what a test wants to know or to do is carried over, done there
+between two steps of Trio's, and its result or its error is carried back. Trio promises that
+whatever it has taken for a run is done, even if the run is about to end, so nobody waits for ever.
+
+>>> with open_threaded_sandbox(seed=7) as sandbox:
+...     trio.run(my_program, sandbox.url)
+...     assert sandbox.balances()["BTC"].locked == 0
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
+
+import trio
+
+from trio_broker.models import Balance
+from trio_broker.sandbox.accounts import Account
+from trio_broker.sandbox.embedded import Sandbox, open_sandbox
+from trio_broker.sandbox.events import SandboxEvent
+from trio_broker.sandbox.orders import Order, Outcome
+from trio_broker.sandbox.rules import Settings
+from trio_broker.sandbox.state import StatePath
+
+if TYPE_CHECKING:
+    from trio_broker import BrokerWSClient
+
+_T = TypeVar("_T")
+
+# Seconds after its `close_timeout`, within which a sandbox has ended if nothing holds it up.
+_PATIENCE: Final = 30.0
+
+
+class SandboxOptions(Settings, total=False):
+    """All keyword arguments of `open_sandbox`, which says what each means."""
+
+    seed: int | None
+    host: str
+    port: int
+    clock: Callable[[], float]
+    accounts: Iterable[Account]
+    state: StatePath | None
+    on_event: Callable[[SandboxEvent], object] | None
+
+
+class ThreadedSandbox:
+    """A running sandbox in another thread; `open_threaded_sandbox` makes one.
+
+    Its methods may be called in any thread, in an event loop's too. They wait for the sandbox's
+    thread to do it, a moment each. All raise RuntimeError once the sandbox has ended.
+
+    Attributes:
+        url: Where it listens, for clients on this machine.
+        api_key: The API key of its first account, ``test_key_1``.
+        secret_key: That account's secret key, ``test_secret_1``.
+        accounts: All accounts: the two documented ones, then those that were added.
+    """
+
+    def __init__(self, sandbox: Sandbox, nursery: trio.Nursery) -> None:
+        self.url: str = sandbox.url
+        self.api_key: str = sandbox.api_key
+        self.secret_key: str = sandbox.secret_key
+        self.accounts: tuple[Account, ...] = sandbox.accounts
+        self._sandbox = sandbox
+        self._nursery = nursery
+        self._thread = threading.current_thread()
+        self._token = trio.lowlevel.current_trio_token()
+
+    def do(self, what: Callable[[Sandbox], _T]) -> _T:
+        """Do anything with the sandbox, in its thread.
+
+        >>> fault = sandbox.do(lambda sandbox: sandbox.faults.stop_pushing())
+        >>> sandbox.do(lambda _: fault.lift())
+
+        Args:
+            what: Called with the `Sandbox`. The sandbox stands still meanwhile, so it mustn't
+                wait. Called in the sandbox's thread, from `on_event` say, it is done at once.
+
+        Returns:
+            What `what` returns. If that is a part of the sandbox, a `Fault` say, it is the
+            sandbox's thread's still.
+
+        Raises:
+            RuntimeError: The sandbox has ended.
+            BaseException: Whatever `what` raises.
+        """
+        if threading.current_thread() is self._thread:
+            return what(self._sandbox)
+        done: Future[_T] = Future()
+
+        def act() -> None:
+            with _Carried(done):
+                done.set_result(what(self._sandbox))
+
+        try:
+            self._token.run_sync_soon(act)
+        except trio.RunFinishedError:
+            raise _ended() from None
+        return done.result()
+
+    def client(self, account: int | str = 0, **options: Any) -> BrokerWSClient:
+        """A client of this sandbox, not yet connected, for a Trio run of the test's own.
+
+        Args:
+            account: Whose: its position in `accounts`, or its API key.
+            options: Options of `BrokerWSClient`. Clock and signing key are the sandbox's,
+                unless they are given here.
+        """
+        return self.do(lambda sandbox: sandbox.client(account, **options))
+
+    def balances(self, account: int | str = 0) -> dict[str, Balance]:
+        """What an account holds now, by asset.
+
+        Args:
+            account: Its position in `accounts`, or its API key.
+        """
+        return self.do(lambda sandbox: sandbox.balances(account))
+
+    def orders(self, account: int | str | None = None) -> tuple[Order, ...]:
+        """The orders that were taken, in their order: one for every swap that was accepted.
+
+        Args:
+            account: Whose: a position in `accounts`, or an API key; None for all.
+        """
+        return self.do(lambda sandbox: sandbox.orders(account))
+
+    def order(self, order_id: str) -> Order:
+        """An order as it is now.
+
+        Args:
+            order_id: Its id.
+
+        Raises:
+            KeyError: There is none.
+        """
+        return self.do(lambda sandbox: sandbox.order(order_id))
+
+    def next_outcome(self, *outcomes: Outcome | str) -> None:
+        """Decide how the next orders go: the first outcome for the next, and so on.
+
+        Args:
+            outcomes: An `Outcome` or its text for each order.
+
+        Raises:
+            ValueError: There is no such outcome.
+        """
+        self.do(lambda sandbox: sandbox.next_outcome(*outcomes))
+
+    def drop_connections(self, account: int | str | None = None) -> int:
+        """Close clients' sockets at once, without a word.
+
+        Args:
+            account: Only of clients of this account; None for all.
+
+        Returns:
+            How many are closed.
+        """
+        return self.do(lambda sandbox: sandbox.drop_connections(account))
+
+    def kill(self) -> None:
+        """Stop listening and reset every connection: `Faults.kill`.
+
+        Raises:
+            RuntimeError: It is killed already.
+        """
+        self.do(lambda sandbox: sandbox.faults.kill())
+
+    def revive(self) -> None:
+        """Listen again, at the same address and port. Returns once clients can connect.
+
+        Not for the sandbox's own thread, which would wait for itself.
+
+        Raises:
+            RuntimeError: It isn't killed; or it is the sandbox's own thread that asks.
+            OSError: It can't listen there any more.
+        """
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("in the sandbox's own thread, await sandbox.faults.revive()")
+        done: Future[None] = Future()
+
+        async def revive() -> None:
+            with _Carried(done):
+                await self._sandbox.faults.revive()
+                done.set_result(None)
+
+        self.do(lambda _: self._nursery.start_soon(revive))
+        done.result()
+
+
+def _ended() -> RuntimeError:
+    return RuntimeError("the sandbox has ended")
+
+
+class _Carried:
+    """What is raised in its block is raised in the thread that waits for a future instead."""
+
+    def __init__(self, future: Future[Any]) -> None:
+        self._future = future
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        if isinstance(error, trio.Cancelled):
+            # Which is for Trio: the sandbox ends, and nobody will do what is waited for.
+            self._future.set_exception(_ended())
+            return False
+        if error is not None:
+            self._future.set_exception(error)
+        return True
+
+
+class _Run:
+    """The thread, and what is known of it outside.
+
+    Attributes:
+        began: Done once clients can connect, or once they never will.
+        ended: Done once the sandbox has ended.
+    """
+
+    def __init__(self, options: SandboxOptions) -> None:
+        self.began: Future[ThreadedSandbox] = Future()
+        self.ended: Future[None] = Future()
+        self._token: trio.lowlevel.TrioToken  # there is one once it began
+        self._options = options
+        self._leave = trio.Event()
+        self._scope = trio.CancelScope()
+        self._thread = threading.Thread(target=self._main, name="trio_broker.sandbox", daemon=True)
+        self._thread.start()
+
+    def stop(self, *, politely: bool) -> None:
+        """End the sandbox, and wait for its thread.
+
+        Args:
+            politely: Whether its clients are told goodbye.
+
+        Raises:
+            RuntimeError: The thread is stuck in something that it was told to do.
+        """
+        if self.began.exception() is not None:
+            return
+        with suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(self._leave.set if politely else self._scope.cancel)
+        self._thread.join(_PATIENCE + self._options.get("close_timeout", 0))
+        if self._thread.is_alive():
+            raise RuntimeError("the sandbox can't end: what its thread was told to do never ends")
+
+    def _main(self) -> None:
+        with _Carried(self.ended):
+            trio.run(self._serve)
+            self.ended.set_result(None)
+        if not self.began.done():
+            self.began.set_exception(self.ended.exception())
+
+    async def _serve(self) -> None:
+        with self._scope:
+            async with open_sandbox(**self._options) as sandbox, trio.open_nursery() as nursery:
+                self._token = trio.lowlevel.current_trio_token()
+                self.began.set_result(ThreadedSandbox(sandbox, nursery))
+                await self._leave.wait()
+                nursery.cancel_scope.cancel()
+
+
+@contextmanager
+def open_threaded_sandbox(**options: Unpack[SandboxOptions]) -> Iterator[ThreadedSandbox]:
+    """Run a broker, in a thread of its own, for as long as the block lasts.
+
+    It is `open_sandbox` for where there is no Trio: plain tests, asyncio tests, and programs that
+    call `trio.run` themselves. Entering it returns once clients can connect. Leaving it closes
+    their connections with code 1001; left by an exception, it closes them at once. The thread has
+    ended when the block is left.
+
+    Its time is real: no `trio.testing.MockClock` reaches it. For orders that don't take long,
+    see `Rules.pending_delay` and `Rules.processing_delay`.
+
+    Args:
+        options: The keyword arguments of `open_sandbox`. `clock` and `on_event` are called in the
+            sandbox's thread.
+
+    Raises:
+        ConfigurationError: A setting, or an account, can't be; or the file of `state` isn't one,
+            is damaged, has another seed, or is in use by another sandbox.
+        OSError: It can't listen there, or can't read or write the file. Once it can't write a
+            change, the sandbox ends, and this is raised from the end of the block.
+        RuntimeError: At the end of the block: the thread can't end, as something that it was told
+            to do, with `ThreadedSandbox.do` say, never ends.
+    """
+    run = _Run(options)
+    try:
+        yield run.began.result()
+    except BaseException:
+        run.stop(politely=False)  # a user's error goes before what has ended the sandbox
+        raise
+    run.stop(politely=True)
+    run.ended.result()

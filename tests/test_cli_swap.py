@@ -824,6 +824,7 @@ def test_a_reader_that_goes_afterwards_changes_no_status(
     assert told == ""
 
 
+@pytest.mark.usefixtures("no_patience")
 def test_a_full_disk_changes_no_status(
     broker: Broker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -63,6 +63,7 @@ def test_what_prints_one_form(args: Sequence[str], run: Any) -> None:
     assert [printed] == list(forms(args[0]).values())
 
 
+@pytest.mark.usefixtures("no_patience")
 def test_a_swap_and_its_order_and_the_journal(broker: Broker, run: Any, tmp_path: Path) -> None:
     swap = ["swap", "1", "ETH", "USDT", "--yes", "--journal", str(tmp_path / "journal")]
     printed = run(*swap, "--client-order-id", "mine")

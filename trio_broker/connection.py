@@ -155,8 +155,6 @@ class Connection:
             erased = ConnectionLostError(self._session.erase(str(error)), error.code)
             erased.__cause__ = error.__cause__
             self.lose(erased)
-        except BrokerError as error:
-            self.lose(error)
 
     @enable_ki_protection
     async def _serve(self, on_authenticated: Callable[[], None]) -> None:

@@ -52,11 +52,10 @@ class _Call(Generic[T]):
             with self.scope:
                 self.results.append(await self._function())
         except trio.Cancelled:
-            raise
+            raise  # From outside of the scope: Trio breaks down, and `Guest` wakes who waits.
         except BaseException as error:  # noqa: BLE001 - it is raised again, on the other side
             self.error = error
-        finally:
-            self.over.set()
+        self.over.set()
 
 
 class _HeldBack:

@@ -12,6 +12,8 @@ import attrs
 import trio
 import uvloop
 
+from trio_broker.aio import guest as guests
+
 T = TypeVar("T")
 
 # Long enough never to matter, short enough that a hang fails the test and doesn't stop it.
@@ -32,8 +34,12 @@ class Host:
         async def watched() -> T:
             loop = asyncio.get_running_loop()
             loop.set_exception_handler(lambda _, context: unhandled.append(context))
-            async with asyncio.timeout(PATIENCE):
-                return await main()
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    return await main()
+            except BaseException:
+                await end_guest()
+                raise
 
         hooks = sys.get_asyncgen_hooks()
         try:
@@ -52,6 +58,14 @@ HOSTS: Final = {
     "debug": Host(asyncio.new_event_loop, debug=True),
     "uvloop": Host(uvloop.new_event_loop),
 }
+
+
+async def end_guest() -> None:
+    """End the guest of a test that has failed, which would be in the way of all that follow."""
+    if (guest := guests._here.guest) is not None:
+        guest._nursery.cancel_scope.cancel()
+        guest.users = 1
+        await guest.leave()
 
 
 async def settle(times: int = 20) -> None:

@@ -25,6 +25,7 @@ from trio_broker.models import (
 )
 from trio_broker.operations import Amount
 from trio_broker.subscription import Overflow, Subscription
+from trio_broker.swaps import new_client_order_id
 
 T = TypeVar("T")
 
@@ -337,7 +338,7 @@ class AioBrokerClient:
                 account=account,
                 client_order_id=client_order_id,
             ),
-            unclaimed=self._tell_unclaimed,
+            unclaimed=partial(self._tell_unclaimed, client_order_id),
         )
 
     async def swap_and_wait(
@@ -357,6 +358,8 @@ class AioBrokerClient:
         Arguments and errors are `BrokerWSClient.swap_and_wait`'s. Cancelling takes nothing back, as
         with `do_swap`.
         """
+        if client_order_id is None:
+            client_order_id = new_client_order_id()  # An order needn't name it.
         return await self._call(
             partial(
                 self._client.swap_and_wait,
@@ -369,13 +372,15 @@ class AioBrokerClient:
                 account=account,
                 client_order_id=client_order_id,
             ),
-            unclaimed=self._tell_unclaimed,
+            unclaimed=partial(self._tell_unclaimed, client_order_id),
         )
 
-    async def _tell_unclaimed(self, taken: SwapReceipt | Order) -> None:
+    async def _tell_unclaimed(
+        self, client_order_id: str | None, taken: SwapReceipt | Order
+    ) -> None:
         self.logger.warning(
             "swap %s was taken as order %s (%s), and its caller was cancelled",
-            taken.client_order_id,
+            client_order_id or taken.client_order_id,
             taken.order_id,
             taken.status,
         )

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import sys
 from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
 from typing import Any, Final, TypeVar
 
 import attrs
@@ -34,12 +35,10 @@ class Host:
         async def watched() -> T:
             loop = asyncio.get_running_loop()
             loop.set_exception_handler(lambda _, context: unhandled.append(context))
-            try:
+            async with AsyncExitStack() as stack:
+                stack.push_async_exit(end_guest)
                 async with asyncio.timeout(PATIENCE):
                     return await main()
-            except BaseException:
-                await end_guest()
-                raise
 
         hooks = sys.get_asyncgen_hooks()
         try:
@@ -60,9 +59,9 @@ HOSTS: Final = {
 }
 
 
-async def end_guest() -> None:
+async def end_guest(failed: type[BaseException] | None, *_: object) -> None:
     """End the guest of a test that has failed, which would be in the way of all that follow."""
-    if (guest := guests._here.guest) is not None:
+    if failed is not None and (guest := guests._here.guest) is not None:
         guest._nursery.cancel_scope.cancel()
         guest.users = 1
         await guest.leave()

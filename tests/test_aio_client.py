@@ -420,7 +420,7 @@ def test_cancelled_while_it_opens(broker: Broker, host: Host) -> None:
     host.run(main)
 
 
-def test_cancelled_within_it_closes_at_once(broker: Broker, host: Host) -> None:
+def test_cancelled_within_it_closes_at_once(broker: Broker) -> None:
     async def main() -> None:
         inner = client_of(broker, close_timeout=PATIENCE)
 
@@ -439,14 +439,15 @@ def test_cancelled_within_it_closes_at_once(broker: Broker, host: Host) -> None:
             await task
         assert inner.state is ConnectionState.CLOSED
 
-    host.run(main)
+    PLAIN.run(main)
 
 
 def test_a_cancelled_swap_has_a_fate(
     broker: Broker, host: Host, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
-        async with open_client(client_of(broker)) as client:
+        policy = ReconnectPolicy(initial_delay=0.001)
+        async with open_client(client_of(broker, reconnect=policy)) as client:
             events = client.events()
             name, loop, taken = new_client_order_id(), asyncio.get_running_loop(), asyncio.Event()
             lost = broker.do(lambda sandbox: sandbox.faults.swallow(op="swap"))

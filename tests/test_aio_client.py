@@ -16,7 +16,7 @@ import pytest
 import trio
 
 from tests.aiohost import PATIENCE, PLAIN, Host, settle
-from tests.clibroker import Broker, threaded_sandbox, when_taken
+from tests.clibroker import Broker, broker_in_thread, when_taken
 from trio_broker import (
     BrokerWSClient,
     ClientClosedError,
@@ -41,13 +41,14 @@ from trio_broker.aio import (
     open_broker,
     open_client,
 )
+from trio_broker.sandbox import Outcome
 
 
 @pytest.fixture(scope="module")
 def long_lived() -> Iterator[Broker]:
     quick = (0.01, 0.02)
-    with threaded_sandbox(
-        outcomes={"filled": 1}, pending_delay=quick, processing_delay=quick
+    with broker_in_thread(
+        outcomes={Outcome.FILLED: 1}, pending_delay=quick, processing_delay=quick
     ) as broker:
         yield broker
 

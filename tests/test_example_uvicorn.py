@@ -69,11 +69,11 @@ def test_the_commands_are_the_pages() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("under", ["--loop asyncio --ws wsproto", "--loop uvloop"])
 async def test_it_starts_a_sandbox_of_its_own_and_ends_when_told(
-    loop: str, number: signal.Signals
+    under: str, number: signal.Signals
 ) -> None:
-    async with service("--loop", loop) as it, open_websocket(it.server, "/balances") as stream:
+    async with service(under) as it, open_websocket(it.server, "/balances") as stream:
         first = json.loads(await stream.get_message())
         assert (len(first["balances"]), first["missed"]) == (10, False)
         code, taken = await it.swap("a_key")

@@ -496,6 +496,23 @@ def test_ctrl_c_at_the_very_end_is_not_lost() -> None:
         loop.close()
 
 
+def test_other_signals_stay_the_loops(host: Host) -> None:
+    async def main() -> None:
+        loop, came = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_signal_handler(signal.SIGUSR1, came.set)
+        guest = await join()
+        assert await guest.run(partial(returned, 7)) == 7
+        signal.raise_signal(signal.SIGUSR1)
+        await came.wait()
+        came.clear()
+        await guest.leave()
+        signal.raise_signal(signal.SIGUSR1)
+        await came.wait()
+        loop.remove_signal_handler(signal.SIGUSR1)
+
+    host.run(main)
+
+
 # --- Breakdown ------------------------------------------------------------------------------
 
 

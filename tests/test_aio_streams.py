@@ -38,6 +38,7 @@ async def open_stream(
     feed: Feed[int] = Feed("balances", buffer_size, overflow=overflow)
     yield feed, AioSubscription(Subscription(feed), guest)
     assert guest.waking == set()
+    assert feed._wakes == {}
     await guest.leave()
 
 

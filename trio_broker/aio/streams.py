@@ -139,7 +139,7 @@ class AioChannel(Generic[T_co]):
         self.close()
 
     async def _ready(self) -> None:
-        """Wait until something may have come."""
+        """Wait until something may have come; look, and wait again if not."""
         self._guest.check()
         called = asyncio.Event()
         forget = self._channel.when_ready(called.set)
@@ -149,7 +149,6 @@ class AioChannel(Generic[T_co]):
         finally:
             forget()
             self._guest.waking.discard(called.set)
-        self._guest.check()
 
 
 class AioSubscription(AioChannel[Message[T_co]]):

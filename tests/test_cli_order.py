@@ -8,6 +8,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from decimal import Decimal
 from functools import partial
 
@@ -17,10 +18,12 @@ import trio
 
 from tests.clibroker import Broker, Terminal, closings, set_default, status
 from trio_broker import (
+    BrokerError,
     BrokerWSClient,
     Closed,
     Connected,
     ConnectionEvent,
+    ConnectionLostError,
     Disconnected,
     Order,
     OrderStatus,
@@ -149,15 +152,54 @@ def test_ctrl_c_says_goodbye(slow_broker: Broker, monkeypatch: pytest.MonkeyPatc
     assert politely == [True]
 
 
-def test_an_order_that_is_not_known_yet_is_told_once(
-    broker: Broker,
+@pytest.mark.parametrize("options", [[], ["--json"], ["--quiet"]], ids=str)
+def test_an_order_that_nobody_knows_is_not_waited_for(
+    broker: Broker, options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with Terminal("order", "later", "--follow", columns=200) as terminal:
-        terminal.until("No word on the order: the broker refused order_status: Order not found.")
-        order_id = swapped(broker, "later")
-        assert terminal.end() == 0
-        assert f"{order_id}  FILLED" in terminal.shown
-        assert terminal.shown.count("No word") == 1
+    assert status("order", "nope", "--follow", *options) == 5
+    printed = capsys.readouterr()
+    assert printed.err == (
+        "Error: the broker refused order_status: Order not found; check the id; an order of a "
+        "moment ago may not be known yet: try again\n"
+    )
+    assert printed.out == ""
+
+
+def test_an_outage_says_nothing_of_an_order(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = BrokerWSClient.get_order_status
+    asked: list[str] = []
+
+    async def in_vain(self: BrokerWSClient, order_id: str) -> Order:
+        asked.append(order_id)
+        if len(asked) == 1:
+            raise ConnectionLostError("gone")
+        return await ask(self, order_id)
+
+    monkeypatch.setattr(BrokerWSClient, "get_order_status", in_vain)
+    monkeypatch.setattr(order_command, "_PAUSE", 0)
+    order_id = swapped(broker)
+    assert status("order", order_id, "--follow") == 0
+    assert asked == [order_id, order_id]
+    assert f"{order_id}  FILLED" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("no_patience")
+def test_the_end_of_the_connection_ends_the_looking_up(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = BrokerWSClient.get_order_status
+
+    async def cut_and_ask(self: BrokerWSClient, order_id: str) -> Order:
+        broker.soon(broker.sandbox.faults.kill)
+        with suppress(BrokerError):
+            await self.wait_closed()
+        return await ask(self, order_id)
+
+    monkeypatch.setattr(BrokerWSClient, "get_order_status", cut_and_ask)
+    assert status("order", "mine", "--follow") == 4
+    assert capsys.readouterr().err.splitlines()[-1].startswith("Error: ")
 
 
 def test_a_terminal_shows_what_is_waited_for(slow_broker: Broker) -> None:
@@ -179,12 +221,21 @@ def test_a_terminal_shows_no_more_than_is_wanted(
     broker: Broker, options: list[str], is_shown: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True)
     terminal = rich.console.Console(file=screen, force_terminal=True, width=80)
     monkeypatch.setattr(following, "console", lambda *, stderr: terminal if stderr else None)
     order_id = swapped(broker)
     assert status("order", order_id, "--follow", *options) == 0
     assert (f"order {order_id}" in screen.getvalue()) is is_shown
     assert bool(screen.getvalue()) is is_shown
+
+
+def test_a_pipe_that_is_to_be_coloured_is_no_terminal(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert status("order", swapped(broker), "--follow") == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_notes_do_not_mind_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
+import io
 import json
 import logging
 from decimal import Decimal
 
 import click
 import pytest
+import rich.console
 import trio
 
 from trio_broker import (
@@ -63,6 +65,45 @@ def test_the_log_goes_to_standard_error_as_far_as_it_is_wanted(
     finally:
         logger.setLevel(before)
     assert levels == [logging.NOTSET, logging.INFO, logging.DEBUG]
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> rich.console.Console:
+    """A narrow terminal."""
+    made = rich.console.Console(file=io.StringIO(), width=25, color_system=None)
+    monkeypatch.setattr(output, "console", lambda: made)
+    return made
+
+
+def shown(screen: rich.console.Console) -> list[str]:
+    assert isinstance(screen.file, io.StringIO)
+    return [line.rstrip() for line in screen.file.getvalue().splitlines()]
+
+
+COLUMNS = ("asset", "total", "", "locked")
+
+
+def test_a_table_that_just_fits_is_one(screen: rich.console.Console) -> None:
+    output.print_table(COLUMNS, [("ETH", "1.234", "ETH", "")], right=["total"])
+    assert shown(screen) == ["asset  total       locked", "ETH    1.234  ETH"]
+
+
+def test_no_amount_is_broken_where_a_table_has_no_room(screen: rich.console.Console) -> None:
+    rows = [
+        ("ETH", "0.123456789012345678", "ETH", "1"),
+        ("", "2", "", ""),
+        ("A\x1b", "", "ETH", "3"),
+    ]
+    output.print_table(COLUMNS, rows, right=["total"])
+    assert shown(screen) == [
+        "ETH",
+        "  total 0.123456789012345678 ETH",
+        "  locked 1",
+        "asset",
+        "  total 2",
+        "A\\x1b",
+        "  locked 3",
+    ]
 
 
 @pytest.mark.parametrize(

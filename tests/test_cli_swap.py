@@ -262,6 +262,10 @@ def test_a_refused_swap_is_told_so(
         ["--yes", "--min-out", "NaN"],
         ["--yes", "--min-out", "-1"],
         ["--yes", "--min-out", "much"],
+        ["--yes", "--min-out", "0.0"],
+        ["--yes", "--min-out", "1_000"],
+        ["--yes", "--min-out", "1e3"],
+        ["--yes", "--min-out", "\u0661\u0662"],  # digits of another script
         ["--yes", "--journal", "here", "--no-journal"],
         ["--json"],
         [],
@@ -335,7 +339,7 @@ def test_a_folder_that_cannot_be_made_stops_it(
 
 
 def test_too_little_is_not_even_asked(broker: Broker, capsys: pytest.CaptureFixture[str]) -> None:
-    assert status(*TRADE, "--yes", "--json", "--min-out", "1e6") == 1
+    assert status(*TRADE, "--yes", "--json", "--min-out", "1000000") == 1
     end = events(capsys)[-1]
     assert (end["status"], end["outcome"]) == (1, "not sent")
     assert "less than min_out=1000000" in end["error"]
@@ -707,14 +711,14 @@ def test_a_yes_counts_for_an_estimate_that_has_not_ended(
 ) -> None:
     asked = []
 
-    async def slow_yes(question: str) -> bool:
+    async def slow_yes(_: BrokerWSClient, question: str) -> bool:
         asked.append(question)
         clock.jump(40 if len(asked) == 1 else 0)
         await trio.lowlevel.checkpoint()
         return True
 
     clock = trio.testing.MockClock(rate=1.0)
-    monkeypatch.setattr(swap_command, "confirm", slow_yes)
+    monkeypatch.setattr(swap_command, "confirm_beside", slow_yes)
     monkeypatch.setattr(swap_command, "check_answerable", lambda *_, **__: None)
     monkeypatch.setattr(trio, "run", partial(trio.run, clock=clock))
     estimate_swap = BrokerWSClient.estimate_swap

@@ -204,7 +204,6 @@ async def test_in_a_pipe_each_line_is_an_object() -> None:
             assert (first["channel"], first["origin"], first["gap"]) == (
                 "balances", "snapshot", None,
             )  # fmt: skip
-            assert first["at"] == first["received_at"]
             ether = {"asset": "ETH", "total": "1000", "locked": "0", "available": "1000"}
             assert ether in first["data"]
 
@@ -717,7 +716,6 @@ def test_each_kind_of_data_has_its_form() -> None:
         "channel": "orders:1",
         "origin": "push",
         "gap": {"reasons": ["overflow"], "dropped": 3, "since": at},
-        "received_at": at,
         "data": {
             "order_id": "1",
             "status": "FILLED",

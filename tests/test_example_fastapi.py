@@ -463,7 +463,7 @@ async def test_a_service_starts_before_its_broker() -> None:
     assert status.json()["websocket_connected"] is False
     assert status.json()["problem"]
     assert (swap.status_code, problem_of(swap)["error"]) == (503, "NotConnectedError")
-    assert (balances.status_code, problem_of(balances)["error"]) == (503, "NotSentError")
+    assert (balances.status_code, problem_of(balances)["error"]) == (503, "NotConnectedError")
     assert int(swap.headers["retry-after"]) >= 1
     assert (outcome.status_code, outcome.json()["outcome"]) == (202, "unknown")
 

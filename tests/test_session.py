@@ -694,6 +694,15 @@ def test_a_given_up_requests_reply_reaches_nobody() -> None:
     assert line.ended == [first, second]
 
 
+def test_without_a_connection_that_is_why_it_was_not_sent() -> None:
+    line = Line()
+    line.session.lose(ConnectionLostError("gone"))
+    read = line.submit("estimate", patience=5)
+    line.pass_time(5)
+    assert isinstance(read.error, NotConnectedError)
+    assert str(read.error) == "there was no connection in time for 'estimate'"
+
+
 def test_one_whose_time_is_up_waits_for_nobody_but_keeps_its_lane() -> None:
     line = Line()
     first = line.ask("estimate", patience=10)

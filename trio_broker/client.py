@@ -30,6 +30,7 @@ from trio_broker.exceptions import (
 from trio_broker.journal import SwapJournal
 from trio_broker.membership import BALANCES, ORDERS, Member
 from trio_broker.models import (
+    Amount,
     Balance,
     ClientStatistics,
     ConnectionEvent,
@@ -39,8 +40,8 @@ from trio_broker.models import (
     SwapFinding,
     SwapReceipt,
     UnresolvedSwap,
+    amount_text,
 )
-from trio_broker.operations import Amount
 from trio_broker.request import Request
 from trio_broker.session import Session
 from trio_broker.settings import (
@@ -756,7 +757,7 @@ class BrokerWSClient(trio.abc.AsyncResource):
         # What can't be sent is refused before an estimate is asked for.
         swap = request(slippage_bps)
         if min_out is not None:
-            least = Decimal(operations.amount_text(min_out, "min_out"))
+            least = Decimal(amount_text(min_out, "min_out"))
             estimate = await self.estimate_swap(amount_in, asset_in, asset_out, **optional)
             check_quote(estimate, least, self._supervisor.wall_time())
             left = slippage_left(estimate, least)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
+import re
 from decimal import Context, Decimal
 from typing import Generic, Literal, TypeAlias, TypeVar
 
@@ -17,7 +18,9 @@ T_co = TypeVar("T_co", covariant=True)
 
 Origin: TypeAlias = Literal["push", "snapshot"]
 GapReason: TypeAlias = Literal["reconnected", "overflow"]
+Amount: TypeAlias = str | int | Decimal
 
+_PLAIN = re.compile(r"[0-9]{1,60}(\.[0-9]{1,60})?", flags=re.ASCII)
 
 _EXACT = Context(prec=400)
 
@@ -450,3 +453,35 @@ class ClientStatistics:
     channels: int
     subscriptions: int
     tracked_orders: int
+
+
+def amount_text(value: Amount, place: str) -> str:
+    """An amount's text: a text as it was given, so that its zeros stay.
+
+    Args:
+        value: The amount.
+        place: What it is, for the error.
+
+    Raises:
+        TypeError: It is no str, int or Decimal.
+        ValueError: It isn't a plain decimal above 0, of at most 60 digits on either side.
+    """
+    if isinstance(value, bool | float) or not isinstance(value, str | int | Decimal):
+        raise TypeError(
+            f"{place} must be a str, an int or a Decimal, not {type(value).__name__}: "
+            "a float isn't the number that was written"
+        )
+    if not isinstance(value, str):
+        # A huge exponent would print a gigabyte of zeros, and Python prints no huge int.
+        value = Decimal(value)
+        if not value.is_finite() or abs(value.adjusted()) > 60:
+            raise ValueError(f"{place} must be a finite amount of sane size")
+        value = format(value, "f")
+    if not _PLAIN.fullmatch(value):
+        raise ValueError(
+            f"{place} must be a plain positive decimal like '0.25', of at most 60 digits on "
+            "either side of the point"
+        )
+    if not value.strip("0."):
+        raise ValueError(f"{place} must be more than 0")
+    return value

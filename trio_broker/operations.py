@@ -5,21 +5,17 @@ All that a user passes is checked here, before anything is queued.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from decimal import Decimal
 from functools import partial
-from typing import Final, TypeAlias
+from typing import Final
 
 from trio_broker import wire
 from trio_broker.exceptions import MessageTooLargeError
+from trio_broker.models import Amount, amount_text
 from trio_broker.request import Priority, Request
 from trio_broker.swaps import check_client_order_id
 
-Amount: TypeAlias = str | int | Decimal
-
 MAX_SLIPPAGE_BPS: Final = 10_000
-_PLAIN: Final = re.compile(r"[0-9]{1,60}(\.[0-9]{1,60})?", flags=re.ASCII)
 
 
 def authentication(deadline: float) -> Request:
@@ -148,38 +144,6 @@ def check_size(request: Request, limit: int) -> None:
     size = wire.frame_size(request.op, request.body, request.channel)
     if size > limit:
         raise MessageTooLargeError(size, limit)
-
-
-def amount_text(value: Amount, place: str) -> str:
-    """An amount's text: a text as it was given, so that its zeros stay.
-
-    Args:
-        value: The amount.
-        place: What it is, for the error.
-
-    Raises:
-        TypeError: It is no str, int or Decimal.
-        ValueError: It isn't a plain decimal above 0, of at most 60 digits on either side.
-    """
-    if isinstance(value, bool | float) or not isinstance(value, str | int | Decimal):
-        raise TypeError(
-            f"{place} must be a str, an int or a Decimal, not {type(value).__name__}: "
-            "a float isn't the number that was written"
-        )
-    if not isinstance(value, str):
-        # A huge exponent would print a gigabyte of zeros, and Python prints no huge int.
-        value = Decimal(value)
-        if not value.is_finite() or abs(value.adjusted()) > 60:
-            raise ValueError(f"{place} must be a finite amount of sane size")
-        value = format(value, "f")
-    if not _PLAIN.fullmatch(value):
-        raise ValueError(
-            f"{place} must be a plain positive decimal like '0.25', of at most 60 digits on "
-            "either side of the point"
-        )
-    if not value.strip("0."):
-        raise ValueError(f"{place} must be more than 0")
-    return value
 
 
 def _status_request(name: str, deadline: float, priority: Priority) -> Request:

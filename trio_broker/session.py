@@ -316,7 +316,7 @@ class Session:
             if request.unheard:
                 self._check_grace(request, now)
             elif request.deadline <= now:
-                self.give_up(request, now, _overdue(request))
+                self.give_up(request, now, self._overdue(request))
         if passed:
             self.listener.changed()
 
@@ -650,17 +650,20 @@ class Session:
         except (ProtocolError, ServerError) as error:
             return None, error
 
+    def _overdue(self, request: Request) -> BrokerError:
+        if request.was_sent:
+            return RequestTimeoutError(f"the broker didn't answer {request.op!r} in time")
+        if not self.authenticated and request is not self._auth:
+            return NotConnectedError(f"there was no connection in time for {request.op!r}")
+        return NotSentError(
+            f"{request.op!r} waited for its turn until its time was up; it wasn't sent"
+        )
+
 
 def _refuses(error: BrokerError, *, named: bool, echoed: bool) -> bool:
     """Whether what came for a swap is certainly its own refusal, and no word on another one."""
     is_refusal = isinstance(error, ServerError) and named and not echoed
     return is_refusal and not isinstance(error, NonceReusedError)
-
-
-def _overdue(request: Request) -> BrokerError:
-    if request.was_sent:
-        return RequestTimeoutError(f"the broker didn't answer {request.op!r} in time")
-    return NotSentError(f"{request.op!r} waited for its turn until its time was up; it wasn't sent")
 
 
 def _remember(memory: OrderedDict[str, str | None], key: str, value: str | None) -> None:

@@ -5,6 +5,7 @@ The secret key is never a flag, as the list of processes shows those to everybod
 
 from __future__ import annotations
 
+import getpass
 import os
 import sys
 from collections.abc import Mapping
@@ -216,20 +217,46 @@ def _named(variables: Mapping[str, str | None]) -> dict[str, str]:
 
 
 def _first_line() -> str:
-    line = sys.stdin.readline().strip()
+    # A terminal would show it, and keep it in its scrollback.
+    is_typed = sys.stdin.isatty()
+    try:
+        line = (getpass.getpass("Secret key: ") if is_typed else sys.stdin.readline()).strip()
+    except EOFError:
+        line = ""
     if not line:
         raise click.UsageError("--secret-key-stdin: the first line of standard input is empty")
     return line
 
 
 def _from_file(path: Path, *, is_wanted: bool) -> Mapping[str, str | None]:
-    from dotenv import dotenv_values  # noqa: PLC0415 - `--help` doesn't need it
+    """The variables in a file, which is read once a command: a pipe is empty the second time."""
+    context = click.get_current_context(silent=True)
+    files = {} if context is None else context.meta.setdefault(__name__, {})
+    if path not in files:
+        files[path] = _read(path, is_wanted=is_wanted)
+    variables: Mapping[str, str | None] = files[path]
+    return variables
 
-    if not path.is_file():
+
+def _read(path: Path, *, is_wanted: bool) -> Mapping[str, str | None]:
+    # Not dotenv's own `dotenv_values`: it takes a `$` in a secret for a variable, and logs a line
+    # that it can't read, and goes on without it.
+    from dotenv.parser import parse_stream  # noqa: PLC0415 - `--help` doesn't need it
+
+    # It may be a pipe, as a shell makes for a password manager's output.
+    if path.is_dir() or not path.exists():
         if is_wanted:
             raise click.UsageError(f"--env-file: there is no file {str(path)!r}")
         return {}
     try:
-        return dotenv_values(path)
+        with path.open(encoding="utf-8") as file:
+            lines = list(parse_stream(file))
     except (OSError, UnicodeError) as error:
         raise click.UsageError(f"{str(path)!r} can't be read: {error}") from None
+    for line in lines:
+        # Other programs' lines may be in it, and are theirs.
+        if line.error and any(name in line.original.string for name in _NAMES):
+            raise click.UsageError(
+                f"line {line.original.line} of {str(path)!r} can't be read: is a quote not closed?"
+            )
+    return {line.key: line.value for line in lines if line.key is not None}

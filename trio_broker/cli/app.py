@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -11,6 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from trio_broker import __version__
+from trio_broker.cli.unwritable import give_up_output, output_trouble
 
 # The lines of `--help`, here so that it needs no command's module.
 _COMMANDS: Final = {
@@ -38,6 +40,29 @@ def _ctrl_c_is_a_status() -> Iterator[None]:
 
 class _Commands(click.Group):
     """Imports a command's module when the command is run, or its help is asked for."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it, as click does; what it says of standard output is one line.
+
+        Args:
+            args: As click has them.
+            kwargs: As click has them.
+        """
+        trouble: str | None
+        if sys.__stdout__ is None:
+            # A result would be lost without a word, or go to some other file that has got its
+            # number by now, a socket even.
+            trouble = "standard output is closed"
+        else:
+            try:
+                return super().main(*args, **kwargs)
+            except OSError as error:  # of `--help` and the like, which end before a command runs
+                trouble = output_trouble(error)
+                if trouble is None:
+                    raise
+                give_up_output()
+        click.echo(f"Error: {trouble}", err=True)
+        sys.exit(1)
 
     @_ctrl_c_is_a_status()
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:

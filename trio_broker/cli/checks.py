@@ -12,6 +12,7 @@ import os
 import platform
 import shlex
 import ssl
+import stat
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -132,9 +133,10 @@ def is_open_to_others(path: Path) -> bool:
     """Whether others on this machine may read a file, as far as its mode says.
 
     Args:
-        path: The file.
+        path: The file; a pipe isn't one, as its secret is gone once it is read.
     """
-    return os.name == "posix" and bool(path.stat().st_mode & _READABLE_BY_OTHERS)
+    mode = path.stat().st_mode
+    return os.name == "posix" and stat.S_ISREG(mode) and bool(mode & _READABLE_BY_OTHERS)
 
 
 # --- The client ---------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import click
 import trio
 
 from trio_broker.cli.output import console, print_json
+from trio_broker.cli.suspending import give_way
 
 _STYLES: Final = {
     "lost": "bold red",
@@ -112,9 +113,11 @@ class Screen:
 
     async def animate(self) -> None:
         """Draw again and again, as time goes on, until cancelled."""
-        while True:
-            await trio.sleep(_FRAME)
-            self._draw()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(give_way, self._live.stop, self._live.start)
+            while True:
+                await trio.sleep(_FRAME)
+                self._draw()
 
     def _draw(self) -> None:
         from trio_broker.cli.demo_screen import picture  # noqa: PLC0415 - as above

@@ -32,6 +32,7 @@ from trio_broker import (
 )
 from trio_broker.cli.interrupt import ctrl_c_cancels
 from trio_broker.cli.output import printable
+from trio_broker.cli.unwritable import give_up_output, output_trouble
 
 
 class Status(enum.IntEnum):
@@ -118,6 +119,7 @@ def run(main: Callable[[], Awaitable[int]], *, debug: bool = False) -> None:
     except (BrokerError, OSError) as error:
         if debug:
             traceback.print_exception(error)
+        give_up_output()
         raise CommandFailed(told(error), status_of(error)) from error
     raise click.exceptions.Exit(status)
 
@@ -157,6 +159,16 @@ def told(error: BaseException) -> str:
     Args:
         error: The error.
     """
-    text = printable(" ".join(str(error).split())) or type(error).__name__
+    words = _in_words(error) if isinstance(error, OSError) else str(error)
+    text = printable(" ".join(words.split())) or type(error).__name__
     advice = next((advice for kind, advice in _ADVICE if isinstance(error, kind)), None)
     return f"{text}; {advice}" if advice else text
+
+
+def _in_words(error: OSError) -> str:
+    """A system's error without its number, which says nothing to people."""
+    if error.strerror is None:
+        return str(error)
+    if trouble := output_trouble(error):
+        return trouble
+    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
 import attrs
-import trio
 
 from trio_broker import (
     BoundedReceiveChannel,
@@ -19,8 +18,10 @@ from trio_broker import (
     Order,
     SnapshotUnavailable,
 )
+from trio_broker.cli.beside import beside
 from trio_broker.cli.ending import usage_errors
 from trio_broker.cli.output import Output, console, printable
+from trio_broker.cli.suspending import give_way
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -54,6 +55,11 @@ class Waiting:
         finally:
             self._progress.start()
 
+    async def give_way(self) -> None:
+        """Take it away for as long as Ctrl-Z stops this process, until cancelled."""
+        if not self._progress.disable:
+            await give_way(self._progress.stop, self._progress.start)
+
     def note(self, text: str) -> None:
         """Print something that is no result; if nobody can read it any more, it is lost.
 
@@ -74,7 +80,7 @@ async def waiting(client: BrokerWSClient, output: Output, text: str) -> AsyncIte
         text: What is waited for.
     """
     with _line(output, text) as line, client.events() as events:
-        async with _beside(partial(_tell, events, line)):
+        async with beside(partial(_tell, events, line), line.give_way):
             yield line
 
 
@@ -89,8 +95,12 @@ def _line(output: Output, text: str) -> Iterator[Waiting]:
     )
 
     screen = console(stderr=True)
-    # The log's lines would tear it.
-    is_wanted = not (output.quiet or output.as_json or output.verbose) and screen.is_interactive
+    # The log's lines would tear it. FORCE_COLOR colours a pipe, but makes no terminal of it.
+    is_wanted = (
+        not (output.quiet or output.as_json or output.verbose)
+        and screen.is_interactive
+        and screen.file.isatty()
+    )
     progress = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
@@ -105,21 +115,6 @@ def _line(output: Output, text: str) -> Iterator[Waiting]:
     line = Waiting(progress, progress.add_task(printable(text), total=None), output)
     with progress:
         yield line
-
-
-@asynccontextmanager
-async def _beside(task: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-    """Run a task beside a block; what the block raises comes out as it was raised."""
-    error: Exception | None = None
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(task)
-        try:
-            yield
-        except Exception as raised:  # noqa: BLE001 - kept back: the nursery would wrap it
-            error = raised
-        nursery.cancel_scope.cancel()
-    if error is not None:
-        raise error
 
 
 async def _tell(events: BoundedReceiveChannel[ConnectionEvent], line: Waiting) -> None:

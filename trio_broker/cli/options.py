@@ -34,12 +34,12 @@ _ACCOUNT: Final = (
         "--env-file",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="A file with BROKER_API_KEY and so on, instead of .env.",
+        help="A file, or a pipe, with BROKER_API_KEY and so on, instead of .env.",
     ),
     click.option(
         "--secret-key-stdin",
         is_flag=True,
-        help="Read the secret key from the first line of standard input.",
+        help="Read the secret key from the first line of standard input; a terminal asks for it.",
     ),
     click.option(
         "--signing-key",

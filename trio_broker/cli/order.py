@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-import click
+from typing import Final
 
-from trio_broker import Order, OrderStatus
+import click
+import trio
+
+from trio_broker import (
+    BrokerWSClient,
+    ConnectionLostError,
+    NotSentError,
+    Order,
+    OrderStatus,
+    RequestTimeoutError,
+    ServerError,
+)
 from trio_broker.cli.account import Account
 from trio_broker.cli.asking import ask
-from trio_broker.cli.ending import Status, run
+from trio_broker.cli.ending import CommandFailed, Status, run, status_of, told, usage_errors
 from trio_broker.cli.following import follow, waiting
 from trio_broker.cli.interrupt import ctrl_c_cancels
 from trio_broker.cli.options import account_options, output_options
 from trio_broker.cli.output import Output, fields, plain, print_json, printable
+
+# Before an order is looked up again, about which nobody has answered.
+_PAUSE: Final = 1.0
+_IF_UNKNOWN: Final = "check the id; an order of a moment ago may not be known yet: try again"
 
 
 @click.command()
@@ -23,8 +38,11 @@ def command(*, order_id: str, follows: bool, account: Account, output: Output) -
     """Show an order, or follow it to its end.
 
     ID is the order's id, or the client order id of its swap. With --json, one object a state:
-    order_id, status, filled_out, tx_hash, updated_at, client_order_id. With --follow, the status is
-    1 if the order ended FAILED or CANCELLED.
+    order_id, status, filled_out, tx_hash, updated_at, client_order_id.
+
+    With --follow, the status is 1 if the order ended FAILED or CANCELLED. Outages are waited for;
+    an order that the broker doesn't know at the beginning isn't, and the status is 5. It may be too
+    new: then try again.
     """
     shown = _follow if follows else _show
     run(lambda: shown(order_id, account, output), debug=output.debug)
@@ -40,9 +58,33 @@ async def _follow(order_id: str, account: Account, output: Output) -> int:
     async with account.client() as client:
         with ctrl_c_cancels():
             async with waiting(client, output, f"order {order_id}") as line:
+                await _look_up(client, order_id)
                 order = await follow(client, order_id, line, lambda state: show(state, output))
             status = ended(order)
     return status
+
+
+async def _look_up(client: BrokerWSClient, order_id: str) -> None:
+    """End here if the broker doesn't know an order: whoever follows it would wait for ever.
+
+    Raises:
+        CommandFailed: The broker refuses to tell of it.
+        click.UsageError: The id can't be sent.
+        BrokerError: The client's end has come.
+    """
+    while True:
+        try:
+            with usage_errors():
+                await client.get_order_status(order_id)
+        except ServerError as error:
+            raise CommandFailed(f"{told(error)}; {_IF_UNKNOWN}", status_of(error)) from error
+        except (ConnectionLostError, NotSentError, RequestTimeoutError):
+            # It says nothing of the order, and following goes on over outages.
+            if client.state.is_over:
+                raise
+        else:
+            return
+        await trio.sleep(_PAUSE)
 
 
 def ended(order: Order) -> Status:

@@ -163,24 +163,49 @@ def print_table(
     *,
     right: Iterable[str] = (),
     styles: Sequence[str] = (),
+    folds: bool = False,
 ) -> None:
-    """Print a table to standard output.
+    """Print a table to standard output; each row in lines of its own where it has no room.
 
     Args:
-        columns: The names of its columns.
+        columns: The names of its columns. One without a name goes on with the column before it.
         rows: The cells of each row; their control characters are escaped.
         right: The columns that are aligned to the right.
         styles: The style of each row, none for the rest.
+        folds: Whether it stays a table where there is no room, with cells broken in the middle.
     """
     from rich.table import Table  # noqa: PLC0415 - as above
     from rich.text import Text  # noqa: PLC0415
 
+    screen = console()
+    cells = [[Text(printable(cell)) for cell in row] for row in rows]
+    titles = [Text(name) for name in columns]
+    widths = [max(one.cell_len for one in column) for column in zip(titles, *cells, strict=True)]
+    if not folds and sum(widths) + 2 * (len(widths) - 1) > screen.width:
+        for row in cells:
+            for line in _record(columns, [cell.plain for cell in row]):
+                screen.print(Text(line), soft_wrap=True)
+        return
     table = Table(box=None, pad_edge=False)
     aligned = set(right)
     for name in columns:
         justify = "right" if name in aligned else "left"
         table.add_column(name, overflow="fold", justify=justify)  # type: ignore[arg-type]
-    for index, row in enumerate(rows):
-        style = styles[index] if index < len(styles) else ""
-        table.add_row(*(Text(printable(cell)) for cell in row), style=style)
-    console().print(table)
+    for index, row in enumerate(cells):
+        table.add_row(*row, style=styles[index] if index < len(styles) else "")
+    screen.print(table)
+
+
+def _record(columns: Sequence[str], cells: Sequence[str]) -> Iterable[str]:
+    """A row where columns would break its amounts in the middle, to be taken for others."""
+    yield cells[0] or columns[0]
+    line = ""
+    for name, cell in zip(columns[1:], cells[1:], strict=True):
+        if name.strip():
+            if line:
+                yield line
+            line = f"  {name} {cell}" if cell else ""
+        elif line and cell:
+            line += f" {cell}"
+    if line:
+        yield line

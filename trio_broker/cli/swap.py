@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 from collections.abc import Sequence
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +43,19 @@ from trio_broker.cli.output import (
     printable,
     whether_read_or_not,
 )
-from trio_broker.cli.prompt import check_answerable, confirm
+from trio_broker.cli.prompt import check_answerable
+from trio_broker.cli.question import confirm_beside
 from trio_broker.cli.swapend import find_end, judge, tell_end
+from trio_broker.models import amount_text
 
 
 def _amount(_context: click.Context, _option: click.Parameter, text: str | None) -> Decimal | None:
     if text is None:
         return None
     try:
-        amount = Decimal(text)
-    except InvalidOperation:
-        raise click.BadParameter(f"{text!r} is no amount") from None
-    if not (amount.is_finite() and amount > 0):
-        raise click.BadParameter("it must be more than 0")
-    return amount
+        return Decimal(amount_text(text, "it"))
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 @attrs.frozen(kw_only=True)
@@ -251,7 +250,7 @@ async def _is_agreed(client: BrokerWSClient, story: _Story, *, yes: bool) -> boo
         raise SlippageError(estimate.expected_out, plan.min_out)
     if yes:
         return True
-    if not await confirm(plan.question(estimate, story.account)):
+    if not await confirm_beside(client, plan.question(estimate, story.account)):
         raise CommandFailed("you didn't say yes; nothing was sent")
     return trio.current_time() < ends_at
 

@@ -36,7 +36,8 @@ from trio_broker.cli.output import (
     print_table,
     printable,
 )
-from trio_broker.cli.prompt import check_answerable, confirm
+from trio_broker.cli.prompt import check_answerable
+from trio_broker.cli.question import confirm_beside
 
 Swap = TypeVar("Swap", JournalRow, UnresolvedSwap)
 
@@ -82,8 +83,19 @@ def command(
     """
     if (settle is None) != (note is None):
         raise click.UsageError("--settle and --note go together")
-    if reconcile and settle is not None:
-        raise click.UsageError("--reconcile and --settle don't go together")
+    chosen = [
+        flag
+        for flag, is_given in (
+            ("--unresolved", unresolved),
+            ("--reconcile", reconcile),
+            ("--settle", settle is not None),
+        )
+        if is_given
+    ]
+    if len(chosen) > 1:
+        raise click.UsageError(f"{' and '.join(chosen)} don't go together")
+    if yes and settle is None:
+        raise click.UsageError("--yes goes with --settle: nothing else asks")
     named = file or named_journal()
     place = _Place((named or usual_path()).absolute(), is_usual=named is None)
     if reconcile:
@@ -158,7 +170,7 @@ def _print_rows(rows: Sequence[JournalRow]) -> None:
     # The widest column is folded first: as long as that is the detail, ids stay in one piece.
     needed = sum(widths) + min(detail, max(widths)) + 2 * len(widths)
     if console().width >= needed:
-        print_table(_COLUMNS, cells, styles=styles)
+        print_table(_COLUMNS, cells, styles=styles, folds=True)
         return
     from rich.text import Text  # noqa: PLC0415 - `--help` doesn't need it
 
@@ -307,7 +319,8 @@ async def _settle(place: _Place, account: Account, closing: _Closing, output: Ou
     async with account.client(journal=SwapJournal(place.path)) as client:
         with ctrl_c_cancels():
             swap = _named(closing.client_order_id, client.unresolved_swaps())
-            if closing.is_asked and not await confirm(_question(swap, account)):
+            question = _question(swap, account)
+            if closing.is_asked and not await confirm_beside(client, question):
                 raise CommandFailed("you didn't say yes; nothing was closed")
             with usage_errors():
                 await client.settle_swap(closing.client_order_id, closing.note)

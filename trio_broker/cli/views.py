@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-import signal
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import click
@@ -24,6 +24,7 @@ from trio_broker import (
 from trio_broker.cli.board import Board, ChannelTrouble, error_text, in_words
 from trio_broker.cli.output import Output, console, fields, json_text, printable
 from trio_broker.cli.pipe import Pipe
+from trio_broker.cli.suspending import give_way
 from trio_broker.erasing import without_signatures
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
     from trio_broker.cli.screen import Picture
 
-# Ctrl-Z, where there is such a thing.
-_SUSPEND: Final = tuple(one for one in signal.Signals if one.name == "SIGTSTP")
 # Often enough for the eye: a stream of thousands of messages costs no more than a few frames.
 _FRAME: Final = 0.25
 _HINT: Final = "Ctrl-C ends"
@@ -96,8 +95,7 @@ class Screen:
         try:
             with live:
                 async with trio.open_nursery() as nursery:
-                    for number in _SUSPEND:
-                        nursery.start_soon(self._give_way, live, number)
+                    nursery.start_soon(give_way, live.stop, partial(self._take_again, live))
                     while not client.state.is_over:
                         self._draw(client, live)
                         await trio.sleep(_FRAME)
@@ -113,14 +111,9 @@ class Screen:
             live.update(_picture(self._board, now, size.height, _HINT), refresh=True)
             self._drawn = seen
 
-    async def _give_way(self, live: Live, number: signal.Signals) -> None:
-        """Leave the screen to the shell when Ctrl-Z stops this process, and take it again."""
-        with trio.open_signal_receiver(number) as signals:
-            async for _ in signals:
-                live.stop()
-                signal.raise_signal(signal.SIGSTOP)
-                live.start()
-                self._drawn = None
+    def _take_again(self, live: Live) -> None:
+        live.start()
+        self._drawn = None
 
     def _look(self, client: BrokerWSClient) -> dt.datetime:
         now = dt.datetime.now(dt.UTC)
@@ -295,7 +288,6 @@ def message_facts(message: Message[Any]) -> dict[str, object]:
         "channel": message.channel,
         "origin": message.origin,
         "gap": message.gap,
-        "received_at": message.received_at,
         "data": _data(message.data),
     }
 

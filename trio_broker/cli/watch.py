@@ -41,9 +41,8 @@ def command(*, channels: Sequence[str], raw: bool, account: Account, output: Out
 
     In a pipe, or with --json, each line is one object: event, at, and more. A message has the event
     "message" and channel, origin ("push" or "snapshot"), gap (null, or reasons, dropped and since),
-    received_at and data: a list of asset, total, locked and available for the balances, and
-    order_id, status, filled_out, tx_hash, updated_at and client_order_id for an order. The other
-    events are
+    and data: a list of asset, total, locked and available for the balances, and order_id, status,
+    filled_out, tx_hash, updated_at and client_order_id for an order. The other events are
 
     \b
     connected

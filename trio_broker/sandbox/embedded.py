@@ -239,7 +239,11 @@ async def _serving(
 ) -> AsyncIterator[Sandbox]:
     host, port = address
     server = Server(broker, rules, clock)
-    listeners = await trio.open_tcp_listeners(port, host=host)
+    try:
+        listeners = await trio.open_tcp_listeners(port, host=host)
+    except OSError as failure:
+        # The system doesn't say where.
+        raise type(failure)(failure.errno, failure.strerror, f"{host}, port {port}") from failure
     bound_port = listeners[0].socket.getsockname()[1]
     host = _ANY_ADDRESS.get(host, host)
     url = f"ws://{f'[{host}]' if ':' in host else host}:{bound_port}{_PATH}"

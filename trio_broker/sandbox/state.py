@@ -24,6 +24,7 @@ a test has asked for end with the process.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -173,6 +174,9 @@ def open_exchange(
     file = Path(path).resolve()  # So that replacing it doesn't replace a link to it.
     if file.exists() and not file.is_file():
         raise ConfigurationError(f"{file} isn't a file")
+    if not file.parent.is_dir():
+        # Said here, as otherwise it would be said of the lock's file.
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file.parent))
     with _held(file):
         saved = _read(file)
         if saved is None:

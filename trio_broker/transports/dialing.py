@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import email.parser
 import email.utils
+import os
 import re
 import socket
 import ssl
@@ -153,10 +154,16 @@ async def _secured(
 
 
 def _each_reason(error: OSError) -> str:
-    """What went wrong at each address, where Trio tried several."""
+    """What went wrong, in the system's words: once, however many addresses Trio tried."""
     group = error.__cause__
     reasons = group.exceptions if isinstance(group, ExceptionGroup) else [error]
-    return "; ".join(str(reason) for reason in reasons)
+    return "; ".join(dict.fromkeys(_in_words(reason) for reason in reasons))
+
+
+def _in_words(error: BaseException) -> str:
+    # Trio repeats the address, as a tuple, between a number and the words.
+    number = getattr(error, "errno", None)
+    return str(error) if number is None else os.strerror(number)
 
 
 def http_status(answer: bytes) -> int | None:

@@ -9,6 +9,7 @@ from typing import get_args
 
 import pytest
 
+from tests.aiohost import HOSTS, Host
 from tests.clibroker import ROOT, Broker, broker_in_thread, set_default
 from trio_broker import BrokerWSClient, ReconnectPolicy
 from trio_broker.sandbox import Outcome
@@ -23,6 +24,12 @@ def each_transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     defaults = BrokerWSClient.__init__.__kwdefaults__
     assert defaults is not None
     monkeypatch.setitem(defaults, "transport", request.param)
+
+
+@pytest.fixture(params=list(HOSTS))
+def host(request: pytest.FixtureRequest) -> Host:
+    """Run a test once with each event loop of asyncio's kind."""
+    return HOSTS[request.param]
 
 
 # --- For the commands -----------------------------------------------------------------------

@@ -11,7 +11,10 @@ from types import ModuleType
 import pytest
 
 import trio_broker
+import trio_broker.aio
 import trio_broker.sandbox
+
+MODULES = [trio_broker, trio_broker.aio, trio_broker.sandbox]
 
 
 def reexports(module: ModuleType) -> list[ast.alias]:
@@ -20,14 +23,14 @@ def reexports(module: ModuleType) -> list[ast.alias]:
     return [alias for node in imports if node.module != "__future__" for alias in node.names]
 
 
-@pytest.mark.parametrize("module", [trio_broker, trio_broker.sandbox])
+@pytest.mark.parametrize("module", MODULES)
 def test_every_name_is_reexported_under_itself(module: ModuleType) -> None:
     wrong = [alias.name for alias in reexports(module) if alias.asname != alias.name]
     assert wrong == []
     assert reexports(module)
 
 
-@pytest.mark.parametrize("module", [trio_broker, trio_broker.sandbox])
+@pytest.mark.parametrize("module", MODULES)
 def test_every_name_has_a_docstring_of_its_own(module: ModuleType) -> None:
     wrong = [
         alias.name
@@ -41,9 +44,10 @@ def test_every_name_has_a_docstring_of_its_own(module: ModuleType) -> None:
 def test_everything_public_that_the_classes_have_is_documented() -> None:
     wrong = [
         f"{alias.name}.{name}"
-        for alias in reexports(trio_broker)
-        if inspect.isclass(getattr(trio_broker, alias.name))
-        for name, member in vars(getattr(trio_broker, alias.name)).items()
+        for module in (trio_broker, trio_broker.aio)
+        for alias in reexports(module)
+        if inspect.isclass(getattr(module, alias.name))
+        for name, member in vars(getattr(module, alias.name)).items()
         if not name.startswith("_")
         and (inspect.isfunction(member) or isinstance(member, property | classmethod))
         and not inspect.getdoc(member)

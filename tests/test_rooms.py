@@ -39,6 +39,7 @@ ROWS: Final = (
     ("supervisor",),
     ("swapping",),
     ("client",),
+    ("aio",),
 )
 ROOM: Final = {name: number for number, row in enumerate(ROWS) for name in row}
 
@@ -155,6 +156,16 @@ def test_only_transports_and_the_sandbox_know_a_websocket_library(library: str) 
         if module.partition(".")[0] == library
     }
     assert rooms <= {"transports", "sandbox"}
+
+
+def test_only_the_bridge_to_asyncio_knows_asyncio() -> None:
+    rooms = {
+        room_of(path)
+        for path in sources()
+        for module, _ in imports(path)
+        if module.partition(".")[0] == "asyncio"
+    }
+    assert rooms == {"aio"}
 
 
 def test_the_core_knows_neither_trio_nor_sockets() -> None:

@@ -13,16 +13,17 @@ from benchmarks.speed.restore import Case
 COUNT = 500
 
 
-def counted(pushed: int) -> Any:
+def counted(pushed: int, peer: str = "library") -> Any:
     bench = Bench(rounds=1, quick=True, say=print)
     with bench.server() as server:
         told = {"url": server.url(push=pushed), "count": COUNT}
         ours = {"transport": "trio-websocket", "batches": False}
-        return bench.measure("peers.library:pushes", {**told, **ours})
+        return bench.measure(f"peers.{peer}:pushes", {**told, **ours})
 
 
-def test_all_that_is_pushed_comes() -> None:
-    result = counted(COUNT)
+@pytest.mark.parametrize("peer", ["library", "bridge"])
+def test_all_that_is_pushed_comes(peer: str) -> None:
+    result = counted(COUNT, peer)
     assert (result["delivered"], result["dropped"]) == (COUNT, 0)
     assert result["wall"] > 0
 

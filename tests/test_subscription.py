@@ -1301,3 +1301,44 @@ async def test_an_error_that_is_buffered_is_raised_by_an_iteration_which_goes_on
     with pytest.raises(ChannelError, match="Order not found"):
         await anext(subscription)
     assert (await anext(subscription)).data == 3
+
+
+# --- For other event loops -------------------------------------------------------------------
+
+
+def test_whoever_is_called_takes_it_off_the_buffer() -> None:
+    feed, subscription = open_subscription()
+    calls: list[str] = []
+    subscription.when_ready(lambda: calls.append("first"))
+    subscription.when_ready(lambda: calls.append("second"))
+    assert calls == []
+    feed.put(message(1))
+    feed.put(message(2))
+    assert calls == ["first", "second"]  # once
+    assert [one.data for one in subscription.batch_nowait()] == [1, 2]
+
+
+def test_a_call_can_be_taken_back() -> None:
+    feed, subscription = open_subscription()
+    calls: list[str] = []
+    forget = subscription.when_ready(lambda: calls.append("gone"))
+    forget()
+    feed.put(message(1))
+    forget()
+    assert calls == []
+
+
+@pytest.mark.parametrize("how", ["end", "fail", "close"])
+def test_an_end_calls_too(how: str) -> None:
+    feed, subscription = open_subscription()
+    calls: list[str] = []
+    subscription.when_ready(lambda: calls.append(how))
+    if how == "end":
+        feed.end()
+    elif how == "fail":
+        feed.fail(ValueError("no"))
+    else:
+        subscription.close()
+        with pytest.raises(trio.ClosedResourceError):
+            subscription.when_ready(lambda: None)
+    assert calls == [how]

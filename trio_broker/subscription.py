@@ -19,6 +19,10 @@ and when that task runs at last, newer messages may have been dropped. Their hol
 message but after it. So a task that waited marks nothing; and a mark that still pends when the
 buffer has been emptied (only errors were left, and they carry none) is put on by `Feed.put`.
 
+**Who waits without a Trio task**, in another event loop of this thread say, isn't handed a message,
+as it may be cancelled before it takes it. It is called, and takes the message off the buffer. All
+who wait so are called, and those who find nothing wait again: so none is left asleep.
+
 **Endings** come after what is buffered: when the send end is closed, Trio delivers that first. A
 failure is kept here, and copied for every raise.
 
@@ -87,6 +91,7 @@ class Mailbox(Generic[T]):
         "_on_drained",
         "_root",
         "_send",
+        "_wakes",
         "dropped",
         "has_overflowed",
         "name",
@@ -127,6 +132,7 @@ class Mailbox(Generic[T]):
         self._on_drained = on_drained
         self._is_open = True
         self._failure: Exception | None = None
+        self._wakes: dict[Callable[[], object], None] = {}
         self.dropped: int = 0
         self.owners: int = 0
         self.has_overflowed: bool = False
@@ -140,13 +146,16 @@ class Mailbox(Generic[T]):
         except trio.WouldBlock:
             self._overflow(item)
         except trio.ClosedResourceError:
-            pass
+            return
+        if self._wakes:
+            self._wake_all()
 
     @enable_ki_protection
     def end(self) -> None:
         """Let iterations end after what is buffered. Ending twice is fine."""
         self._is_open = False
         self._send.close()
+        self._wake_all()
 
     @enable_ki_protection
     def fail(self, error: Exception, cause: BaseException | None = None) -> None:
@@ -176,12 +185,30 @@ class Mailbox(Generic[T]):
 
     def detach(self) -> None:
         """For a handle that was closed."""
+        self._wake_all()
         self.owners -= 1
         if self.owners == 0:
             self._root.close()  # with the last receive end, Trio lets go of what is buffered
             if self._is_open:
                 self.end()
                 self._on_close()
+
+    def when_ready(self, wake: Callable[[], object]) -> Callable[[], None]:
+        """For a handle that found nothing: what calls it once, when it may look again.
+
+        Returns:
+            What lets it be called no more.
+        """
+        self._wakes[wake] = None
+        return lambda: self._forget(wake)
+
+    def _forget(self, wake: Callable[[], object]) -> None:
+        self._wakes.pop(wake, None)
+
+    def _wake_all(self) -> None:
+        wakes, self._wakes = self._wakes, {}
+        for wake in wakes:
+            wake()
 
     def taken(self, item: T | ErrorItem) -> T | ErrorItem:
         """For a handle that took an item off the buffer after an overflow: what it delivers."""
@@ -255,6 +282,29 @@ class BoundedReceiveChannel(trio.abc.ReceiveChannel[T_co]):
         if isinstance(item, ErrorItem):
             raise item.error
         return item
+
+    @enable_ki_protection
+    def when_ready(self, wake: Callable[[], object]) -> Callable[[], None]:
+        """Have a function called when `receive_nowait` may have something new to say.
+
+        For code in Trio's thread that isn't a Trio task and so can't wait in `receive`, as that of
+        an event loop whose guest Trio is. It is called once, for an item, the end, or the closing
+        of a handle; perhaps in vain, as another one may be quicker. What is there already calls
+        nobody: look with `receive_nowait` first.
+
+        Args:
+            wake: The function. It is called synchronously by whoever brings the item: it mustn't
+                raise, nor receive by itself.
+
+        Returns:
+            A function that takes this back; it may be called late, and twice.
+
+        Raises:
+            trio.ClosedResourceError: This handle was closed.
+        """
+        if self._closed:
+            raise trio.ClosedResourceError
+        return self._mailbox.when_ready(wake)
 
     @enable_ki_protection
     async def receive(self) -> T_co:
@@ -477,8 +527,22 @@ class Subscription(BoundedReceiveChannel[Message[T_co]]):
         """
         return _Batches(self)
 
-    async def _batch(self) -> list[Message[T_co]]:
-        batch = [await self.receive()]
+    @enable_ki_protection
+    def batch_nowait(self) -> list[Message[T_co]]:
+        """Take everything that has arrived, at least one message; not a checkpoint.
+
+        Where the broker pushed an error, the list ends before it, and the next call raises it.
+
+        Raises:
+            trio.WouldBlock: Nothing is buffered.
+            trio.EndOfChannel: The channel has ended, and everything has been received.
+            trio.ClosedResourceError: This handle was closed.
+            BrokerError: As `receive`.
+        """
+        return self._batch(self.receive_nowait())
+
+    def _batch(self, first: Message[T_co]) -> list[Message[T_co]]:
+        batch = [first]
         try:
             while not isinstance(item := self._pop(), ErrorItem):
                 batch.append(item)
@@ -500,6 +564,7 @@ class _Batches(AsyncIterator[list[Message[T]]]):
     @enable_ki_protection
     async def __anext__(self) -> list[Message[T]]:
         try:
-            return await self._subscription._batch()  # noqa: SLF001  # it is the subscription's
+            first = await self._subscription.receive()
         except trio.EndOfChannel:
             raise StopAsyncIteration from None
+        return self._subscription._batch(first)  # noqa: SLF001  # it is the subscription's

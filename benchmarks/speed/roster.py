@@ -64,6 +64,28 @@ def library(transport: str) -> Peer:
     return Peer(f"trio-broker over {transport}", "peers.library", {"transport": transport})
 
 
+def bridged(transport: str) -> Peer:
+    """This library from asyncio.
+
+    Args:
+        transport: The transport's name.
+    """
+    arguments = {"transport": transport}
+    return Peer(f"trio_broker.aio over {transport}", "peers.bridge", arguments)
+
+
+def bridged_iterating(transport: str, *, batches: bool) -> Peer:
+    """This library from asyncio, and how its messages are taken.
+
+    Args:
+        transport: The transport's name.
+        batches: Whether with ``batches()``, or with ``async for`` alone.
+    """
+    way = "batches()" if batches else "async for"
+    arguments = {"transport": transport, "batches": batches}
+    return Peer(f"trio_broker.aio over {transport}, {way}", "peers.bridge", arguments)
+
+
 def iterating(transport: str, *, batches: bool) -> Peer:
     """This library, and how its messages are taken.
 

@@ -6,15 +6,16 @@ from typing import Final, TypeAlias
 
 from benchmarks.speed.figures import Goal, Report, Table, at_most, percentile, ratio, spread
 from benchmarks.speed.processes import Bench
-from benchmarks.speed.roster import CALLBACK, FAST, TRANSPORTS, library
+from benchmarks.speed.roster import CALLBACK, FAST, TRANSPORTS, bridged, library
 
 ABOUT: Final = """
 `estimate_swap` one at a time, {count:,} calls a round after {warm_up}, with no limit of messages a
 second. The callback client signs with what the standard library has, and a task of its own
 resolves the future that the caller waits for; it returns a dict as it came, the library checked
 types with decimals. *Reply* is the time from the call to its return. *Sent* is the time from the
-call to the return of the system call that handed its last byte to the kernel, noted for both by
-the same function around `socket.socket.send`. The ratios are of p50.
+call to the return of the system call that handed its last byte to the kernel, noted for all by
+the same function around `socket.socket.send`. The ratios are of p50. `trio_broker.aio` is the
+library's client in an asyncio program, with Trio as the guest of its loop.
 """
 
 _FIGURES: Final = {"reply": "taken", "sent": "sent"}
@@ -30,7 +31,7 @@ def run(bench: Bench) -> Report:
         bench: How.
     """
     warm_up, count = (20, 100) if bench.quick else (200, 2_000)
-    peers = [*map(library, TRANSPORTS), CALLBACK]
+    peers = [*map(library, TRANSPORTS), *map(bridged, TRANSPORTS), CALLBACK]
     with bench.server() as server:
         told = {"url": server.url(), "warm_up": warm_up, "count": count}
         runs: dict[str, list[dict[str, list[int]]]] = bench.in_turn(

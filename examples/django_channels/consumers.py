@@ -1,0 +1,206 @@
+"""The WebSocket to a browser: the user's account goes out, swaps come in.
+
+Each connection has subscriptions of its own, so a browser that is slow misses what it misses by
+itself, and gets the whole state after that. All that is done for a browser is done within
+`__call__`, in task groups: when the browser goes away, or Daphne ends and cancels it, nothing is
+left behind, no subscription either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any, Final, TypeAlias
+
+import attrs
+from channels.generic.websocket import AsyncJsonWebsocketConsumer
+
+from examples.django_channels.accounts import LIVE
+from examples.django_channels.live import LiveAccount, Swap
+from trio_broker import (
+    Balance,
+    BrokerError,
+    Connected,
+    Disconnected,
+    Order,
+    SnapshotUnavailable,
+)
+from trio_broker.aio import AioBrokerClient
+
+Json: TypeAlias = dict[str, Any]
+
+# Closed with this, the page doesn't come again by itself: only somebody who looks can help.
+FAILED: Final = 4000
+FOLLOWED_AT_MOST: Final = 100
+
+
+class AccountConsumer(AsyncJsonWebsocketConsumer):  # type: ignore[misc]  # it has no types
+    """A browser that shows an account."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.live: LiveAccount
+        self.tasks: Final = asyncio.TaskGroup()
+        self.watching: asyncio.Task[None] | None = None
+        # What is to be shown: a swap, or an order by its id.
+        self.news: Final[asyncio.Queue[Swap | str]] = asyncio.Queue()
+        self.followed: Final[set[str]] = set()
+
+    async def __call__(self, *asgi: Any) -> None:
+        """The connection, from its first message to its end."""
+        async with self.tasks:
+            try:
+                await super().__call__(*asgi)
+            finally:
+                if self.watching is not None:
+                    self.watching.cancel()
+
+    # --- From the browser ----------------------------------------------------------------------
+
+    async def connect(self) -> None:
+        """Let it in, if there is such a user.
+
+        A real site takes the user from ``self.scope["user"]``, with `channels.auth`, and never from
+        what the browser says: here, everybody who reaches the port is whoever they like to be.
+        """
+        user = self.scope["url_route"]["kwargs"]["user"]
+        if user not in LIVE:
+            await self.close()
+            return
+        self.live = LIVE[user]
+        await self.accept()
+        self.watching = self.tasks.create_task(self._watch())
+
+    async def receive(self, text_data: str | None = None, **kwargs: Any) -> None:
+        """Take a message apart. What isn't JSON is no reason to end."""
+        try:
+            content = json.loads(text_data or "")
+        except (ValueError, RecursionError):
+            content = None
+        await self.receive_json(content, **kwargs)
+
+    async def receive_json(self, content: Any, **_: Any) -> None:
+        """Do what the page asks for."""
+        match content:
+            case {
+                "type": "swap",
+                "key": str(key),
+                "amount_in": str(amount_in),
+                "asset_in": str(asset_in),
+                "asset_out": str(asset_out),
+            }:
+                if self.live.account.is_play_money:
+                    self.live.swap(Swap(key, amount_in, asset_in, asset_out))
+                else:
+                    await self._refuse("this is real money: nothing is swapped from here")
+            case {"type": "follow", "order_id": str(order_id)}:
+                if len(self.followed) < FOLLOWED_AT_MOST:
+                    self.news.put_nowait(order_id)
+                else:
+                    await self._refuse("no more orders can be followed: load the page again")
+            case _:
+                await self._refuse("this can't be understood")
+
+    async def _refuse(self, detail: str) -> None:
+        await self.send_json({"type": "refused", "detail": detail})
+
+    # --- To the browser ------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        account = self.live.account
+        broker = "SANDBOX" if account.is_play_money else "LIVE"
+        await self.send_json({"type": "broker", "broker": broker, "host": account.host})
+        await self._send_connection("connecting")
+        try:
+            async with self.live.client() as client:
+                await self._show(client)
+        except* BrokerError as group:
+            await self._send_connection("failed", str(_first(group)))
+            await self.close(FAILED)
+
+    async def _show(self, client: AioBrokerClient) -> None:
+        with self.live.watched(self.news.put_nowait):
+            async with asyncio.TaskGroup() as streams:
+                streams.create_task(self._show_connection(client))
+                streams.create_task(self._show_balances(client))
+                while True:
+                    news = await self.news.get()
+                    order_id: str | None
+                    if isinstance(news, Swap):
+                        await self.send_json({"type": "swap", **attrs.asdict(news)})
+                        order_id = news.order_id
+                    else:
+                        order_id = news
+                    if order_id is not None and order_id not in self.followed:
+                        self.followed.add(order_id)
+                        streams.create_task(self._show_order(client, order_id))
+
+    async def _show_connection(self, client: AioBrokerClient) -> None:
+        with client.events() as events:
+            await self._send_connection("connected" if client.is_connected() else "reconnecting")
+            async for event in events:
+                match event:
+                    case Connected():
+                        await self._send_connection("connected")
+                    case Disconnected(error=error, retry_in=delay):
+                        await self._send_connection("reconnecting", str(error), delay)
+                    case SnapshotUnavailable(channel=channel, error=error):
+                        # An order that the broker doesn't know, perhaps not yet: it asks again.
+                        order_id = channel.removeprefix("orders:")
+                        if order_id in self.followed:
+                            await self._send_order(order_id, detail=str(error))
+        await client.wait_closed()  # raises what made it fail, if that is how it ended
+
+    async def _send_connection(
+        self, state: str, problem: str = "", next_try_in: float | None = None
+    ) -> None:
+        await self.send_json(
+            {"type": "connection", "state": state, "problem": problem, "next_try_in": next_try_in}
+        )
+
+    async def _show_balances(self, client: AioBrokerClient) -> None:
+        account: dict[str, Balance] = {}
+        async with await client.subscribe_balances() as updates:
+            async for batch in updates.batches():
+                for message in batch:
+                    if message.origin == "snapshot":
+                        account.clear()
+                    account |= {balance.asset: balance for balance in message.data}
+                balances = [_balance(each) for each in account.values()]
+                await self.send_json({"type": "balances", "balances": balances})
+
+    async def _show_order(self, client: AioBrokerClient, order_id: str) -> None:
+        try:
+            async with client.track_order(order_id) as progress:
+                async for message in progress:
+                    await self._send_order(order_id, **_order(message.data))
+        except ValueError as error:
+            await self._send_order(order_id, detail=str(error))
+
+    async def _send_order(self, order_id: str, *, detail: str = "", **state: Any) -> None:
+        message = {"type": "order", "order_id": order_id, "detail": detail, **state}
+        await self.send_json(message)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+
+
+# Amounts go as text: a number in JSON is a binary float to a browser.
+
+
+def _balance(balance: Balance) -> Json:
+    locked = None if balance.locked is None else f"{balance.locked:f}"
+    available = f"{balance.available:f}"
+    return {"asset": balance.asset, "available": available, "locked": locked}
+
+
+def _order(order: Order) -> Json:
+    return {
+        "status": order.status,
+        "is_final": order.is_final,
+        "filled_out": None if order.filled_out is None else f"{order.filled_out:f}",
+        "tx_hash": order.tx_hash,
+        "updated_at": None if order.updated_at is None else order.updated_at.isoformat(),
+    }

@@ -1,0 +1,329 @@
+"""FastAPI on uvicorn: asyncio's client in the lifespan, calls as routes, streams as WebSockets.
+
+    uvicorn examples.fastapi_on_uvicorn.app:app
+
+It starts only if it can connect to the broker. A connection that is lost later is replaced for as
+long as the service lasts, and meanwhile its routes say so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import ExitStack, asynccontextmanager
+from decimal import Decimal
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias, TypedDict
+from urllib.parse import quote, urlsplit
+
+from fastapi import (
+    Depends,
+    FastAPI,
+    Header,
+    HTTPException,
+    Request,
+    WebSocket,
+    WebSocketDisconnect,
+    WebSocketException,
+)
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, PlainSerializer
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import HTTPConnection
+
+from trio_broker import (
+    Balance,
+    BrokerError,
+    BrokerWSClient,
+    ConnectionLostError,
+    DuplicateClientOrderIdError,
+    NotConnectedError,
+    NotSentError,
+    Order,
+    ReconnectPolicy,
+    RequestTimeoutError,
+    ServerError,
+    SwapOutcomeUnknownError,
+)
+from trio_broker.aio import AioBrokerClient, open_client
+from trio_broker.sandbox import open_threaded_sandbox
+
+logger: Final = logging.getLogger("uvicorn.error")  # uvicorn's own, which is shown
+
+# Somebody waits at the other end of each request, so the client gives up earlier than by default.
+OPTIONS: Final[dict[str, Any]] = {
+    "reconnect": ReconnectPolicy(max_attempts=None, max_delay=15.0),
+    "request_timeout": 5.0,
+    "resolve_timeout": 5.0,
+}
+HOSTS: Final = ["127.0.0.1", "localhost"]
+PLAY_KEYS: Final = {"test_key_1", "test_key_2"}
+
+
+# --- The client, for as long as the service lasts ------------------------------------------------
+
+
+class State(TypedDict):
+    """What every request has at hand."""
+
+    client: AioBrokerClient
+    is_play_money: bool
+
+
+@asynccontextmanager
+async def lifespan(_: FastAPI) -> AsyncIterator[State]:
+    """Connect before the first request, and close after the last."""
+    with ExitStack() as stack:
+        environ: Mapping[str, str] = os.environ
+        if "BROKER_API_KEY" not in environ:
+            sandbox = stack.enter_context(
+                open_threaded_sandbox(pending_delay=(0.3, 0.6), processing_delay=(0.6, 1.2))
+            )
+            environ = {
+                "BROKER_WS_URL": sandbox.url,
+                "BROKER_API_KEY": sandbox.api_key,
+                "BROKER_SECRET_KEY": sandbox.secret_key,
+            }
+        async with open_client(BrokerWSClient.from_env(environ, **OPTIONS)) as client:
+            yield {"client": client, "is_play_money": is_play_money(environ)}
+        for swap in client.unresolved_swaps():
+            logger.error("what became of swap %s isn't known", swap.client_order_id)
+
+
+def is_play_money(environ: Mapping[str, str]) -> bool:
+    """Whether the environment certainly names a sandbox: its keys, on this machine."""
+    url = environ.get("BROKER_WS_URL") or environ.get("BROKER_BASE_URL", "")
+    return urlsplit(url).hostname in HOSTS and environ["BROKER_API_KEY"] in PLAY_KEYS
+
+
+def client_of(connection: HTTPConnection) -> AioBrokerClient:
+    """The client."""
+    client: AioBrokerClient = connection.state.client
+    return client
+
+
+app: Final = FastAPI(title="trio-broker on asyncio", lifespan=lifespan)
+# Or another site could have its name point here, and read the account with its page's script.
+app.add_middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)
+
+
+# --- What goes in and out ------------------------------------------------------------------------
+
+# A text, both ways: a JSON number is a binary float before anybody sees it.
+Amount: TypeAlias = Annotated[Decimal, PlainSerializer("{:f}".format, return_type=str)]
+
+
+class Asset(BaseModel):
+    """What the account has of an asset."""
+
+    asset: str
+    total: Amount
+    locked: Amount | None
+    available: Amount
+
+    @classmethod
+    def of(cls, balance: Balance) -> Self:
+        """The library's `Balance` as JSON."""
+        return cls(
+            asset=balance.asset,
+            total=balance.total,
+            locked=balance.locked,
+            available=balance.available,
+        )
+
+
+class Account(BaseModel):
+    """The whole account, and whether something before it was missed, an outage say."""
+
+    balances: list[Asset]
+    missed: bool = False
+
+
+class OrderState(BaseModel):
+    """How an order stands."""
+
+    order_id: str
+    status: str
+    is_final: bool
+    filled_out: Amount | None
+    tx_hash: str | None
+
+    @classmethod
+    def of(cls, order_id: str, order: Order) -> Self:
+        """The library's `Order` as JSON."""
+        return cls(
+            order_id=order_id,
+            status=order.status,
+            is_final=order.is_final,
+            filled_out=order.filled_out,
+            tx_hash=order.tx_hash,
+        )
+
+
+class Asked(BaseModel):
+    """A swap that is asked for."""
+
+    amount_in: str
+    asset_in: str
+    asset_out: str
+    slippage_bps: int | None = None
+
+
+class Outcome(BaseModel):
+    """What became of a swap."""
+
+    client_order_id: str
+    outcome: Literal["taken", "refused", "not sent"]
+    order_id: str | None = None
+    detail: str = ""
+
+
+# --- Calls ---------------------------------------------------------------------------------------
+
+
+@app.get("/status")
+async def status(request: Request) -> dict[str, Any]:
+    """Where the service stands; this answers whatever the connection does."""
+    # A plain function would be run in a thread, and the client belongs to this one.
+    await asyncio.sleep(0)
+    client = client_of(request)
+    return {
+        "websocket_connected": client.is_connected(),
+        "state": client.state.value,
+        "broker": "SANDBOX" if request.state.is_play_money else "LIVE",
+        "unresolved_swaps": [swap.client_order_id for swap in client.unresolved_swaps()],
+    }
+
+
+@app.get("/balances")
+async def balances(request: Request) -> Account:
+    """What the account holds, asked for now."""
+    held = await client_of(request).get_balances()
+    return Account(balances=[Asset.of(each) for each in held])
+
+
+@app.post("/swap", status_code=201)
+async def swap(
+    asked: Asked, request: Request, idempotency_key: Annotated[str, Header()]
+) -> Outcome:
+    """Swap play money, once for each `Idempotency-Key`, which becomes the client order id.
+
+    The header must be there: so whoever gets no answer can ask at ``/swaps/{key}``. And another
+    site's page can't send it.
+    """
+    if not request.state.is_play_money:
+        raise HTTPException(403, "this is real money: nothing is swapped from here")
+    try:
+        receipt = await client_of(request).do_swap(
+            asked.amount_in,
+            asked.asset_in,
+            asked.asset_out,
+            slippage_bps=asked.slippage_bps,
+            client_order_id=idempotency_key,
+        )
+    except ValueError as error:
+        raise HTTPException(422, str(error)) from error
+    return Outcome(client_order_id=idempotency_key, outcome="taken", order_id=receipt.order_id)
+
+
+@app.get("/swaps/{key:path}")
+async def outcome(key: str, request: Request) -> Outcome:
+    """What became of a swap, asked for again where that isn't known."""
+    try:
+        receipt = await client_of(request).resolve_swap(key)
+    except NotConnectedError:
+        raise  # a `NotSentError` too, but it is the question that wasn't sent
+    except NotSentError as error:
+        return Outcome(client_order_id=key, outcome="not sent", detail=str(error))
+    except ServerError as error:
+        return Outcome(client_order_id=key, outcome="refused", detail=error.message)
+    except ValueError as error:
+        raise HTTPException(422, str(error)) from error
+    return Outcome(client_order_id=key, outcome="taken", order_id=receipt.order_id)
+
+
+# The first class that fits counts, so a class stands before the one that it is a kind of.
+STATUSES: Final[tuple[tuple[type[BrokerError], int], ...]] = (
+    (SwapOutcomeUnknownError, 202),  # don't swap again: ask at /swaps/{key}
+    (DuplicateClientOrderIdError, 409),  # as above
+    (NotSentError, 503),  # not connected, or too late: try again
+    (ConnectionLostError, 503),  # only what reads fails so, so try again
+    (RequestTimeoutError, 504),  # the same
+    (ServerError, 422),  # the broker won't have it
+    (BrokerError, 502),
+)
+
+
+@app.exception_handler(BrokerError)
+async def answer(_: Request, error: BrokerError) -> JSONResponse:
+    """Answer a call that has failed."""
+    await asyncio.sleep(0)
+    code = next(code for kind, code in STATUSES if isinstance(error, kind))
+    body = {"error": type(error).__name__, "detail": str(error)}
+    if isinstance(error, SwapOutcomeUnknownError | DuplicateClientOrderIdError):
+        body["swap"] = f"/swaps/{quote(error.client_order_id)}"
+    return JSONResponse(body, code)
+
+
+# --- Streams -------------------------------------------------------------------------------------
+
+
+async def own_page(websocket: WebSocket) -> None:
+    """Keep other sites' pages out: a WebSocket is no subject to a browser's same-origin rule."""
+    await asyncio.sleep(0)
+    origin = websocket.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != websocket.headers.get("host"):
+        raise WebSocketException(1008)
+
+
+@app.websocket("/balances", dependencies=[Depends(own_page)])
+async def balances_stream(websocket: WebSocket) -> None:
+    """The whole account, now and whenever it changes."""
+
+    async def send() -> None:
+        account: dict[str, Asset] = {}
+        async with await client_of(websocket).subscribe_balances() as updates:
+            async for batch in updates.batches():
+                for message in batch:
+                    if message.origin == "snapshot":
+                        account.clear()
+                    account |= {balance.asset: Asset.of(balance) for balance in message.data}
+                missed = any(message.gap is not None for message in batch)
+                state = Account(balances=list(account.values()), missed=missed)
+                await websocket.send_text(state.model_dump_json())
+
+    await stream(websocket, send)
+
+
+@app.websocket("/orders/{order_id:path}", dependencies=[Depends(own_page)])
+async def order_stream(websocket: WebSocket, order_id: str) -> None:
+    """An order's states to the last one, after which the WebSocket is closed."""
+
+    async def send() -> None:
+        async with client_of(websocket).track_order(order_id) as progress:
+            async for message in progress:
+                state = OrderState.of(order_id, message.data)
+                await websocket.send_text(state.model_dump_json())
+        await websocket.close()
+
+    await stream(websocket, send)
+
+
+async def stream(websocket: WebSocket, send: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Send until there is nothing more to send, or the other side is gone.
+
+    uvicorn tells of its own end in the same way, so that no stream holds it up.
+    """
+    await websocket.accept()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            sending = tasks.create_task(send())
+            while (await websocket.receive())["type"] != "websocket.disconnect":
+                pass
+            sending.cancel()
+    except* WebSocketDisconnect:
+        pass  # it went while something was sent
+    except* (BrokerError, ValueError) as group:
+        # A reason takes 123 bytes at most.
+        await websocket.close(1011, str(group.exceptions[0]).encode()[:123].decode(errors="ignore"))

@@ -1,6 +1,6 @@
-"""The public types: complete, by pyright's own count, and usable as `typing_use` writes them.
+"""The public types: complete, by pyright's own count, and usable as the programs here write them.
 
-mypy checks `typing_use` too, with all the rest, wherever the linters run.
+They are `typing_use` and `typing_aio`. mypy checks them too, with all the rest.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from typing import Any
 import pytest
 
 import trio_broker
+import trio_broker.aio
 import trio_broker.sandbox
 from trio_broker import BoundedReceiveChannel, BrokerWSClient, Subscription
+from trio_broker.aio import AioBrokerClient, AioChannel, AioSubscription
 from trio_broker.sandbox import Sandbox
 
 ROOT = Path(__file__).parents[1]
-USE = ROOT / "tests" / "typing_use.py"
+USES = (ROOT / "tests" / "typing_use.py", ROOT / "tests" / "typing_aio.py")
+USED = "".join(path.read_text(encoding="utf-8") for path in USES)
 
 
 @pytest.fixture
@@ -69,9 +72,10 @@ def test_every_public_symbol_has_a_type(installed: Path) -> None:
 
 def test_public_types_are_used_as_users_write_them(installed: Path) -> None:
     place = installed.parent
-    shutil.copy(USE, place)
+    for path in USES:
+        shutil.copy(path, place)
     settings = {
-        "include": [USE.name],
+        "include": [path.name for path in USES],
         "typeCheckingMode": "strict",
         "pythonVersion": "3.11",
         # An error that an ignore stands for must be there.
@@ -80,20 +84,31 @@ def test_public_types_are_used_as_users_write_them(installed: Path) -> None:
     (place / "pyrightconfig.json").write_text(json.dumps(settings))
     told = basedpyright(installed, "--project", str(place))
     assert told["generalDiagnostics"] == []
-    assert told["summary"]["filesAnalyzed"] == 1
+    assert told["summary"]["filesAnalyzed"] == len(USES)
 
 
-@pytest.mark.parametrize("module", [trio_broker, trio_broker.sandbox])
+@pytest.mark.parametrize("module", [trio_broker, trio_broker.aio, trio_broker.sandbox])
 def test_every_public_name_is_used(module: ModuleType) -> None:
     names = {
         name
         for name, value in vars(module).items()
         if not name.startswith("_") and not isinstance(value, ModuleType) and name != "annotations"
     }
-    assert sorted(names - set(re.findall(r"\w+", USE.read_text()))) == []
+    assert sorted(names - set(re.findall(r"\w+", USED))) == []
 
 
-@pytest.mark.parametrize("kind", [BrokerWSClient, Subscription, BoundedReceiveChannel, Sandbox])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        AioBrokerClient,
+        AioChannel,
+        AioSubscription,
+        BoundedReceiveChannel,
+        BrokerWSClient,
+        Sandbox,
+        Subscription,
+    ],
+)
 def test_every_public_method_is_used(kind: type) -> None:
     names = {name for name in dir(kind) if not name.startswith("_")}
-    assert sorted(names - set(re.findall(r"\.(\w+)", USE.read_text()))) == []
+    assert sorted(names - set(re.findall(r"\.(\w+)", USED))) == []

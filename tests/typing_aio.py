@@ -23,6 +23,7 @@ from trio_broker.aio import (
     AioBrokerClient,
     AioChannel,
     AioSubscription,
+    ClientOptions,
     open_broker,
     open_client,
 )
@@ -35,6 +36,8 @@ async def opening() -> None:
         assert_type(client.state, ConnectionState)
         assert_type(client.statistics(), ClientStatistics)
         assert_type(client.latency, float | None)
+    options: ClientOptions = {"request_timeout": 5.0}
+    open_broker("key", "secret", "wss://host/ws", **options)
     open_broker("key", "secret", "wss://host/ws", limit=5)  # type: ignore[call-arg]  # none such
 
 

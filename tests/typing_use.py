@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, assert_never, assert_type
@@ -198,6 +198,8 @@ async def streams(client: BrokerWSClient, name: str) -> None:
         assert_type(updates.clone(), Subscription[tuple[Balance, ...]])
         assert_type(await updates.receive(), Message[tuple[Balance, ...]])
         assert_type(updates.receive_nowait().data, tuple[Balance, ...])
+        assert_type(updates.batch_nowait(), list[Message[tuple[Balance, ...]]])
+        assert_type(updates.when_ready(print), Callable[[], None])
         assert_type(updates.channel, str)
         assert_type(updates.dropped, int)
         assert_type(updates.statistics(), trio.MemoryChannelStatistics)

@@ -871,11 +871,10 @@ class BrokerWSClient(trio.abc.AsyncResource):
         Raises:
             TypeError: The id isn't a str.
             ValueError: The id is empty, too long, or has a character that can't be sent.
-            NotConnectedError: There is no connection, nor will there be one.
             NotSentError: It was under way, and in the end nothing was sent.
             ServerError: The broker has refused the swap: nothing was executed.
-            SwapOutcomeUnknownError: The broker didn't answer, or doesn't know the order: that is
-                no word on whether it was executed.
+            SwapOutcomeUnknownError: The broker didn't answer, or doesn't know the order, or there
+                is no connection to ask over: that is no word on whether it was executed.
         """
         swaps.check_client_order_id(client_order_id)
         return await self._swapping.resolve(client_order_id)

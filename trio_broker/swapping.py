@@ -34,6 +34,7 @@ from trio_broker.exceptions import (
     NotSentError,
     QuoteExpiredError,
     SlippageError,
+    SwapOutcomeUnknownError,
 )
 from trio_broker.journal import SwapJournal
 from trio_broker.journalfile import JournalRow
@@ -175,14 +176,18 @@ class Swapping:
             client_order_id: Its id.
 
         Raises:
-            NotConnectedError: The client isn't connected, and won't be.
             ServerError: It was refused.
-            SwapOutcomeUnknownError: Nobody knows.
+            SwapOutcomeUnknownError: Nobody knows, or there is nobody to be asked.
         """
         await trio.lowlevel.checkpoint()
         entry = self._blotter.find(client_order_id)
         if entry is None or entry.outcome is SwapOutcome.UNKNOWN:
-            self._supervisor.check_usable()
+            try:
+                self._supervisor.check_usable()
+            except NotConnectedError as error:
+                # As it is it would say that nothing was sent, and a second swap safe.
+                reason = "there is no connection to ask over"
+                raise SwapOutcomeUnknownError(client_order_id, reason) from error
             entry = self._blotter.ask(client_order_id)
         await self._wait(entry)
         return self._blotter.told(entry)

@@ -246,14 +246,13 @@ class LiveAccount:
             self._tell(unknown)
             try:
                 receipt = await client.resolve_swap(unknown.key)
-            except NotConnectedError:
-                # It is a `NotSentError` too, but it is the question that wasn't sent.
-                return unknown
             except NotSentError as error:
                 return attrs.evolve(unknown, outcome="not sent", detail=str(error))
             except ServerError as error:
                 return attrs.evolve(unknown, outcome="refused", detail=error.message)
             except SwapOutcomeUnknownError:
+                if client.state.is_over:
+                    return unknown  # there is nobody to ask
                 await asyncio.sleep(ASK_AGAIN_AFTER)
             else:
                 return attrs.evolve(unknown, outcome="taken", detail="", order_id=receipt.order_id)

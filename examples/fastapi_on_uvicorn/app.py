@@ -38,7 +38,6 @@ from trio_broker import (
     BrokerWSClient,
     ConnectionLostError,
     DuplicateClientOrderIdError,
-    NotConnectedError,
     NotSentError,
     Order,
     ReconnectPolicy,
@@ -232,8 +231,6 @@ async def outcome(key: str, request: Request) -> Outcome:
     """What became of a swap, asked for again where that isn't known."""
     try:
         receipt = await client_of(request).resolve_swap(key)
-    except NotConnectedError:
-        raise  # a `NotSentError` too, but it is the question that wasn't sent
     except NotSentError as error:
         return Outcome(client_order_id=key, outcome="not sent", detail=str(error))
     except ServerError as error:

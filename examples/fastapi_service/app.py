@@ -37,7 +37,6 @@ from examples.fastapi_service.models import (
 )
 from examples.fastapi_service.safety import from_here, may_swap
 from trio_broker import (
-    NotConnectedError,
     NotSentError,
     ServerError,
     SwapOutcomeUnknownError,
@@ -204,8 +203,6 @@ async def swap_outcome(client_order_id: str, board: TheBoard, response: Response
     try:
         with errors.checked_arguments(), trio.fail_after(PATIENCE):
             receipt = await board.client.resolve_swap(client_order_id)
-    except NotConnectedError:
-        raise
     except NotSentError as error:
         return SwapOut.ended(client_order_id, "not sent", str(error))
     except ServerError as error:

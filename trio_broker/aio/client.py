@@ -13,6 +13,7 @@ from trio_broker.aio.guest import Guest, join
 from trio_broker.aio.streams import AioChannel, AioSubscription
 from trio_broker.client import BrokerWSClient
 from trio_broker.models import (
+    Amount,
     Balance,
     ClientStatistics,
     ConnectionEvent,
@@ -23,7 +24,6 @@ from trio_broker.models import (
     SwapReceipt,
     UnresolvedSwap,
 )
-from trio_broker.operations import Amount
 from trio_broker.subscription import Overflow, Subscription
 from trio_broker.swaps import new_client_order_id
 
@@ -315,6 +315,7 @@ class AioBrokerClient:
         asset_in: str,
         asset_out: str,
         *,
+        min_out: Amount | None = None,
         slippage_bps: int | None = None,
         filter_sources: Iterable[str] | None = None,
         account: str | None = None,
@@ -333,6 +334,7 @@ class AioBrokerClient:
                 amount_in,
                 asset_in,
                 asset_out,
+                min_out=min_out,
                 slippage_bps=slippage_bps,
                 filter_sources=filter_sources,
                 account=account,

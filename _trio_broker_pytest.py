@@ -165,7 +165,8 @@ def _client_fixture(request: pytest.FixtureRequest, name: str) -> str:
             f"{name.removeprefix('_')} is about clients that live in Trio, and it isn't Trio that "
             "runs this test. Mark it `trio` for pytest-trio, or `anyio` for anyio's plugin with "
             "the backend 'trio'. Or use broker_sandbox alone: your program can connect to its url "
-            "with its api_key and secret_key",
+            "with its api_key and secret_key, and an asyncio test can open a client by "
+            "trio_broker.aio.open_client(broker_sandbox.client())",
         )
     return f"{name}_in_trio"
 

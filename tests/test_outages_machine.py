@@ -421,5 +421,5 @@ class OutagesMachine(RuleBasedStateMachine):
             assert stream.sum["status"] == STATUSES[self.broker.orders[order_id]]
 
 
-OutagesMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+OutagesMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
 TestOutagesMachine = OutagesMachine.TestCase

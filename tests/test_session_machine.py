@@ -389,5 +389,5 @@ class SessionMachine(RuleBasedStateMachine):
         return request.unheard and any(one.op == "swap" for one in rivals)
 
 
-SessionMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+SessionMachine.TestCase.settings = settings(max_examples=120, stateful_step_count=50, deadline=None)
 TestSessionMachine = SessionMachine.TestCase

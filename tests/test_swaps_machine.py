@@ -737,7 +737,7 @@ class SwapsMachine(RuleBasedStateMachine):
             self.pass_time(SETTLE)
 
 
-SwapsMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+SwapsMachine.TestCase.settings = settings(max_examples=120, stateful_step_count=50, deadline=None)
 TestSwapsMachine = SwapsMachine.TestCase
 
 

@@ -684,7 +684,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(steps=STEPS, limit=st.integers(0, 1), user_comes_at=st.integers(0, 60))
 def test_whatever_happens_it_never_goes_backwards_and_ends_with_the_final_state(
     steps: list[tuple[Any, ...]], limit: int, user_comes_at: int

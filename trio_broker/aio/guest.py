@@ -121,7 +121,7 @@ class Guest:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop: Final = loop
         self.waking: Final[set[Callable[[], object]]] = set()
-        self.users = 0
+        self.users: int = 0
         self.ended: Final = asyncio.Event()
         self._failure: BaseException | None = None
         self._nursery: trio.Nursery

@@ -126,8 +126,10 @@ def test_a_whole_story(broker: Broker, host: Host) -> None:
                     if origins == {"snapshot", "push"}:
                         break
             assert (await client.get_order_status(receipt.order_id)).status == "FILLED"
-            order = await client.swap_and_wait("1", "ETH", "USDT")
+            name = new_client_order_id()
+            order = await client.swap_and_wait("1", "ETH", "USDT", client_order_id=name)
             assert order.is_final
+            assert (await client.resolve_swap(name)).order_id == order.order_id
             assert {one.asset for one in await client.get_balances()} >= {"ETH", "USDT"}
 
     host.run(main)

@@ -472,6 +472,27 @@ def test_ctrl_c_is_the_loops_where_asyncio_does_not_see_to_it() -> None:
         loop.close()
 
 
+def test_ctrl_c_in_the_midst_of_a_clients_own_task_spares_it() -> None:
+    """Raised there, it would end the guest, and with it all of the loop's clients."""
+    loop = asyncio.new_event_loop()
+    story = []
+
+    async def background() -> None:
+        signal.raise_signal(signal.SIGINT)
+        await trio.lowlevel.checkpoint()
+        story.append("went on")
+
+    try:
+        guest = loop.run_until_complete(join())
+        loop.run_until_complete(guest.run(partial(returned, 7)))
+        interrupted(loop, partial(guest._nursery.start_soon, background))
+        assert loop.run_until_complete(guest.run(partial(returned, 7))) == 7
+        loop.run_until_complete(guest.leave())
+        assert story == ["went on"]
+    finally:
+        loop.close()
+
+
 def test_ctrl_c_at_the_very_end_is_not_lost() -> None:
     loop = asyncio.new_event_loop()
 

@@ -144,6 +144,8 @@ class Guest:
                 done_callback=self._end,
                 # Asyncio does on Unix for its signal handlers, and on Windows always.
                 host_uses_signal_set_wakeup_fd=True,
+                # Ctrl-C comes to `_main` alone: in a task of a client it would end them all.
+                restrict_keyboard_interrupt_to_checkpoints=True,
             )
         )
         _here.guest = self

@@ -238,8 +238,7 @@ def test_table_of_errors_has_all() -> None:
 
 def test_streams_are_told_whole() -> None:
     own = public_names(Subscription)
-    # `when_ready` is for bridges to other event loops.
-    rest = {"close", "batch_nowait", "when_ready"}
+    rest = {"close"}
     assert own - set(re.findall(r"`(\w+)(?:\(\))?`", section("Streams"))) <= rest
 
 

@@ -41,6 +41,7 @@ from trio_broker.aio import (
     open_broker,
     open_client,
 )
+from trio_broker.aio.guest import join
 from trio_broker.sandbox import Outcome
 
 
@@ -394,6 +395,36 @@ def test_it_belongs_to_its_loop(broker: Broker) -> None:
             assert len(failures) == 1
 
     PLAIN.run(main)
+
+
+def test_a_stream_belongs_to_its_loop_too(broker: Broker) -> None:
+    async def main() -> None:
+        async with (
+            open_client(client_of(broker)) as client,
+            await client.subscribe("orders:x", snapshot=False) as updates,
+        ):
+            failures = []
+
+            def elsewhere() -> None:
+                with pytest.raises(RuntimeError, match="another event loop") as caught:
+                    asyncio.run(updates.receive())
+                failures.append(caught.value)
+
+            await asyncio.to_thread(elsewhere)
+            assert len(failures) == 1
+            assert client.is_connected()
+
+    PLAIN.run(main)
+
+
+def test_leaving_ends_even_what_was_not_closed(broker: Broker, host: Host) -> None:
+    async def main() -> None:
+        client, guest = client_of(broker), await join()
+        await guest.run(partial(guest.connect, client))
+        await guest.leave()
+        assert client.state is ConnectionState.CLOSED
+
+    host.run(main)
 
 
 # --- Cancelling -----------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import os
 import queue
 import signal
 import threading
@@ -12,7 +13,7 @@ import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import sniffio
@@ -20,6 +21,7 @@ import trio
 import trio.lowlevel
 
 from tests.aiohost import PATIENCE, PLAIN, Host, settle
+from trio_broker.aio import guest as guests
 from trio_broker.aio.guest import Guest, join
 
 
@@ -433,7 +435,88 @@ def test_another_loop_of_the_thread_may_have_one() -> None:
         other.run(other.run(join()).leave())
 
 
+def test_a_forked_process_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        guest = await join()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: guest.process + 1)
+            with pytest.raises(RuntimeError, match="forked from one with clients open"):
+                await join()
+        await guest.leave()
+
+    PLAIN.run(main)
+
+
+def test_a_loop_that_was_closed_too_early_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = asyncio.new_event_loop()
+    left_behind = Guest(gone)
+    left_behind.users = 1
+    gone.close()
+    monkeypatch.setattr(guests._here, "guest", left_behind)
+
+    async def main() -> None:
+        with pytest.raises(RuntimeError, match="was closed while clients of it were open"):
+            await join()
+
+    asyncio.run(main())
+
+
 # --- Ctrl-C ---------------------------------------------------------------------------------
+
+
+def test_a_ctrl_c_while_it_waits_for_trio_waits_likewise(host: Host) -> None:
+    class Interrupted(asyncio.Event):
+        """A second Ctrl-C comes out of wherever the program is."""
+
+        is_first = True
+
+        async def wait(self) -> Literal[True]:
+            if self.is_first:
+                self.is_first = False
+                raise KeyboardInterrupt
+            return await super().wait()
+
+    async def main() -> None:
+        over, calls = Interrupted(), []
+
+        def on_cancel() -> None:
+            calls.append("cancelled")
+            asyncio.get_running_loop().call_soon(over.set)
+
+        assert isinstance(await guests._outlast(over, on_cancel), KeyboardInterrupt)
+        assert calls == ["cancelled"]
+
+    host.run(main)
+
+
+def test_a_ctrl_c_that_ends_trio_is_no_breakdown(caplog: pytest.LogCaptureFixture) -> None:
+    async def interrupted() -> None:
+        await trio.lowlevel.checkpoint()
+        raise BaseExceptionGroup("of a nursery", [KeyboardInterrupt()])
+
+    async def main() -> None:
+        guest = await join()
+        trio.lowlevel.spawn_system_task(interrupted)
+        await guest.run(Work())
+
+    loop = asyncio.new_event_loop()
+    try:
+        task = loop.create_task(main())
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_forever()
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(task)
+    finally:
+        loop.close()
+    assert not trio.lowlevel.in_trio_run()
+    assert "broken down" not in caplog.text
+
+
+@pytest.mark.parametrize("error", [None, ValueError(), BaseExceptionGroup("", [ValueError()])])
+def test_anything_else_is_one(error: BaseException | None) -> None:
+    assert not guests._is_interrupt(error)
+    both = [KeyboardInterrupt(), *filter(None, [error])]
+    assert guests._is_interrupt(BaseExceptionGroup("", both)) is (error is None)
 
 
 def test_ctrl_c_is_asyncios_where_it_sees_to_it(host: Host) -> None:

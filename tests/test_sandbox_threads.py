@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -253,6 +254,44 @@ def test_a_thread_that_can_t_end_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(threads, "_PATIENCE", 0.01)
     hanging, release = threading.Event(), threading.Event()
     with pytest.raises(RuntimeError, match="never ends"):
+        use()
+    release.set()
+    for thread in threading.enumerate():
+        if thread.name == "trio_broker.sandbox":
+            thread.join(PATIENCE)
+
+
+def test_a_forked_process_is_told_so(
+    sandbox: ThreadedSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: -1)
+        with pytest.raises(RuntimeError, match="lives in another process"):
+            sandbox.balances()
+
+
+def test_what_nobody_would_await_is_refused(sandbox: ThreadedSandbox) -> None:
+    with pytest.raises(TypeError, match=r"Faults\.revive is async"):
+        sandbox.do(lambda inside: inside.faults.revive())  # type: ignore[unused-coroutine]  # so it is
+
+
+def test_an_interrupted_test_leaves_a_stuck_thread_to_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(threads, "_HASTE", 0.01)
+    hanging, release = threading.Event(), threading.Event()
+
+    def hang(_: Sandbox) -> None:
+        hanging.set()
+        release.wait(PATIENCE)
+
+    def use() -> None:
+        with open_threaded_sandbox() as sandbox:
+            threading.Thread(target=sandbox.do, args=(hang,), daemon=True).start()
+            assert hanging.wait(PATIENCE)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
         use()
     release.set()
     for thread in threading.enumerate():

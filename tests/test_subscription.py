@@ -1318,6 +1318,21 @@ def test_whoever_is_called_takes_it_off_the_buffer() -> None:
     assert [one.data for one in subscription.batch_nowait()] == [1, 2]
 
 
+def test_what_is_called_may_fail_and_nobody_suffers(caplog: pytest.LogCaptureFixture) -> None:
+    feed, subscription = open_subscription()
+    calls: list[str] = []
+
+    def fail() -> None:
+        raise ValueError("foreign")
+
+    subscription.when_ready(fail)
+    subscription.when_ready(lambda: calls.append("called"))
+    feed.put(message(1))
+    assert calls == ["called"]
+    assert "foreign" in caplog.text
+    assert subscription.receive_nowait().data == 1
+
+
 def test_a_call_can_be_taken_back() -> None:
     feed, subscription = open_subscription()
     calls: list[str] = []

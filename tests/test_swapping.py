@@ -707,6 +707,19 @@ async def test_it_swaps_and_follows_the_order_to_its_end(autojump_clock: MockClo
         assert client.statistics().channels == 0
 
 
+async def test_cancelled_while_the_order_is_followed_it_leaves_its_names(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        open_sandbox(seed=3, pending_delay=(5, 5)) as sandbox,
+        sandbox.client() as client,
+    ):
+        with trio.move_on_after(1):
+            await client.swap_and_wait("1", "ETH", "USDT")
+        (order,) = sandbox.orders()
+    assert f"swap {order.client_order_id} was taken as order {order.order_id}" in caplog.text
+
+
 async def test_with_a_guard_the_broker_is_told_what_may_be_lost(
     autojump_clock: MockClock,
 ) -> None:

@@ -779,7 +779,8 @@ class BrokerWSClient(trio.abc.AsyncResource):
         """Swap, and follow the order to its end.
 
         Cancelling takes nothing back, as with `do_swap`: pass a client order id of your own if you
-        may be cancelled, and go on with `track_order` of that id.
+        may be cancelled, and go on with `track_order` of that id. Cancelled after the receipt, it
+        tells `logger` both ids.
 
         Args:
             amount_in: How much is sold: a plain decimal text, an int or a `Decimal`, above 0.
@@ -823,6 +824,14 @@ class BrokerWSClient(trio.abc.AsyncResource):
         except (NotSentError, SubscriptionBrokenError, ValueError) as error:
             # As they are they would say that nothing was sent, or not which order it is.
             raise unfinished from error
+        except BaseException:
+            # The swap's outcome is known, so no event tells it, and the caller may have no name.
+            self.logger.warning(
+                "swap %s was taken as order %s, and whoever waited for its end has gone",
+                receipt.client_order_id,
+                receipt.order_id,
+            )
+            raise
         raise unfinished
 
     def _swap_request(

@@ -33,6 +33,7 @@ share is protected from it (this marks code objects, and costs nothing per call)
 from __future__ import annotations
 
 import datetime as dt
+import logging
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Final, Generic, Literal, Self, TypeAlias, TypeVar, get_args
@@ -46,6 +47,8 @@ from trio_broker.models import Gap, GapReason, Message
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+
+logger: Final = logging.getLogger("trio_broker.subscription")
 
 Overflow: TypeAlias = Literal["drop_oldest", "error"]
 
@@ -208,7 +211,10 @@ class Mailbox(Generic[T]):
     def _wake_all(self) -> None:
         wakes, self._wakes = self._wakes, {}
         for wake in wakes:
-            wake()
+            try:
+                wake()
+            except Exception:  # it is foreign, and its failure mustn't become the connection's
+                logger.exception("what was to be called for %r has failed", self.name)
 
     def taken(self, item: T | ErrorItem) -> T | ErrorItem:
         """For a handle that took an item off the buffer after an overflow: what it delivers."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -54,8 +53,6 @@ class AioBrokerClient:
         function: Callable[[], Awaitable[T]],
         unclaimed: Callable[[T], Awaitable[object]] | None = None,
     ) -> T:
-        if asyncio.get_running_loop() is not self._guest.loop:
-            raise RuntimeError("this client belongs to another event loop: open one in this one")
         self._guest.check()
         # After the block, this isn't its guest any more: a closed client has its answers even so.
         guest = await join()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import os
 import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -70,7 +71,7 @@ class _HeldBack:
 
     def __init__(self, on_cancel: Callable[[], object]) -> None:
         self._on_cancel = on_cancel
-        self.first: asyncio.CancelledError | None = None
+        self.first: asyncio.CancelledError | KeyboardInterrupt | None = None
 
     def __enter__(self) -> None:
         """What it is around may be cancelled."""
@@ -81,7 +82,8 @@ class _HeldBack:
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        if not isinstance(exc_value, asyncio.CancelledError):
+        # A second Ctrl-C is raised wherever the program is: it waits likewise.
+        if not isinstance(exc_value, asyncio.CancelledError | KeyboardInterrupt):
             return False
         self.first = self.first or exc_value
         self._on_cancel()
@@ -90,7 +92,7 @@ class _HeldBack:
 
 async def _outlast(
     over: asyncio.Event, on_cancel: Callable[[], object]
-) -> asyncio.CancelledError | None:
+) -> asyncio.CancelledError | KeyboardInterrupt | None:
     """Wait for something that will come, however often this task is cancelled meanwhile.
 
     Args:
@@ -115,6 +117,7 @@ class Guest:
 
     Attributes:
         loop: The event loop.
+        process: The process that it runs in; one that is forked from it has but a picture of it.
         waking: Called if the run breaks down, for those who wait for something of it.
     """
 
@@ -122,6 +125,7 @@ class Guest:
         self.loop: Final = loop
         self.waking: Final[set[Callable[[], object]]] = set()
         self.users: int = 0
+        self.process: Final[int] = os.getpid()
         self.ended: Final = asyncio.Event()
         self._failure: BaseException | None = None
         self._nursery: trio.Nursery
@@ -161,26 +165,33 @@ class Guest:
                     # Where the program hasn't `asyncio.run` see to Ctrl-C, Trio does, and gives it
                     # to this task. It is the loop's.
                     self.loop.call_soon(_interrupt)
+            # Whatever ended them, no client's task may keep from its end who waits for this.
+            nursery.cancel_scope.cancel()
 
     def _end(self, outcome: Outcome[None]) -> None:
         _here.guest = None
         error: BaseException | None = getattr(outcome, "error", None)
-        if isinstance(error, KeyboardInterrupt):
+        self._failure = error
+        if error is not None and _is_interrupt(error):
             self.loop.call_soon(_interrupt)
         elif error is not None:
-            self._failure = error
             logger.critical("Trio has broken down", exc_info=error)
         self.ended.set()
         for wake in tuple(self.waking):
             wake()
 
     def check(self) -> None:
-        """Refuse to go on after a breakdown.
+        """Refuse to go on after a breakdown, or in another event loop.
 
         Raises:
-            RuntimeError: Trio has broken down.
+            RuntimeError: Trio has broken down, or this is another loop.
+            KeyboardInterrupt: It was a Ctrl-C that broke it.
         """
+        if asyncio.get_running_loop() is not self.loop:
+            raise RuntimeError("this belongs to a client of another event loop: open one in this")
         if self._failure is not None:
+            if _is_interrupt(self._failure):
+                raise KeyboardInterrupt from self._failure
             raise RuntimeError(
                 "Trio has broken down, and with it this client: what was under way may have been "
                 "done, or not"
@@ -240,9 +251,10 @@ class Guest:
 
     async def leave(self) -> None:
         """Need it no longer. The last one ends it, and waits for its end."""
+        if self.users == 1:
+            self._unused.set()  # first: a Ctrl-C between the two may not leave it without an end
         self.users -= 1
         if self.is_ending and not self.ended.is_set():
-            self._unused.set()
             cancelled = await _outlast(self.ended, _do_nothing)
             if cancelled is not None:
                 raise cancelled
@@ -269,6 +281,16 @@ async def join() -> Guest:
             )
         guest = Guest(loop)
         guest.start()
+    elif guest.process != os.getpid():
+        raise RuntimeError(
+            "this process was forked from one with clients open, and Trio can't run in it: start "
+            "it by spawn"
+        )
+    elif guest.loop.is_closed():
+        raise RuntimeError(
+            "an event loop of this thread was closed while clients of it were open, and Trio can't "
+            "run in this thread any more: use another one"
+        )
     elif guest.loop is not loop:
         raise RuntimeError(
             "a client of another event loop in this thread was never closed, and Trio can't be "
@@ -276,6 +298,15 @@ async def join() -> Guest:
         )
     guest.users += 1
     return guest
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether there is nothing but Ctrl-C at the bottom of an error."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_is_interrupt, error.exceptions))
+    if isinstance(error, trio.TrioInternalError):
+        return _is_interrupt(error.__cause__)
+    return isinstance(error, KeyboardInterrupt)
 
 
 def _interrupt() -> None:

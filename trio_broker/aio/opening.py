@@ -79,6 +79,7 @@ async def open_client(client: BrokerWSClient) -> AsyncIterator[AioBrokerClient]:
     Raises:
         RuntimeError: The client was used before. Or Trio can't run here: there is no asyncio loop,
             the program is a Trio program, or another loop of this thread has clients open.
+        OSError: The process has too many files open, when the block is entered.
         BrokerError: As `BrokerWSClient.connect`, when the block is entered.
     """
     async with AsyncExitStack() as stack:

@@ -13,6 +13,8 @@ whatever it has taken for a run is done, even if the run is about to end, so nob
 
 from __future__ import annotations
 
+import inspect
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -37,6 +39,8 @@ _T = TypeVar("_T")
 
 # Seconds after its `close_timeout`, within which a sandbox has ended if nothing holds it up.
 _PATIENCE: Final = 30.0
+# The same where something was raised, a Ctrl-C say: the thread dies with the process anyway.
+_HASTE: Final = 2.0
 
 
 class SandboxOptions(Settings, total=False):
@@ -72,6 +76,7 @@ class ThreadedSandbox:
         self._sandbox = sandbox
         self._nursery = nursery
         self._thread = threading.current_thread()
+        self._process = os.getpid()
         self._token = trio.lowlevel.current_trio_token()
 
     def do(self, what: Callable[[Sandbox], _T]) -> _T:
@@ -89,22 +94,33 @@ class ThreadedSandbox:
             sandbox's thread's still.
 
         Raises:
-            RuntimeError: The sandbox has ended.
+            RuntimeError: The sandbox has ended, or lives in another process.
+            TypeError: `what` is asynchronous: `revive` has a method of its own.
             BaseException: Whatever `what` raises.
         """
+        if os.getpid() != self._process:
+            # The thread wasn't copied with the rest: nobody would ever answer.
+            raise RuntimeError("the sandbox lives in another process: this one was forked from it")
         if threading.current_thread() is self._thread:
-            return what(self._sandbox)
+            return self._done(what)
         done: Future[_T] = Future()
 
         def act() -> None:
             with _Carried(done):
-                done.set_result(what(self._sandbox))
+                done.set_result(self._done(what))
 
         try:
             self._token.run_sync_soon(act)
         except trio.RunFinishedError:
             raise _ended() from None
         return done.result()
+
+    def _done(self, what: Callable[[Sandbox], _T]) -> _T:
+        result = what(self._sandbox)
+        if inspect.iscoroutine(result):
+            result.close()
+            raise TypeError(f"{result.__qualname__} is async, and nobody would await it here")
+        return result
 
     def client(self, account: int | str = 0, **options: Any) -> BrokerWSClient:
         """A client of this sandbox, not yet connected, for a Trio run of the test's own.
@@ -248,14 +264,16 @@ class _Run:
             politely: Whether its clients are told goodbye.
 
         Raises:
-            RuntimeError: The thread is stuck in something that it was told to do.
+            RuntimeError: The thread is stuck in something that it was told to do. Where something
+                has been raised already, it is left to itself instead.
         """
         if self.began.exception() is not None:
             return
         with suppress(trio.RunFinishedError):
             self._token.run_sync_soon(self._leave.set if politely else self._scope.cancel)
-        self._thread.join(_PATIENCE + self._options.get("close_timeout", 0))
-        if self._thread.is_alive():
+        patience = _PATIENCE + self._options.get("close_timeout", 0) if politely else _HASTE
+        self._thread.join(patience)
+        if self._thread.is_alive() and politely:
             raise RuntimeError("the sandbox can't end: what its thread was told to do never ends")
 
     def _main(self) -> None:

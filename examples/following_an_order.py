@@ -25,7 +25,11 @@ async def main() -> None:
         broker.client(reconnect=POLICY) as client,
     ):
         order_id = wanted[0] if wanted else (await client.do_swap("0.01", "ETH", "USDT")).order_id
-        async with client.track_order(order_id) as progress:
+        try:
+            tracked = client.track_order(order_id)
+        except ValueError as error:
+            sys.exit(str(error))
+        async with tracked as progress:
             async for message in progress:
                 order = message.data
                 missed = "" if message.gap is None else " (after an outage)"

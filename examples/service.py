@@ -62,7 +62,8 @@ class WebSocketService:
         try:
             await client.connect(nursery)
         except BaseException:
-            self._started = None
+            if self._started is client:  # and not one that was started after a stop
+                self._started = None
             raise
 
     async def stop(self) -> None:

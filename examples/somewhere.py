@@ -24,6 +24,10 @@ PLAY_KEYS = {"test_key_1", "test_key_2"}
 THIS_MACHINE = {"127.0.0.1", "::1", "localhost"}
 
 
+# All that were made: what became of their swaps is asked at the end.
+clients: list[BrokerWSClient] = []
+
+
 @attrs.frozen
 class Broker:
     """A broker to connect to.
@@ -43,11 +47,14 @@ class Broker:
             options: Options of `BrokerWSClient`.
         """
         if self.sandbox is not None:
-            return self.sandbox.client(number - 1, **options)
-        environ = dict(os.environ)
-        for name in ("BROKER_API_KEY", "BROKER_SECRET_KEY"):
-            environ[name] = os.environ.get(f"{name}_{number}", os.environ.get(name, ""))
-        return BrokerWSClient.from_env(environ, **options)
+            client = self.sandbox.client(number - 1, **options)
+        else:
+            environ = dict(os.environ)
+            for name in ("BROKER_API_KEY", "BROKER_SECRET_KEY"):
+                environ[name] = os.environ.get(f"{name}_{number}", os.environ.get(name, ""))
+            client = BrokerWSClient.from_env(environ, **options)
+        clients.append(client)
+        return client
 
 
 @asynccontextmanager
@@ -86,7 +93,10 @@ async def open_client(*, trades: bool = False, **options: Any) -> AsyncIterator[
 def host() -> str:
     """The host of the broker that the environment names."""
     urls = [os.environ.get(name, "").strip() for name in ("BROKER_WS_URL", "BROKER_BASE_URL")]
-    return urlsplit(urls[0] or urls[1]).hostname or "nowhere"
+    try:
+        return urlsplit(urls[0] or urls[1]).hostname or "nowhere"
+    except ValueError:
+        return "nowhere"  # the client says what is wrong with it
 
 
 def is_play_money() -> bool:
@@ -103,7 +113,7 @@ def run(
     main: Callable[[], Awaitable[None]],
     loop: Callable[[Callable[[], Awaitable[None]]], object] = trio.run,
 ) -> None:
-    """Run an example: an error is told in one line, and Ctrl-C is quiet.
+    """Run an example: an error is told in one line, and Ctrl-C is quiet, but for swaps in doubt.
 
     Args:
         main: The example.
@@ -111,10 +121,23 @@ def run(
     """
     try:
         loop(main)
+        tell_doubts()
     except* (BrokerError, KeyboardInterrupt) as group:
         # What a nursery lets out comes in a group, even if it is only one error.
+        tell_doubts()
         told = [str(error) for error in leaves(group) if isinstance(error, BrokerError)]
         sys.exit("\n".join(told) or 130)
+
+
+def tell_doubts() -> None:
+    """Name the swaps that left, and of which nobody knows what became."""
+    for client in clients:
+        for swap in client.unresolved_swaps():
+            print(
+                f"nobody knows what became of swap {swap.client_order_id} ({swap.amount_in} "
+                f"{swap.asset_in} for {swap.asset_out}): don't repeat it, ask with resolve_swap",
+                file=sys.stderr,
+            )
 
 
 def leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

@@ -20,7 +20,7 @@ async def main() -> None:
     """Ask, swap and ask again."""
     async with open_client(trades=True) as client:
         held = {balance.asset: balance.available for balance in await client.get_balances()}
-        print(f"balances: {held['ETH']} ETH, {held['USDT']} USDT")
+        print(f"balances: {held.get('ETH', 0)} ETH, {held.get('USDT', 0)} USDT")
 
         estimate = await client.estimate_swap(AMOUNT, "ETH", "USDT", filter_sources=["binance"])
         print(f"estimate: {AMOUNT} ETH would bring {estimate.expected_out} USDT")

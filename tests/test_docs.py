@@ -145,7 +145,9 @@ async def use_the_service(names: Mapping[str, Any]) -> None:
     async with names["lifespan"](names["app"]) as state:
         request = SimpleNamespace(state=SimpleNamespace(**state))
         assert await names["status"](request) == {"websocket_connected": True}
-        answer = await names["swap"](request, "1", "ETH", "USDT")
+        answer = await names["swap"](
+            request, names["Swap"](amount="1", sold="ETH", bought="USDT"), "mine"
+        )
         assert answer["success"] is True
         assert answer["order_id"].startswith("ord_")
     assert {route.path for route in names["app"].routes} >= {"/status", "/swap"}

@@ -17,9 +17,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
-from trio_broker import ClientClosedError, NotConnectedError, Order, ReconnectPolicy
-from trio_broker.sandbox import Account, Outcome, Sandbox, open_sandbox
+from trio_broker import BrokerError, ClientClosedError, NotConnectedError, Order, ReconnectPolicy
+from trio_broker.sandbox import (
+    Account,
+    ClientAsked,
+    Outcome,
+    Sandbox,
+    SandboxEvent,
+    open_sandbox,
+)
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -433,3 +441,66 @@ async def test_service_reads_wait_for_the_broker_and_its_swaps_never_do() -> Non
         await desk.stop()
         with pytest.raises(ClientClosedError):
             await client.get_balances()
+
+
+async def test_swap_that_ctrl_c_leaves_in_doubt_is_named() -> None:
+    swapped = trio.Event()
+
+    def look(event: SandboxEvent) -> None:
+        if isinstance(event, ClientAsked) and event.op == "swap":
+            swapped.set()
+
+    async with open_sandbox(on_event=look) as sandbox:
+        sandbox.faults.swallow(op="swap")
+        sandbox.faults.ignore(op="order_status")
+        process = await trio.lowlevel.open_process(
+            [sys.executable, str(EXAMPLES / "quickstart.py")],
+            env=environment(variables(sandbox)),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stderr is not None
+        with trio.fail_after(PATIENCE):
+            await swapped.wait()
+            process.send_signal(signal.SIGINT)
+            async with process.stderr as stderr:
+                told = b"".join([chunk async for chunk in stderr])
+            assert await process.wait() == 130
+        (order,) = sandbox.orders()
+    assert told.decode() == (
+        f"nobody knows what became of swap {order.client_order_id} (0.01 ETH for USDT): don't "
+        "repeat it, ask with resolve_swap\n"
+    )
+
+
+async def test_service_that_is_stopped_while_it_starts_loses_no_later_client() -> None:
+    async with open_sandbox() as sandbox, trio.open_nursery() as nursery:
+        desk = service.WebSocketService(sandbox.client)
+        stalling = sandbox.faults.stall_handshakes()
+        failed = trio.Event()
+
+        async def start() -> None:
+            with pytest.raises(BrokerError):
+                await desk.start(nursery)
+            failed.set()
+
+        nursery.start_soon(start)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(desk.stop)
+        await wait_all_tasks_blocked()
+        stalling.lift()
+        await desk.start(nursery)
+        await failed.wait()
+        assert desk.is_connected()
+        await desk.stop()
+        await wait_all_tasks_blocked()
+        assert all(connection.closed_at is not None for connection in sandbox.connections)
+
+
+async def test_example_says_what_is_wrong_with_an_order_or_a_url() -> None:
+    ended = await run("following_an_order", 'a"b')
+    assert (ended.returncode, ended.stderr.count(b"\n")) == (1, 1)
+    assert b"U+0022" in ended.stderr
+    wrong = {"BROKER_API_KEY": "k", "BROKER_SECRET_KEY": "s", "BROKER_WS_URL": "http://[::1"}
+    ended = await run("simple_connection", **wrong)
+    assert (ended.returncode, ended.stderr.count(b"\n")) == (1, 1)

@@ -7,7 +7,7 @@ asks for one of its fixtures.
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
@@ -15,6 +15,7 @@ import attrs
 import trio
 
 from trio_broker.exceptions import ConfigurationError
+from trio_broker.sandbox.accounts import Account
 from trio_broker.sandbox.embedded import Sandbox
 from trio_broker.sandbox.faults import Faults
 from trio_broker.sandbox.rules import Rules, Settings
@@ -42,6 +43,19 @@ LASTING_FAULTS: Final = (
 
 _OPTIONS: Final = frozenset(SandboxOptions.__optional_keys__)
 _SETTINGS: Final = frozenset(Settings.__optional_keys__)
+# What else there is has to be of a kind, or would fail deep inside, in words of the system's.
+_KINDS: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
+    "seed": ("an int", lambda value: value is None or isinstance(value, int)),
+    "host": ("a str", lambda value: isinstance(value, str)),
+    "port": ("an int", lambda value: isinstance(value, int)),
+    "accounts": (
+        "a list of Account",
+        lambda value: (
+            isinstance(value, list | tuple) and all(isinstance(x, Account) for x in value)
+        ),
+    ),
+    "on_event": ("a function", lambda value: value is None or callable(value)),
+}
 
 
 class BrokerClients(Protocol):
@@ -134,6 +148,9 @@ class Wishes:
         if unknown := sorted(options.keys() - _OPTIONS):
             there_are = ", ".join(["faults", *sorted(_OPTIONS)])
             raise ConfigurationError(f"there is no setting {unknown[0]!r}; there are {there_are}")
+        for name, (kind, fits) in _KINDS.items():
+            if name in options and not fits(options[name]):
+                raise ConfigurationError(f"{name} must be {kind}, not {options[name]!r}")
         try:
             Rules(**{name: value for name, value in options.items() if name in _SETTINGS})
         except (TypeError, ValueError) as error:

@@ -110,6 +110,18 @@ async def test_one_filling_of_the_form_is_one_swap(chromium: webdriver.Chrome) -
         assert len(it.sandbox.orders()) == 1
 
 
+async def test_what_was_said_before_the_site_was_lost_counts_no_more(
+    chromium: webdriver.Chrome,
+) -> None:
+    async with site(chromium) as it:
+        page = await it.page()
+        # The site comes back, and hasn't said yet how it stands with the broker.
+        await page.run("heardConnection = () => {}; socket.close()")
+        await page.sees("#connection", "site not reachable")
+        await page.sees("#state", "connecting …")
+        assert await page.run("return document.getElementById('go').disabled")
+
+
 async def test_what_goes_wrong_is_said(chromium: webdriver.Chrome) -> None:
     async with site(chromium) as it:
         page = await it.page()

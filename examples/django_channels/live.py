@@ -179,7 +179,9 @@ class LiveAccount:
             self._watchers.remove(tell)
 
     def swap(self, asked: Swap) -> None:
-        """Swap, once for each key, and tell everyone who watches how it goes.
+        """Swap, once for each key that is kept, and tell everyone who watches how it goes.
+
+        They are kept in memory: what was under way when the process died can't be known here.
 
         Args:
             asked: The swap. If its key was used before, what became of that one is told.

@@ -230,6 +230,8 @@ async def test_only_the_sites_own_pages_get_in() -> None:
     async with open_sandbox(**QUICK) as sandbox, serving(**variables(sandbox)) as server:
         for user, origin in [
             ("alice", "https://evil.example"),
+            ("alice", "http://127.0.0.1:1"),  # another server on this machine
+            ("alice", f"http://localhost:{server.address.partition(':')[2]}"),
             ("alice", "null"),
             ("alice", None),
             ("bob", f"http://{server.address}"),  # the environment doesn't have this one's keys

@@ -171,7 +171,7 @@ async def test_what_cannot_be_sent_is_refused() -> None:
             assert told["detail"]
         assert (await it.http.post("/swap", json=SWAP)).status_code == 422  # it has no key
         assert (await it.http.get("/status", headers={"Host": "evil.example"})).status_code == 400
-        for origin in ("https://evil.example", "http://127.0.0.1:1", "null"):
+        for origin in ("https://evil.example", "http://127.0.0.1:1", "http://[", "null"):
             assert b" 403 " in await handshake(it.server, "/balances", origin)
         async with open_websocket(it.server, "/orders/%3Cb%3E") as stream:
             messages, reason = await to_the_end(stream)

@@ -43,6 +43,7 @@ QUICK: dict[str, Any] = {
     "pending_delay": (0.01, 0.02),
     "processing_delay": (0.01, 0.02),
 }
+CONNECTED = {"type": "connection", "state": "connected", "problem": "", "next_try_in": None}
 SWAP = {"type": "swap", "amount_in": "1.5", "asset_in": "ETH", "asset_out": "USDT"}
 
 
@@ -229,6 +230,8 @@ async def test_only_the_sites_own_pages_get_in() -> None:
     async with open_sandbox(**QUICK) as sandbox, serving(**variables(sandbox)) as server:
         for user, origin in [
             ("alice", "https://evil.example"),
+            ("alice", "http://127.0.0.1:1"),  # another server on this machine
+            ("alice", f"http://localhost:{server.address.partition(':')[2]}"),
             ("alice", "null"),
             ("alice", None),
             ("bob", f"http://{server.address}"),  # the environment doesn't have this one's keys
@@ -240,6 +243,21 @@ async def test_only_the_sites_own_pages_get_in() -> None:
             page = await http.get("/alice/")
             assert "default-src 'none'" in page.headers["content-security-policy"]
             assert (await http.get("/bob/")).status_code == 404
+
+
+async def test_it_tells_of_every_swap_before_it_says_connected() -> None:
+    async with open_sandbox(**QUICK) as sandbox, serving(**variables(sandbox)) as server:
+        async with open_tab(server) as tab:
+            await tab.until("connection", state="connected")
+            keys = [f"key_{number}" for number in range(20)]
+            for key in keys:
+                await tab.swap(key, amount_in="0")
+                await tab.until("swap", key=key, outcome="not sent")
+            async with open_tab(server) as other:
+                told = []
+                while (message := await other.next()) != CONNECTED:
+                    told.append(message)
+        assert [message["key"] for message in told if message["type"] == "swap"] == keys
 
 
 async def test_what_cannot_be_understood_is_refused_and_no_more() -> None:

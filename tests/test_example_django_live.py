@@ -13,7 +13,13 @@ from examples.django_channels import live
 from examples.django_channels.broker import Account
 from examples.django_channels.live import LiveAccount, Swap
 from tests.aiohost import PLAIN
-from trio_broker import BrokerError, InvalidSignatureError, NotConnectedError, ReconnectPolicy
+from trio_broker import (
+    BrokerError,
+    Disconnected,
+    InvalidSignatureError,
+    NotConnectedError,
+    ReconnectPolicy,
+)
 from trio_broker.sandbox import ThreadedSandbox, open_threaded_sandbox
 
 QUICK: dict[str, Any] = {
@@ -62,8 +68,9 @@ def test_an_outcome_that_is_not_known_is_asked_for_until_it_is(
     async def play(it: Watched) -> None:
         it.sandbox.do(lambda sandbox: sandbox.faults.swallow(op="swap"))
         it.sandbox.do(lambda sandbox: sandbox.faults.swallow(op="order_status"))
-        it.live.swap(SWAP)
-        assert (await it.until("unknown")).detail
+        async with it.live.client():
+            it.live.swap(SWAP)
+            assert (await it.until("unknown")).detail
         await it.until("unknown")  # asked once more
         it.sandbox.do(lambda sandbox: sandbox.faults.clear())
         swap = await it.until("taken")
@@ -77,9 +84,10 @@ def test_what_is_not_known_at_the_end_is_logged(caplog: pytest.LogCaptureFixture
     async def play(it: Watched) -> None:
         it.sandbox.do(lambda sandbox: sandbox.faults.swallow(op="swap"))
         it.sandbox.do(lambda sandbox: sandbox.faults.swallow(op="order_status"))
-        it.live.swap(SWAP)
-        await it.until("unknown")
-        await it.live.aclose()
+        async with it.live.client():
+            it.live.swap(SWAP)
+            await it.until("unknown")
+            await it.live.aclose()
         assert it.live.swaps["a_key"].outcome == "unknown"
 
     run(play, **HASTY)
@@ -95,12 +103,12 @@ def test_a_client_that_fails_takes_no_knowledge_along(monkeypatch: pytest.Monkey
     async def play(it: Watched) -> None:
         it.sandbox.do(lambda sandbox: sandbox.faults.swallow(op="swap"))
         it.sandbox.do(lambda sandbox: sandbox.faults.swallow(op="order_status"))
-        it.live.swap(SWAP)
-        await it.until("under way")
-        await it.until("unknown")
-        it.sandbox.do(lambda sandbox: sandbox.faults.kill())
-        # It can't be asked for any more, which is no word on whether it was executed.
         async with it.live.client() as client:
+            it.live.swap(SWAP)
+            await it.until("under way")
+            await it.until("unknown")
+            it.sandbox.do(lambda sandbox: sandbox.faults.kill())
+            # It can't be asked for any more, which is no word on whether it was executed.
             with pytest.raises(BrokerError):
                 await client.wait_closed()
         await asyncio.wait(it.live._tasks)
@@ -111,14 +119,51 @@ def test_a_client_that_fails_takes_no_knowledge_along(monkeypatch: pytest.Monkey
 
 def test_an_account_that_cannot_be_opened_swaps_nothing() -> None:
     async def play(it: Watched) -> None:
-        it.live.swap(SWAP)
-        assert "Invalid signature" in (await it.until("not sent")).detail
         with pytest.raises(InvalidSignatureError):
             async with it.live.client():
                 pass
+        it.live.swap(SWAP)
+        assert "no connection" in (await it.until("not sent")).detail
         assert it.sandbox.orders() == ()
 
     run(play, signing_key="raw")
+
+
+def test_a_swap_does_not_wait_for_the_first_connection() -> None:
+    async def play(it: Watched) -> None:
+        it.sandbox.kill()
+
+        async def come() -> None:
+            async with it.live.client() as client:
+                await client.get_balances()
+
+        coming = asyncio.create_task(come())
+        await asyncio.sleep(0)
+        it.live.swap(SWAP)
+        async with asyncio.timeout(5):
+            assert "no connection" in (await it.until("not sent")).detail
+        it.sandbox.revive()
+        await coming
+        assert it.sandbox.orders() == ()
+
+    patient = ReconnectPolicy(max_attempts=None, retry_first=True, initial_delay=0.01)
+    run(play, reconnect=patient)
+
+
+def test_a_swap_does_not_wait_for_a_connection_that_was_lost() -> None:
+    async def play(it: Watched) -> None:
+        async with it.live.client() as client:
+            with client.events() as events:
+                it.sandbox.kill()
+                while not isinstance(await anext(events), Disconnected):
+                    pass
+            it.live.swap(SWAP)
+            assert "no connection" in (await it.until("not sent")).detail
+            it.sandbox.revive()
+            await client.wait_connected()
+        assert it.sandbox.orders() == ()
+
+    run(play, reconnect=ReconnectPolicy(max_attempts=None, initial_delay=0.01))
 
 
 def test_who_goes_first_takes_nothing_from_the_others() -> None:
@@ -170,9 +215,10 @@ def test_the_last_swaps_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "SWAPS_KEPT", 2)
 
     async def play(it: Watched) -> None:
-        for key in ("one", "two", "three"):
-            it.live.swap(attrs.evolve(SWAP, key=key, amount_in="wrong"))
-            await it.until("not sent")
+        async with it.live.client():
+            for key in ("one", "two", "three"):
+                it.live.swap(attrs.evolve(SWAP, key=key, amount_in="wrong"))
+                await it.until("not sent")
         assert list(it.live.swaps) == ["two", "three"]
 
     run(play)

@@ -12,8 +12,8 @@ import pytest
 from selenium import webdriver
 
 from tests.browser import CONTRASTS, DESKTOP, PHONE, Page, needs_chromium, open_chromium
-from tests.servers import Server, variables
-from tests.test_example_django import QUICK, both_users, serving
+from tests.servers import Server, started, variables
+from tests.test_example_django import COMMAND, QUICK, READY, both_users, serving
 from trio_broker.sandbox import Account, Sandbox, open_sandbox
 
 pytestmark = needs_chromium
@@ -97,7 +97,7 @@ async def test_outages_are_shown_and_end(chromium: webdriver.Chrome) -> None:
 async def test_one_filling_of_the_form_is_one_swap(chromium: webdriver.Chrome) -> None:
     async with site(chromium) as it:
         page = await it.page()
-        with it.sandbox.faults.delay(0.5, op="swap"):
+        with it.sandbox.faults.delay(1.5, op="swap"):
             await page.run("const go = document.getElementById('go'); go.click(); go.click()")
             await page.sees("#answer", "swapping")
             # As if the answer had been lost: it is asked for again, and under the same key.
@@ -105,9 +105,49 @@ async def test_one_filling_of_the_form_is_one_swap(chromium: webdriver.Chrome) -
             # The line to the site is lost and comes back.
             await page.run("socket.close()")
             await page.sees("#connection", "site not reachable")
+            await page.sees("#answer", "What became of this swap isn't known")
             await page.sees("#answer", "taken as order")
         await page.sees("#orders", "FILLED")
         assert len(it.sandbox.orders()) == 1
+
+
+async def test_what_was_said_before_the_site_was_lost_counts_no_more(
+    chromium: webdriver.Chrome,
+) -> None:
+    async with site(chromium) as it:
+        page = await it.page()
+        # The site comes back, and hasn't said yet how it stands with the broker.
+        await page.run("heardConnection = () => {}; socket.close()")
+        await page.sees("#connection", "site not reachable")
+        await page.sees("#state", "connecting …")
+        assert await page.run("return document.getElementById('go').disabled")
+
+
+async def test_a_swap_that_a_new_site_knows_nothing_of_is_not_known(
+    chromium: webdriver.Chrome,
+) -> None:
+    async with open_sandbox(**QUICK) as sandbox:
+        async with serving(**variables(sandbox)) as server:
+            page = await Site(sandbox, server, chromium).page()
+            with sandbox.faults.swallow(op="swap"):
+                await page.click("#go")
+                await page.sees("#orders", "under way")
+                await server.stop(signal.SIGKILL)
+            await page.sees("#answer", "What became of this swap isn't known")
+            assert "unknown" in await page.text("#orders")
+        command = COMMAND.replace("8000", server.address.partition(":")[2])
+        async with started(command, READY, **variables(sandbox)):
+            await page.sees("#state", "connected")
+            await page.sees("#orders", "the site knows nothing of it")
+            await page.sees("#answer", "Look at the balances")
+            assert await page.run("return document.getElementById('go').disabled")
+            submit = "at('swap').requestSubmit(); return at('answer').textContent"
+            assert "Look at the balances" in await page.run(submit)  # and not: swapping
+            await page.fill("#amount_in", "2")  # somebody who has looked
+            await page.click("#go")
+            await page.sees("#answer", "taken as order")
+            assert len(sandbox.orders()) == 2
+            await page.do(chromium.get, "about:blank")
 
 
 async def test_what_goes_wrong_is_said(chromium: webdriver.Chrome) -> None:

@@ -155,13 +155,23 @@ async def test_what_is_not_known_at_the_end_is_logged() -> None:
 
 async def test_what_cannot_be_sent_is_refused() -> None:
     async with open_sandbox(**QUICK) as sandbox, service(**variables(sandbox)) as it:
-        for wrong in ({"amount_in": 0.1}, {"amount_in": "-1"}, {"asset_in": ""}):
-            code, told = await it.swap("a_key", **wrong)
-            assert code == 422
+        wrongs: list[dict[str, Any]] = [
+            {"amount_in": 0.1},
+            {"amount_in": "-1"},
+            {"asset_in": ""},
+            {"slipage_bps": 50},  # a slip of the pen must not lift the limit
+            {"slippage_bps": True},
+            {"slippage_bps": "50"},
+            {"slippage_bps": 50.0},
+            {"slippage_bps": -1},
+        ]
+        for number, wrong in enumerate(wrongs):
+            code, told = await it.swap(f"key_{number}", **wrong)
+            assert code == 422, wrong
             assert told["detail"]
         assert (await it.http.post("/swap", json=SWAP)).status_code == 422  # it has no key
         assert (await it.http.get("/status", headers={"Host": "evil.example"})).status_code == 400
-        for origin in ("https://evil.example", "null"):
+        for origin in ("https://evil.example", "http://127.0.0.1:1", "http://[", "null"):
             assert b" 403 " in await handshake(it.server, "/balances", origin)
         async with open_websocket(it.server, "/orders/%3Cb%3E") as stream:
             messages, reason = await to_the_end(stream)

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import Final
+from typing import Any, Final
 
 from channels.routing import ProtocolTypeRouter, URLRouter
-from channels.security.websocket import AllowedHostsOriginValidator
+from channels.security.websocket import AllowedHostsOriginValidator, WebsocketDenier
 from daphne.server import reactor  # importing it makes Twisted run on asyncio
 from django.core.asgi import get_asgi_application
 from django.urls import path
@@ -28,11 +28,27 @@ from examples.django_channels.accounts import close_all  # noqa: E402
 from examples.django_channels.consumers import AccountConsumer  # noqa: E402
 
 accounts = URLRouter([path("ws/<slug:user>/", AccountConsumer.as_asgi())])
+# Or another site could have its name point here, and its pages' origin would be their host.
+of_allowed_hosts = AllowedHostsOriginValidator(accounts)
+
+
+async def own_pages(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Keep other sites' pages out: a WebSocket is no subject to a browser's same-origin rule.
+
+    What Channels has for it compares names, and a page from another port of this machine has the
+    same name. The port must be the same as well.
+    """
+    headers = dict(scope["headers"])
+    # Not parsed: an origin may be anything, and only one text is right.
+    page = headers.get(b"origin", b"").partition(b"://")[2]
+    let_in = of_allowed_hosts if page == headers.get(b"host") else WebsocketDenier()
+    await let_in(scope, receive, send)
+
+
 application: Final = ProtocolTypeRouter(
     {
         "http": pages,
-        # A WebSocket is no subject to the browser's same-origin rule: any site's page may try.
-        "websocket": AllowedHostsOriginValidator(accounts),
+        "websocket": own_pages,
     }
 )
 

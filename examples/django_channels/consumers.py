@@ -21,11 +21,12 @@ from trio_broker import (
     Balance,
     BrokerError,
     Connected,
+    ConnectionEvent,
     Disconnected,
     Order,
     SnapshotUnavailable,
 )
-from trio_broker.aio import AioBrokerClient
+from trio_broker.aio import AioBrokerClient, AioChannel
 
 Json: TypeAlias = dict[str, Any]
 
@@ -42,8 +43,8 @@ class AccountConsumer(AsyncJsonWebsocketConsumer):  # type: ignore[misc]  # it h
         self.live: LiveAccount
         self.tasks: Final = asyncio.TaskGroup()
         self.watching: asyncio.Task[None] | None = None
-        # What is to be shown: a swap, or an order by its id.
-        self.news: Final[asyncio.Queue[Swap | str]] = asyncio.Queue()
+        # What is to be shown: a swap, or an order by its id, or (None) the connection from now on.
+        self.news: Final[asyncio.Queue[Swap | str | None]] = asyncio.Queue()
         self.followed: Final[set[str]] = set()
 
     async def __call__(self, *asgi: Any) -> None:
@@ -119,36 +120,44 @@ class AccountConsumer(AsyncJsonWebsocketConsumer):  # type: ignore[misc]  # it h
             await self.close(FAILED)
 
     async def _show(self, client: AioBrokerClient) -> None:
-        with self.live.watched(self.news.put_nowait):
+        with self.live.watched(self.news.put_nowait), client.events() as events:
+            # When the page hears how the connection is, it has heard of every swap that there is:
+            # of one that it doesn't find among them, it doesn't know what became.
+            self.news.put_nowait(None)
             async with asyncio.TaskGroup() as streams:
-                streams.create_task(self._show_connection(client))
                 streams.create_task(self._show_balances(client))
                 while True:
                     news = await self.news.get()
-                    order_id: str | None
                     if isinstance(news, Swap):
                         await self.send_json({"type": "swap", **attrs.asdict(news)})
-                        order_id = news.order_id
+                        self._follow(client, news.order_id, streams)
+                    elif news is None:
+                        streams.create_task(self._show_connection(client, events))
                     else:
-                        order_id = news
-                    if order_id is not None and order_id not in self.followed:
-                        self.followed.add(order_id)
-                        streams.create_task(self._show_order(client, order_id))
+                        self._follow(client, news, streams)
 
-    async def _show_connection(self, client: AioBrokerClient) -> None:
-        with client.events() as events:
-            await self._send_connection("connected" if client.is_connected() else "reconnecting")
-            async for event in events:
-                match event:
-                    case Connected():
-                        await self._send_connection("connected")
-                    case Disconnected(error=error, retry_in=delay):
-                        await self._send_connection("reconnecting", str(error), delay)
-                    case SnapshotUnavailable(channel=channel, error=error):
-                        # An order that the broker doesn't know, perhaps not yet: it asks again.
-                        order_id = channel.removeprefix("orders:")
-                        if order_id in self.followed:
-                            await self._send_order(order_id, detail=str(error))
+    def _follow(
+        self, client: AioBrokerClient, order_id: str | None, streams: asyncio.TaskGroup
+    ) -> None:
+        if order_id is not None and order_id not in self.followed:
+            self.followed.add(order_id)
+            streams.create_task(self._show_order(client, order_id))
+
+    async def _show_connection(
+        self, client: AioBrokerClient, events: AioChannel[ConnectionEvent]
+    ) -> None:
+        await self._send_connection("connected" if client.is_connected() else "reconnecting")
+        async for event in events:
+            match event:
+                case Connected():
+                    await self._send_connection("connected")
+                case Disconnected(error=error, retry_in=delay):
+                    await self._send_connection("reconnecting", str(error), delay)
+                case SnapshotUnavailable(channel=channel, error=error):
+                    # An order that the broker doesn't know, perhaps not yet: it asks again.
+                    order_id = channel.removeprefix("orders:")
+                    if order_id in self.followed:
+                        await self._send_order(order_id, detail=str(error))
         await client.wait_closed()  # raises what made it fail, if that is how it ended
 
     async def _send_connection(

@@ -1,8 +1,9 @@
 """A user's account, live: one client for all of the user's browsers, and the swaps made here.
 
-A client is opened for the first who needs it and closed after the last. Browsers need it, and so
-does each swap until its order has ended: somebody who closes the page takes nothing back, and what
-became of it is there for whoever opens the page again.
+A client is opened for the first browser and closed after the last who needs it. Browsers need it,
+and so does each swap until its order has ended: somebody who closes the page takes nothing back,
+and what became of it is there for whoever opens the page again. A swap itself opens nothing, and
+waits for no connection.
 
 The client lives in a task of its own, and each swap in another, since a browser's task ends, by a
 cancellation even, whenever that browser goes away. What a browser wants to see it subscribes to
@@ -108,6 +109,11 @@ class _Life:
         """Whether nobody can come any more."""
         return self.task.done() or self._unused.is_set()
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether its client is open, and connected at this moment."""
+        return not self.is_over and self.opened.done() and self.opened.result().is_connected()
+
     def end(self) -> None:
         """Close the client, politely if it is connected."""
         self._unused.set()
@@ -173,7 +179,9 @@ class LiveAccount:
             self._watchers.remove(tell)
 
     def swap(self, asked: Swap) -> None:
-        """Swap, once for each key, and tell everyone who watches how it goes.
+        """Swap, once for each key that is kept, and tell everyone who watches how it goes.
+
+        They are kept in memory: what was under way when the process died can't be known here.
 
         Args:
             asked: The swap. If its key was used before, what became of that one is told.
@@ -214,14 +222,17 @@ class LiveAccount:
     # --- A swap, in its task -----------------------------------------------------------------
 
     async def _perform(self, asked: Swap) -> None:
-        try:
-            async with self.client() as client:
-                swap = await self._sent(client, asked)
-                self._tell(swap)
-                if swap.order_id is not None:
-                    await self._follow(client, swap.order_id)
-        except BrokerError as error:  # of the opening: the rest sees to its own
-            self._tell(attrs.evolve(asked, outcome="not sent", detail=str(error)))
+        if self._life is None or not self._life.is_connected:
+            # `client` would wait for a connection, for minutes perhaps, and then the swap would be
+            # made at a price that nobody has seen.
+            detail = "there is no connection to the broker"
+            self._tell(attrs.evolve(asked, outcome="not sent", detail=detail))
+            return
+        async with self.client() as client:
+            swap = await self._sent(client, asked)
+            self._tell(swap)
+            if swap.order_id is not None:
+                await self._follow(client, swap.order_id)
 
     async def _sent(self, client: AioBrokerClient, asked: Swap) -> Swap:
         try:

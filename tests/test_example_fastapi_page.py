@@ -141,6 +141,73 @@ async def test_one_filling_of_the_form_is_one_swap(chromium: webdriver.Chrome) -
         assert not await page.run("return document.getElementById('unresolved').checkVisibility()")
 
 
+# A proxy before the service, which answers in its stead, once, after the swap has gone through.
+PROXY = """
+const real = window.fetch;
+window.fetch = async (path, options) => {
+  const response = await real(path, options);
+  if (path !== "/swap") return response;
+  window.fetch = real;
+  return new Response('%s', {status: %d, headers: {"Content-Type": "application/json"}});
+};
+"""
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (504, '{"message": "The upstream server is timing out"}'),
+        (502, '{"detail": "bad gateway"}'),
+        (503, '{"error": "no healthy upstream"}'),
+        (500, '{"success": false, "detail": "the service made a mistake"}'),
+        (404, '{"message": "no Route matched"}'),
+        (504, "<html>"),
+        (504, "null"),
+    ],
+)
+async def test_what_a_proxy_answers_is_no_end_of_a_swap(
+    chromium: webdriver.Chrome, status: int, body: str
+) -> None:
+    async with shown(chromium) as page:
+        await page.click("#estimate")
+        await page.sees("#answer", "would bring")
+        await page.run(PROXY % (body, status))
+        await page.click("#go")
+        await page.sees("#answer", "What became of the swap isn't known")
+        (order,) = page.sandbox.orders()
+        await page.click("#estimate")  # for the same: that is no other swap
+        await page.sees("#answer", "would bring")
+        await page.click("#go")
+        await page.sees("#answer", f"taken as order {order.order_id}")
+        assert len(page.sandbox.orders()) == 1
+        assert await page.run("return document.getElementById('go').disabled")
+
+
+async def test_what_is_said_of_a_second_try_is_no_end_of_the_first(
+    chromium: webdriver.Chrome,
+) -> None:
+    async with shown(chromium) as page:
+        await page.click("#estimate")
+        await page.sees("#answer", "would bring")
+        await page.run(PROXY % ("{}", 504))
+        await page.click("#go")
+        await page.sees("#answer", "What became of the swap isn't known")
+        # The first one's outcome can't be had for now, and the answer is the service's own.
+        await page.run("""
+            const real = window.fetch;
+            window.fetch = async (path, options) => {
+              if (path === "/swap") return real(path, options);
+              window.fetch = real;
+              return new Response('{"success": false, "detail": "not now"}', {status: 403});
+            };
+        """)
+        await page.click("#go")
+        await page.sees("#answer", "not now")
+        await page.click("#go")
+        await page.sees("#answer", "taken as order")
+        assert len(page.sandbox.orders()) == 1
+
+
 async def test_another_filling_wants_another_estimate(chromium: webdriver.Chrome) -> None:
     async with shown(chromium) as page:
         await page.click("#estimate")

@@ -725,6 +725,16 @@ def test_real_swaps_want_a_journal_besides_the_token(tmp_path: Path) -> None:
     assert "hush" not in repr(broker)
 
 
+@pytest.mark.parametrize("journal", [None, "swaps.journal"])
+async def test_a_service_that_forgets_its_keys_says_so(
+    journal: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = {} if journal is None else {"BROKER_JOURNAL": str(tmp_path / journal)}
+    async with open_broker({**REAL, **SOMEWHERE, **kept}):
+        pass
+    assert ("no BROKER_JOURNAL" in caplog.text) == (journal is None)
+
+
 async def test_the_named_broker_is_opened() -> None:
     async with open_broker({**PLAY, **HERE}) as broker:
         assert broker.host == "127.0.0.1:8765"

@@ -7,6 +7,7 @@ so the client gives up earlier than it would by default, and says so.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -17,6 +18,8 @@ import attrs
 
 from trio_broker import BrokerWSClient, ConfigurationError, ReconnectPolicy, SwapJournal
 from trio_broker.sandbox import open_sandbox
+
+logger: Final = logging.getLogger("fastapi_service")
 
 FOR_A_SERVICE: Final[Mapping[str, Any]] = {
     "reconnect": ReconnectPolicy(max_attempts=None, max_delay=15.0, retry_first=True),
@@ -57,7 +60,10 @@ async def open_broker(environ: Mapping[str, str] = os.environ) -> AsyncIterator[
         ConfigurationError: As `named_broker`.
     """
     if is_named(environ):
-        yield named_broker(environ)
+        broker = named_broker(environ)
+        if not environ.get("BROKER_JOURNAL"):
+            logger.warning("no BROKER_JOURNAL: a key that has swapped is forgotten when this ends")
+        yield broker
         return
     # Slow enough for people to watch an order.
     pace: dict[str, Any] = {"pending_delay": (0.3, 0.6), "processing_delay": (0.6, 1.2)}

@@ -28,6 +28,7 @@ from trio_broker import (
     ClockSkewError,
     ConnectFailedError,
     ConnectionLostError,
+    ConnectionState,
     DuplicateClientOrderIdError,
     MessageTooLargeError,
     NonceReusedError,
@@ -146,6 +147,8 @@ def _broker_problem(board: Board, error: BrokerError) -> JSONResponse:
             headers = {"Location": link}
             more = {"error": name, "outcome": str(outcome), "swap": link}
             return problem(status, str(error), headers=headers, **more)
+    if status == 503 and board.client.state is ConnectionState.FAILED:
+        status = 502  # there will be no connection any more: trying again can't help
     headers = {}
     if status == 503:
         headers["Retry-After"] = str(math.ceil(board.status().next_try_in or 1.0))

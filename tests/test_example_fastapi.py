@@ -643,6 +643,17 @@ async def test_streams_end_when_the_service_stops() -> None:
         ({"Origin": "null"}, 403),
         ({"Host": "evil.example"}, 403),
         ({"Host": "evil.example", "Origin": "http://evil.example"}, 403),
+        ({"Origin": "http://["}, 403),
+        ({"Origin": ""}, 403),
+        ({"Host": "evil.example:abc"}, 403),
+        ({"Host": "a@evil.example"}, 403),
+        ({"Host": "127.0.0.1@evil.example"}, 403),
+        ({"Host": "evil.example/127.0.0.1"}, 403),
+        ({"Host": ""}, 403),
+        ({"Host": "LocalHost:8000", "Origin": "http://localhost:8000"}, 201),
+        ({"Host": "[::1]:8000", "Origin": "http://[::1]:8000"}, 201),
+        ({"Host": "localhost", "Origin": "https://localhost"}, 201),
+        ({"Host": "localhost:8000", "Origin": "http://localhost:8001"}, 403),
         ({"Content-Type": "text/plain"}, 422),
         ({}, 201),
     ],
@@ -659,7 +670,7 @@ async def test_another_sites_page_swaps_nothing(headers: dict[str, str], status:
 
 
 async def test_the_own_page_and_a_name_that_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SERVICE_HOSTS", "desk.example,other.example")
+    monkeypatch.setenv("SERVICE_HOSTS", "other.example, Desk.example ,")
     async with both() as it:
         own = await it.service.http.get("/status", headers={"Origin": it.service.url})
         named = await it.service.http.get("/status", headers={"Host": "desk.example"})

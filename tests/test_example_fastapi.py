@@ -214,6 +214,21 @@ async def test_an_unknown_outcome_is_202_and_a_link_that_asks_again() -> None:
     assert found.json()["order_id"] == shown["order_id"] == order.order_id
 
 
+async def test_a_doubt_is_cleared_without_anybody_asking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_board, "ASK_AGAIN_AFTER", 0.01)
+    async with both(**HASTY) as it, it.service.events() as stream:
+        with it.sandbox.faults.swallow(op="swap"), it.sandbox.faults.swallow(op="order_status"):
+            assert (await it.service.swap(key="lost")).status_code == 202
+            while not (await stream.until("status"))["unresolved_swaps"]:
+                pass
+            it.sandbox.drop_connections()
+            await stream.until("status", websocket_connected=False)
+        while (await stream.until("status"))["unresolved_swaps"]:
+            pass
+        shown = await stream.until("order", status="FILLED", amount_in="0.1")
+    assert shown["client_order_id"] == "lost"
+
+
 async def test_whoever_asks_for_an_outcome_waits_a_moment_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -11,6 +11,7 @@ import attrs
 import pytest
 from selenium import webdriver
 
+from examples.fastapi_service import board as service_board
 from tests.browser import (
     CONTRASTS,
     DESKTOP,
@@ -132,13 +133,31 @@ async def test_one_filling_of_the_form_is_one_swap(chromium: webdriver.Chrome) -
         faults = page.sandbox.faults
         with faults.swallow(op="swap"), faults.swallow(op="order_status"):
             await page.click("#go")
-            await page.sees("#answer", "unknown")
+            said = await page.sees("#answer", "unknown")
+            assert "before you swap again. Swap asks for the same one again." in said
             await page.sees("#unresolved", "Don't swap it a second time")
         await page.click("#go")  # again: it asks what became of the first
         await page.sees("#answer", "taken as order")
         await page.sees("#orders", "FILLED")
         assert len(page.sandbox.orders()) == 1
         assert not await page.run("return document.getElementById('unresolved').checkVisibility()")
+
+
+async def test_what_is_not_known_is_asked_for_on_the_page(
+    chromium: webdriver.Chrome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_board, "ASK_AGAIN_AFTER", 1000.0)
+    async with shown(chromium, request_timeout=0.1, resolve_timeout=0.1, reply_grace=0.1) as page:
+        faults = page.sandbox.faults
+        with faults.swallow(op="swap"), faults.swallow(op="order_status"):
+            assert (await page.service.swap("0.25")).status_code == 202
+            await page.sees("#unresolved", "What became of 0.25 ETH")
+            await page.click("#unresolved button")
+            await page.sees("#unresolved", "Still not known.")
+        await page.click("#unresolved button")
+        await page.sees("#orders", "FILLED")
+        assert not await page.run("return document.getElementById('unresolved').checkVisibility()")
+        assert len(page.sandbox.orders()) == 1
 
 
 # A proxy before the service, which answers in its stead, once, after the swap has gone through.
@@ -202,7 +221,7 @@ async def test_what_is_said_of_a_second_try_is_no_end_of_the_first(
             };
         """)
         await page.click("#go")
-        await page.sees("#answer", "not now")
+        await page.sees("#answer", "the answer isn't the service's")
         await page.click("#go")
         await page.sees("#answer", "taken as order")
         assert len(page.sandbox.orders()) == 1

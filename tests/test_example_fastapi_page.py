@@ -20,8 +20,8 @@ from tests.browser import (
     needs_chromium,
     open_chromium,
 )
-from tests.webservice import Service, broker_of, serving
-from trio_broker import ReconnectPolicy
+from tests.webservice import Service, broker_of, serving, until
+from trio_broker import ConnectionState, ReconnectPolicy
 from trio_broker.sandbox import Sandbox, open_sandbox
 
 pytestmark = needs_chromium
@@ -113,6 +113,24 @@ async def test_a_service_that_is_gone_is_shown(chromium: webdriver.Chrome) -> No
         page.service.stop.set()
         await page.sees("#connection", "service not reachable")
         assert "The service doesn't answer" in await page.text("#problem")
+
+
+async def test_a_service_that_was_started_anew_shows_its_own_orders(
+    chromium: webdriver.Chrome,
+) -> None:
+    async with shown(chromium) as page:
+        await page.service.swap("0.25")
+        await page.sees("#orders", "0.25 ETH")
+        page.service.stop.set()
+        await until(lambda: page.service.client.state is ConnectionState.CLOSED)
+        bind = page.service.url.removeprefix("http://")
+        async with serving(broker_of(page.sandbox), bind=bind) as anew:
+            await page.sees("#connection", "connected")
+            await page.sees("#no-orders", "None since this service began.")
+            assert await page.text("#orders") == ""
+            await anew.swap("0.75")
+            assert "0.25 ETH" not in await page.sees("#orders", "0.75 ETH")
+            await page.do(chromium.get, "about:blank")
 
 
 async def test_two_clicks_are_one_swap(chromium: webdriver.Chrome) -> None:

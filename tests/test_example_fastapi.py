@@ -854,6 +854,10 @@ async def test_the_command_says_what_is_wrong_in_a_line() -> None:
     missing = await run(BROKER_API_KEY="a_key")
     assert (missing.returncode, missing.stderr.count(b"\n")) == (1, 1)
     assert b"BROKER_SECRET_KEY" in missing.stderr
+    where = {"BROKER_SECRET_KEY": "a_secret", "BROKER_WS_URL": "http://[::1"}
+    unreadable = await run(BROKER_API_KEY="a_key", **where)
+    assert (unreadable.returncode, unreadable.stderr.count(b"\n")) == (1, 1)
+    assert b"ws_url isn't a URL" in unreadable.stderr
     (taken,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     address = f"127.0.0.1:{taken.socket.getsockname()[1]}"
     busy = await run("--bind", address)

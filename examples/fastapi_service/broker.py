@@ -88,6 +88,10 @@ def named_broker(environ: Mapping[str, str]) -> Broker:
     """
     journal = environ.get("BROKER_JOURNAL")
     token = environ.get("SERVICE_SWAP_TOKEN") or None
+    # Before anything else: it says in words what is wrong with a variable, an address say.
+    client = BrokerWSClient.from_env(
+        environ, journal=SwapJournal(journal) if journal else None, **FOR_A_SERVICE
+    )
     url = urlsplit(environ.get("BROKER_WS_URL") or environ.get("BROKER_BASE_URL", ""))
     # What isn't certainly play money is real.
     is_sandbox = url.hostname in _THIS_MACHINE and environ["BROKER_API_KEY"] in _PLAY_KEYS
@@ -96,8 +100,5 @@ def named_broker(environ: Mapping[str, str]) -> Broker:
             "SERVICE_SWAP_TOKEN allows swaps of real money: set BROKER_JOURNAL to a file too, so "
             "that a crash takes the knowledge of none along"
         )
-    client = BrokerWSClient.from_env(
-        environ, journal=SwapJournal(journal) if journal else None, **FOR_A_SERVICE
-    )
     host = url.netloc.rpartition("@")[2]
     return Broker(client=client, host=host, is_sandbox=is_sandbox, swap_token=token)

@@ -178,8 +178,9 @@ async def answer(request: Request, error: Exception) -> JSONResponse:
             return _invalid(error)
         case AnyHTTPException(status_code=status, detail=detail, headers=headers):
             return problem(status, str(detail), headers=headers)
-    # The server logs it; what it says may be about anything, so it stays here.
-    return problem(500, "the service made a mistake; its log says which")
+    # The server logs it; what it says may be about anything, so it stays here. And by then a swap
+    # may have been taken: nothing is said of its success.
+    return problem(500, "the service made a mistake; its log says which", success=None)
 
 
 def register(app: FastAPI) -> None:

@@ -260,13 +260,13 @@ class StatusOut(BaseModel):
 
 
 class Problem(BaseModel):
-    """Every error that this service answers with (RFC 9457)."""
+    """Every error that this service answers with (RFC 9457); `success` is missing from a 500."""
 
     type: str = "about:blank"
     title: str
     status: int
     detail: str
-    success: Literal[False] = False
+    success: Literal[False] | None = False
     error: str
     errors: list[dict[str, Any]] | None = None
     outcome: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -65,7 +66,7 @@ def problem_of(response: Response) -> Any:
     assert response.headers["content-type"] == "application/problem+json"
     told = response.json()
     assert told["status"] == response.status_code
-    assert told["success"] is False
+    assert told.get("success") is (None if response.status_code == 500 else False)
     assert told["title"]
     assert told["detail"]
     assert told["error"]
@@ -214,6 +215,21 @@ async def test_an_unknown_outcome_is_202_and_a_link_that_asks_again() -> None:
     assert found.json()["order_id"] == shown["order_id"] == order.order_id
 
 
+async def test_a_doubt_is_cleared_without_anybody_asking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_board, "ASK_AGAIN_AFTER", 0.01)
+    async with both(**HASTY) as it, it.service.events() as stream:
+        with it.sandbox.faults.swallow(op="swap"), it.sandbox.faults.swallow(op="order_status"):
+            assert (await it.service.swap(key="lost")).status_code == 202
+            while not (await stream.until("status"))["unresolved_swaps"]:
+                pass
+            it.sandbox.drop_connections()
+            await stream.until("status", websocket_connected=False)
+        while (await stream.until("status"))["unresolved_swaps"]:
+            pass
+        shown = await stream.until("order", status="FILLED", amount_in="0.1")
+    assert shown["client_order_id"] == "lost"
+
+
 async def test_whoever_asks_for_an_outcome_waits_a_moment_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -317,6 +333,9 @@ async def test_what_is_no_amount_sends_nothing(amount: object) -> None:
         ({"asset_in": ""}, "key"),
         ({"asset_in": "ÜTH"}, "key"),
         ({"slippage_bps": 10_001}, "key"),
+        ({"slippage_bps": True}, "key"),
+        ({"slippage_bps": "50"}, "key"),
+        ({"slippage_bps": 50.0}, "key"),
         ({"slipage_bps": 5}, "key"),
         ({"filter_sources": "binance"}, "key"),
         ({}, "k" * 65),
@@ -442,6 +461,22 @@ async def test_a_mistake_of_ours_is_not_told_to_strangers(monkeypatch: pytest.Mo
     problem_of(response)
 
 
+async def test_a_mistake_of_ours_does_not_deny_the_swap_before_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(service_board.Board, "follow", broken)
+    async with both() as it:
+        response = await it.service.swap(key="taken")
+        again = await it.service.swap(key="taken")
+        assert len(it.sandbox.orders()) == 1
+    assert response.status_code == 500
+    assert "success" not in problem_of(response)
+    assert problem_of(again)["outcome"] == "confirmed"
+
+
 # --- Without a connection -------------------------------------------------------------------
 
 
@@ -501,7 +536,9 @@ async def test_refused_keys_leave_a_service_that_says_so(caplog: pytest.LogCaptu
     assert told == answers[0].json()
     assert (told["state"], told["websocket_connected"]) == ("failed", False)
     assert "Invalid signature" in told["problem"]
-    assert [answer.status_code for answer in answers] == [200, 503, 200, 503, 202]
+    assert [answer.status_code for answer in answers] == [200, 502, 200, 502, 202]
+    # To try again would go on for ever.
+    assert not any("retry-after" in answer.headers for answer in answers)
     assert sandbox.secret_key not in "".join(answer.text for answer in answers)
     assert "there is no connection, and none will come" in caplog.text
 
@@ -641,6 +678,17 @@ async def test_streams_end_when_the_service_stops() -> None:
         ({"Origin": "null"}, 403),
         ({"Host": "evil.example"}, 403),
         ({"Host": "evil.example", "Origin": "http://evil.example"}, 403),
+        ({"Origin": "http://["}, 403),
+        ({"Origin": ""}, 403),
+        ({"Host": "evil.example:abc"}, 403),
+        ({"Host": "a@evil.example"}, 403),
+        ({"Host": "127.0.0.1@evil.example"}, 403),
+        ({"Host": "evil.example/127.0.0.1"}, 403),
+        ({"Host": ""}, 403),
+        ({"Host": "LocalHost:8000", "Origin": "http://localhost:8000"}, 201),
+        ({"Host": "[::1]:8000", "Origin": "http://[::1]:8000"}, 201),
+        ({"Host": "localhost", "Origin": "https://localhost"}, 201),
+        ({"Host": "localhost:8000", "Origin": "http://localhost:8001"}, 403),
         ({"Content-Type": "text/plain"}, 422),
         ({}, 201),
     ],
@@ -657,7 +705,7 @@ async def test_another_sites_page_swaps_nothing(headers: dict[str, str], status:
 
 
 async def test_the_own_page_and_a_name_that_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SERVICE_HOSTS", "desk.example,other.example")
+    monkeypatch.setenv("SERVICE_HOSTS", "other.example, Desk.example ,")
     async with both() as it:
         own = await it.service.http.get("/status", headers={"Origin": it.service.url})
         named = await it.service.http.get("/status", headers={"Host": "desk.example"})
@@ -723,6 +771,16 @@ def test_real_swaps_want_a_journal_besides_the_token(tmp_path: Path) -> None:
     broker = named_broker({**environ, "BROKER_JOURNAL": str(tmp_path / "journal")})
     assert (broker.swap_token, broker.host) == ("hush", "broker.example")
     assert "hush" not in repr(broker)
+
+
+@pytest.mark.parametrize("journal", [None, "swaps.journal"])
+async def test_a_service_that_forgets_its_keys_says_so(
+    journal: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = {} if journal is None else {"BROKER_JOURNAL": str(tmp_path / journal)}
+    async with open_broker({**REAL, **SOMEWHERE, **kept}):
+        pass
+    assert ("no BROKER_JOURNAL" in caplog.text) == (journal is None)
 
 
 async def test_the_named_broker_is_opened() -> None:
@@ -812,12 +870,18 @@ async def test_the_command_says_what_is_wrong_in_a_line() -> None:
     missing = await run(BROKER_API_KEY="a_key")
     assert (missing.returncode, missing.stderr.count(b"\n")) == (1, 1)
     assert b"BROKER_SECRET_KEY" in missing.stderr
+    where = {"BROKER_SECRET_KEY": "a_secret", "BROKER_WS_URL": "http://[::1"}
+    unreadable = await run(BROKER_API_KEY="a_key", **where)
+    assert (unreadable.returncode, unreadable.stderr.count(b"\n")) == (1, 1)
+    assert b"ws_url isn't a URL" in unreadable.stderr
     (taken,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     address = f"127.0.0.1:{taken.socket.getsockname()[1]}"
     busy = await run("--bind", address)
     await taken.aclose()
     assert busy.returncode == 1
-    assert f"can't listen at {address}".encode() in busy.stderr
+    told = busy.stderr.decode().splitlines()[-1]
+    assert told.startswith(f"can't listen at {address}: ")
+    assert os.strerror(errno.EADDRINUSE) in told
     assert b"Traceback" not in busy.stderr
 
 

@@ -11,6 +11,7 @@ import attrs
 import pytest
 from selenium import webdriver
 
+from examples.fastapi_service import board as service_board
 from tests.browser import (
     CONTRASTS,
     DESKTOP,
@@ -19,8 +20,8 @@ from tests.browser import (
     needs_chromium,
     open_chromium,
 )
-from tests.webservice import Service, broker_of, serving
-from trio_broker import ReconnectPolicy
+from tests.webservice import Service, broker_of, serving, until
+from trio_broker import ConnectionState, ReconnectPolicy
 from trio_broker.sandbox import Sandbox, open_sandbox
 
 pytestmark = needs_chromium
@@ -114,6 +115,24 @@ async def test_a_service_that_is_gone_is_shown(chromium: webdriver.Chrome) -> No
         assert "The service doesn't answer" in await page.text("#problem")
 
 
+async def test_a_service_that_was_started_anew_shows_its_own_orders(
+    chromium: webdriver.Chrome,
+) -> None:
+    async with shown(chromium) as page:
+        await page.service.swap("0.25")
+        await page.sees("#orders", "0.25 ETH")
+        page.service.stop.set()
+        await until(lambda: page.service.client.state is ConnectionState.CLOSED)
+        bind = page.service.url.removeprefix("http://")
+        async with serving(broker_of(page.sandbox), bind=bind) as anew:
+            await page.sees("#connection", "connected")
+            await page.sees("#no-orders", "None since this service began.")
+            assert await page.text("#orders") == ""
+            await anew.swap("0.75")
+            assert "0.25 ETH" not in await page.sees("#orders", "0.75 ETH")
+            await page.do(chromium.get, "about:blank")
+
+
 async def test_two_clicks_are_one_swap(chromium: webdriver.Chrome) -> None:
     async with shown(chromium) as page:
         await page.click("#estimate")
@@ -132,13 +151,98 @@ async def test_one_filling_of_the_form_is_one_swap(chromium: webdriver.Chrome) -
         faults = page.sandbox.faults
         with faults.swallow(op="swap"), faults.swallow(op="order_status"):
             await page.click("#go")
-            await page.sees("#answer", "unknown")
+            said = await page.sees("#answer", "unknown")
+            assert "before you swap again. Swap asks for the same one again." in said
             await page.sees("#unresolved", "Don't swap it a second time")
         await page.click("#go")  # again: it asks what became of the first
         await page.sees("#answer", "taken as order")
         await page.sees("#orders", "FILLED")
         assert len(page.sandbox.orders()) == 1
         assert not await page.run("return document.getElementById('unresolved').checkVisibility()")
+
+
+async def test_what_is_not_known_is_asked_for_on_the_page(
+    chromium: webdriver.Chrome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_board, "ASK_AGAIN_AFTER", 1000.0)
+    async with shown(chromium, request_timeout=0.1, resolve_timeout=0.1, reply_grace=0.1) as page:
+        faults = page.sandbox.faults
+        with faults.swallow(op="swap"), faults.swallow(op="order_status"):
+            assert (await page.service.swap("0.25")).status_code == 202
+            await page.sees("#unresolved", "What became of 0.25 ETH")
+            await page.click("#unresolved button")
+            await page.sees("#unresolved", "Still not known.")
+        await page.click("#unresolved button")
+        await page.sees("#orders", "FILLED")
+        assert not await page.run("return document.getElementById('unresolved').checkVisibility()")
+        assert len(page.sandbox.orders()) == 1
+
+
+# A proxy before the service, which answers in its stead, once, after the swap has gone through.
+PROXY = """
+const real = window.fetch;
+window.fetch = async (path, options) => {
+  const response = await real(path, options);
+  if (path !== "/swap") return response;
+  window.fetch = real;
+  return new Response('%s', {status: %d, headers: {"Content-Type": "application/json"}});
+};
+"""
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (504, '{"message": "The upstream server is timing out"}'),
+        (502, '{"detail": "bad gateway"}'),
+        (503, '{"error": "no healthy upstream"}'),
+        (500, '{"success": false, "detail": "the service made a mistake"}'),
+        (404, '{"message": "no Route matched"}'),
+        (504, "<html>"),
+        (504, "null"),
+    ],
+)
+async def test_what_a_proxy_answers_is_no_end_of_a_swap(
+    chromium: webdriver.Chrome, status: int, body: str
+) -> None:
+    async with shown(chromium) as page:
+        await page.click("#estimate")
+        await page.sees("#answer", "would bring")
+        await page.run(PROXY % (body, status))
+        await page.click("#go")
+        await page.sees("#answer", "What became of the swap isn't known")
+        (order,) = page.sandbox.orders()
+        await page.click("#estimate")  # for the same: that is no other swap
+        await page.sees("#answer", "would bring")
+        await page.click("#go")
+        await page.sees("#answer", f"taken as order {order.order_id}")
+        assert len(page.sandbox.orders()) == 1
+        assert await page.run("return document.getElementById('go').disabled")
+
+
+async def test_what_is_said_of_a_second_try_is_no_end_of_the_first(
+    chromium: webdriver.Chrome,
+) -> None:
+    async with shown(chromium) as page:
+        await page.click("#estimate")
+        await page.sees("#answer", "would bring")
+        await page.run(PROXY % ("{}", 504))
+        await page.click("#go")
+        await page.sees("#answer", "What became of the swap isn't known")
+        # The first one's outcome can't be had for now, and the answer is the service's own.
+        await page.run("""
+            const real = window.fetch;
+            window.fetch = async (path, options) => {
+              if (path === "/swap") return real(path, options);
+              window.fetch = real;
+              return new Response('{"success": false, "detail": "not now"}', {status: 403});
+            };
+        """)
+        await page.click("#go")
+        await page.sees("#answer", "the answer isn't the service's")
+        await page.click("#go")
+        await page.sees("#answer", "taken as order")
+        assert len(page.sandbox.orders()) == 1
 
 
 async def test_another_filling_wants_another_estimate(chromium: webdriver.Chrome) -> None:

@@ -132,7 +132,7 @@ class Service:
 
 
 @asynccontextmanager
-async def serving(broker: Broker) -> AsyncIterator[Service]:
+async def serving(broker: Broker, *, bind: str = "127.0.0.1:0") -> AsyncIterator[Service]:
     @asynccontextmanager
     async def opened() -> AsyncIterator[Broker]:
         yield broker
@@ -145,7 +145,7 @@ async def serving(broker: Broker) -> AsyncIterator[Service]:
         app.state.board.end_streams()
 
     config = Config()
-    config.bind = ["127.0.0.1:0"]
+    config.bind = [bind]
     config.errorlog = None
     config.graceful_timeout = 60.0  # what doesn't end by itself is to fail the test
     run = partial(serve, cast("ASGIFramework", app), config, shutdown_trigger=until_told)

@@ -37,6 +37,17 @@ async def until_told(app: FastAPI) -> None:
     app.state.board.end_streams()
 
 
+def first_of(error: BaseException) -> BaseException:
+    """The first error in a group, however many nurseries it came through.
+
+    Args:
+        error: The group.
+    """
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 def main() -> None:
     """Run the service."""
     parser = argparse.ArgumentParser(prog="python -m examples.fastapi_service")
@@ -51,9 +62,9 @@ def main() -> None:
             named_broker(os.environ)  # what can't work is told before anything is opened
         trio.run(partial(serve, served, config, shutdown_trigger=partial(until_told, app)))
     except* ConfigurationError as group:
-        sys.exit(str(group.exceptions[0]))
+        sys.exit(str(first_of(group)))
     except* OSError as group:
-        sys.exit(f"can't listen at {config.bind[0]}: {group}")
+        sys.exit(f"can't listen at {config.bind[0]}: {first_of(group)}")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ from trio_broker import (
     ConnectionEvent,
     Disconnected,
     GaveUp,
+    SwapFinding,
+    SwapOutcome,
     SwapReceipt,
     SwapResolved,
     SwapUnresolved,
@@ -44,6 +46,8 @@ ORDERS_SHOWN: Final = 100
 # Seconds without news after which a browser, and any proxy before it, hears that we are here.
 HEARTBEAT: Final = 15.0
 RESUBSCRIBE_AFTER: Final = 1.0
+# Seconds between two questions about the swaps of which nobody knows what became of them.
+ASK_AGAIN_AFTER: Final = 5.0
 
 
 class Watch(AsyncIterator[str]):
@@ -171,7 +175,7 @@ class Board:
             # The service stays up to say so: whoever watches it asks for its status.
             self._failed(error)
             return
-        self._nursery.start_soon(self._reconcile)
+        self._nursery.start_soon(self._settle_doubts)
         await self._follow_balances()
 
     async def _follow_connection(self, events: trio.abc.ReceiveChannel[ConnectionEvent]) -> None:
@@ -224,15 +228,22 @@ class Board:
                     account.update({balance.asset: balance for balance in message.data})
                 self._post("balances", BalancesOut.of(tuple(account.values())))
 
-    async def _reconcile(self) -> None:
-        """Ask for the swaps that an earlier process has left in the journal."""
-        try:
-            for finding in await self.client.reconcile():
-                logger.warning("swap %s is %s", finding.swap.client_order_id, finding.outcome)
-                if finding.receipt is not None:
-                    self.follow(finding.receipt, finding.swap)
-        except BrokerError as error:
-            logger.warning("the journal's swaps aren't settled: %s", error)
+    async def _settle_doubts(self) -> None:
+        """Ask for the swaps that nobody knows the end of, an earlier process's too, until it is."""
+        while not self.client.state.is_over:
+            try:
+                await self.client.wait_connected()
+                for finding in await self.client.reconcile():
+                    self._found(finding)
+            except BrokerError as error:
+                logger.warning("swaps whose end isn't known aren't asked for: %s", error)
+            await trio.sleep(ASK_AGAIN_AFTER)
+
+    def _found(self, finding: SwapFinding) -> None:
+        if finding.outcome is not SwapOutcome.UNKNOWN:  # which is so each time, and no news
+            logger.warning("swap %s is %s", finding.swap.client_order_id, finding.outcome)
+        if finding.receipt is not None:
+            self.follow(finding.receipt, finding.swap)
         self._post("status", self.status())
 
     # --- Orders ----------------------------------------------------------------------------

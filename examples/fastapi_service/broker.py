@@ -7,6 +7,7 @@ so the client gives up earlier than it would by default, and says so.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -17,6 +18,8 @@ import attrs
 
 from trio_broker import BrokerWSClient, ConfigurationError, ReconnectPolicy, SwapJournal
 from trio_broker.sandbox import open_sandbox
+
+logger: Final = logging.getLogger("fastapi_service")
 
 FOR_A_SERVICE: Final[Mapping[str, Any]] = {
     "reconnect": ReconnectPolicy(max_attempts=None, max_delay=15.0, retry_first=True),
@@ -57,7 +60,10 @@ async def open_broker(environ: Mapping[str, str] = os.environ) -> AsyncIterator[
         ConfigurationError: As `named_broker`.
     """
     if is_named(environ):
-        yield named_broker(environ)
+        broker = named_broker(environ)
+        if not environ.get("BROKER_JOURNAL"):
+            logger.warning("no BROKER_JOURNAL: a key that has swapped is forgotten when this ends")
+        yield broker
         return
     # Slow enough for people to watch an order.
     pace: dict[str, Any] = {"pending_delay": (0.3, 0.6), "processing_delay": (0.6, 1.2)}
@@ -82,6 +88,10 @@ def named_broker(environ: Mapping[str, str]) -> Broker:
     """
     journal = environ.get("BROKER_JOURNAL")
     token = environ.get("SERVICE_SWAP_TOKEN") or None
+    # Before anything else: it says in words what is wrong with a variable, an address say.
+    client = BrokerWSClient.from_env(
+        environ, journal=SwapJournal(journal) if journal else None, **FOR_A_SERVICE
+    )
     url = urlsplit(environ.get("BROKER_WS_URL") or environ.get("BROKER_BASE_URL", ""))
     # What isn't certainly play money is real.
     is_sandbox = url.hostname in _THIS_MACHINE and environ["BROKER_API_KEY"] in _PLAY_KEYS
@@ -90,8 +100,5 @@ def named_broker(environ: Mapping[str, str]) -> Broker:
             "SERVICE_SWAP_TOKEN allows swaps of real money: set BROKER_JOURNAL to a file too, so "
             "that a crash takes the knowledge of none along"
         )
-    client = BrokerWSClient.from_env(
-        environ, journal=SwapJournal(journal) if journal else None, **FOR_A_SERVICE
-    )
     host = url.netloc.rpartition("@")[2]
     return Broker(client=client, host=host, is_sandbox=is_sandbox, swap_token=token)

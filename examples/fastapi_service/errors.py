@@ -28,6 +28,7 @@ from trio_broker import (
     ClockSkewError,
     ConnectFailedError,
     ConnectionLostError,
+    ConnectionState,
     DuplicateClientOrderIdError,
     MessageTooLargeError,
     NonceReusedError,
@@ -146,6 +147,8 @@ def _broker_problem(board: Board, error: BrokerError) -> JSONResponse:
             headers = {"Location": link}
             more = {"error": name, "outcome": str(outcome), "swap": link}
             return problem(status, str(error), headers=headers, **more)
+    if status == 503 and board.client.state is ConnectionState.FAILED:
+        status = 502  # there will be no connection any more: trying again can't help
     headers = {}
     if status == 503:
         headers["Retry-After"] = str(math.ceil(board.status().next_try_in or 1.0))
@@ -175,8 +178,9 @@ async def answer(request: Request, error: Exception) -> JSONResponse:
             return _invalid(error)
         case AnyHTTPException(status_code=status, detail=detail, headers=headers):
             return problem(status, str(detail), headers=headers)
-    # The server logs it; what it says may be about anything, so it stays here.
-    return problem(500, "the service made a mistake; its log says which")
+    # The server logs it; what it says may be about anything, so it stays here. And by then a swap
+    # may have been taken: nothing is said of its success.
+    return problem(500, "the service made a mistake; its log says which", success=None)
 
 
 def register(app: FastAPI) -> None:

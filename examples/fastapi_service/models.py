@@ -12,7 +12,14 @@ from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainSerializer,
+    StrictInt,
+    WithJsonSchema,
+)
 
 from trio_broker import Balance, Order, SwapEstimate, SwapReceipt, UnresolvedSwap
 
@@ -65,7 +72,7 @@ class EstimateIn(_Asked):
 class SwapIn(_Asked):
     """What is to be swapped."""
 
-    slippage_bps: int | None = None
+    slippage_bps: StrictInt | None = None  # or `true` would be a tolerance of 1
 
 
 class StepOut(_Model):
@@ -253,13 +260,13 @@ class StatusOut(BaseModel):
 
 
 class Problem(BaseModel):
-    """Every error that this service answers with (RFC 9457)."""
+    """Every error that this service answers with (RFC 9457); `success` is missing from a 500."""
 
     type: str = "about:blank"
     title: str
     status: int
     detail: str
-    success: Literal[False] = False
+    success: Literal[False] | None = False
     error: str
     errors: list[dict[str, Any]] | None = None
     outcome: str | None = None

@@ -17,9 +17,9 @@ And real money isn't swapped without a token, whoever asks.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from typing import Annotated, Final
-from urllib.parse import urlsplit
 
 from fastapi import Depends, HTTPException, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -27,6 +27,7 @@ from trio.lowlevel import checkpoint
 
 from examples.fastapi_service.board import Board
 
+_HOST: Final = re.compile(r"(?:\[(?P<address>[^\]]+)\]|(?P<name>[^\[\]:@/,]+))(?::[0-9]+)?")
 _THIS_MACHINE: Final = {"127.0.0.1", "::1", "localhost"}
 
 Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
@@ -42,12 +43,24 @@ async def from_here(request: Request) -> None:
         HTTPException: 403, with the reason.
     """
     await checkpoint()
-    allowed = _THIS_MACHINE | set(os.environ.get("SERVICE_HOSTS", "").split(","))
-    if not request.url.hostname or request.url.hostname not in allowed:
+    # The header itself: where it is no host, the request's URL has another one in its place.
+    host = ",".join(request.headers.getlist("host")).lower()
+    if _name_of(host) not in _THIS_MACHINE | _allowed():
         raise HTTPException(403, "this host name isn't the service's: see SERVICE_HOSTS")
     origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != request.url.netloc:
+    # As texts: browsers write both in the same way, and what can't be parsed isn't our page's.
+    if origin is not None and origin.lower() not in {f"http://{host}", f"https://{host}"}:
         raise HTTPException(403, "this comes from another site's page")
+
+
+def _allowed() -> set[str]:
+    names = (name.strip().lower() for name in os.environ.get("SERVICE_HOSTS", "").split(","))
+    return {name for name in names if name}
+
+
+def _name_of(host: str) -> str | None:
+    found = _HOST.fullmatch(host)
+    return found and (found["address"] or found["name"])
 
 
 async def may_swap(request: Request, shown: Bearer) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, Literal, TypeVar, overload
 
@@ -55,11 +55,10 @@ class AioBrokerClient:
     ) -> T:
         self._guest.check()
         # After the block, this isn't its guest any more: a closed client has its answers even so.
-        guest = await join()
-        try:
+        async with AsyncExitStack() as stack:
+            guest = await join()
+            stack.push_async_callback(guest.leave)
             return await guest.run(function, unclaimed)
-        finally:
-            await guest.leave()
 
     # --- The connection --------------------------------------------------------------------
 
@@ -262,10 +261,9 @@ class AioBrokerClient:
             await tracked.__aexit__(None, None, None)
 
         progress = await self._call(tracked.__aenter__, unclaimed=leave)
-        try:
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._call, leave)
             yield AioSubscription(progress, self._guest)
-        finally:
-            await self._call(leave)
 
     async def unsubscribe(self, channel: str) -> None:
         """End all subscriptions to a channel, here and at the broker.

@@ -12,15 +12,16 @@ import datetime as dt
 import enum
 import json
 import logging
-import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import click
+
+from trio_broker.cli.unwritable import give_up_output
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,9 +74,7 @@ def whether_read_or_not() -> Iterator[None]:
     try:
         yield
     except OSError:
-        # What is still buffered would fail again, when the process ends at the latest.
-        with suppress(OSError), open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        give_up_output()
 
 
 def printable(text: str) -> str:

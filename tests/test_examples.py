@@ -244,7 +244,7 @@ def test_what_isnt_certainly_play_money_is_real(
     monkeypatch.delenv("BROKER_BASE_URL", raising=False)
     monkeypatch.setenv("BROKER_WS_URL", url)
     monkeypatch.setenv("BROKER_API_KEY", key)
-    assert somewhere.is_play_money() is is_play_money
+    assert somewhere.is_played() is is_play_money
 
 
 # --- Bad conditions -------------------------------------------------------------------------

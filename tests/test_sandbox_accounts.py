@@ -9,6 +9,7 @@ import pytest
 
 from tests.sandboxclient import auth, signature, signed
 from trio_broker.exceptions import ConfigurationError
+from trio_broker.sandbox import is_play_money
 from trio_broker.sandbox.accounts import DEFAULT_BALANCES, DOCUMENTED_ACCOUNTS, Account, Doorkeeper
 from trio_broker.sandbox.market import ASSETS
 from trio_broker.sandbox.messages import parse
@@ -165,3 +166,20 @@ def test_an_account_begins_with_some_of_everything_unless_told() -> None:
 def test_an_account_that_can_t_be_is_refused(balances: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"XYZ|USDT"):
         Account("k", "s", balances)
+
+
+@pytest.mark.parametrize(
+    ("api_key", "url", "expected"),
+    [
+        ("test_key_1", "ws://127.0.0.1:1/ws", True),
+        ("test_key_2", "http://localhost:1", True),
+        ("test_key_1", " ws://[::1]:1/ws", True),
+        ("test_key_1", "wss://broker.example/ws", False),
+        ("test_key_1", "ws://192.0.2.1/ws", False),
+        ("mine", "ws://127.0.0.1:1/ws", False),
+        ("test_key_1", "http://[::1", False),
+        ("test_key_1", "", False),
+    ],
+)
+def test_what_is_not_certainly_play_money_is_real(api_key: str, url: str, expected: bool) -> None:
+    assert is_play_money(api_key, url) is expected

@@ -104,6 +104,7 @@ from trio_broker.sandbox import (
     Settings,
     Terms,
     ThreadedSandbox,
+    is_play_money,
     open_sandbox,
     open_threaded_sandbox,
 )
@@ -210,6 +211,10 @@ async def streams(client: BrokerWSClient, name: str) -> None:
         assert_type(progress, Subscription[Order])
     client.track_order("1", True)  # type: ignore[call-arg]  # by its name alone
     await client.unsubscribe("balances")
+
+
+def guarding() -> None:
+    assert_type(is_play_money("key", "wss://host/ws"), bool)
 
 
 def values(message: Message[Order], balance: Balance, step: RouteStep) -> None:

@@ -12,15 +12,12 @@ from urllib.parse import urlsplit
 import attrs
 
 from trio_broker import BrokerWSClient, ReconnectPolicy
-from trio_broker.sandbox import open_threaded_sandbox
+from trio_broker.sandbox import is_play_money, open_threaded_sandbox
 
 # A site lives longer than any connection, and may start before its network does.
 FOR_A_SITE: Final[Mapping[str, Any]] = {
     "reconnect": ReconnectPolicy(max_attempts=None, max_delay=15.0, retry_first=True)
 }
-
-_PLAY_KEYS: Final = {"test_key_1", "test_key_2"}
-_THIS_MACHINE: Final = {"127.0.0.1", "::1", "localhost"}
 
 
 @attrs.frozen
@@ -70,7 +67,6 @@ def _named(environ: Mapping[str, str], suffix: str) -> Account:
         own[name] = environ.get(name + suffix, "")
     make_client = partial(BrokerWSClient.from_env, own, **FOR_A_SITE)
     make_client()  # what can't work is told at the start
-    url = urlsplit(environ.get("BROKER_WS_URL") or environ.get("BROKER_BASE_URL", ""))
-    # What isn't certainly play money is real.
-    is_play_money = url.hostname in _THIS_MACHINE and own["BROKER_API_KEY"] in _PLAY_KEYS
-    return Account(make_client, url.netloc.rpartition("@")[2], is_play_money)
+    address = environ.get("BROKER_WS_URL") or environ.get("BROKER_BASE_URL", "")
+    host = urlsplit(address).netloc.rpartition("@")[2]
+    return Account(make_client, host, is_play_money(own["BROKER_API_KEY"], address))

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from decimal import Decimal
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias, TypedDict
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from fastapi import (
     Depends,
@@ -46,7 +46,7 @@ from trio_broker import (
     SwapOutcomeUnknownError,
 )
 from trio_broker.aio import AioBrokerClient, open_client
-from trio_broker.sandbox import open_threaded_sandbox
+from trio_broker.sandbox import is_play_money, open_threaded_sandbox
 
 logger: Final = logging.getLogger("uvicorn.error")  # uvicorn's own, which is shown
 
@@ -57,7 +57,6 @@ OPTIONS: Final[dict[str, Any]] = {
     "resolve_timeout": 5.0,
 }
 HOSTS: Final = ["127.0.0.1", "localhost"]
-PLAY_KEYS: Final = {"test_key_1", "test_key_2"}
 
 
 # --- The client, for as long as the service lasts ------------------------------------------------
@@ -85,15 +84,15 @@ async def lifespan(_: FastAPI) -> AsyncIterator[State]:
                 "BROKER_SECRET_KEY": sandbox.secret_key,
             }
         async with open_client(BrokerWSClient.from_env(environ, **OPTIONS)) as client:
-            yield {"client": client, "is_play_money": is_play_money(environ)}
+            yield {
+                "client": client,
+                "is_play_money": is_play_money(
+                    environ["BROKER_API_KEY"],
+                    environ.get("BROKER_WS_URL") or environ["BROKER_BASE_URL"],
+                ),
+            }
         for swap in client.unresolved_swaps():
             logger.error("what became of swap %s isn't known", swap.client_order_id)
-
-
-def is_play_money(environ: Mapping[str, str]) -> bool:
-    """Whether the environment certainly names a sandbox: its keys, on this machine."""
-    url = environ.get("BROKER_WS_URL") or environ.get("BROKER_BASE_URL", "")
-    return urlsplit(url).hostname in HOSTS and environ["BROKER_API_KEY"] in PLAY_KEYS
 
 
 def client_of(connection: HTTPConnection) -> AioBrokerClient:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import attrs
 
 from trio_broker import BrokerWSClient, ConfigurationError, ReconnectPolicy, SwapJournal
-from trio_broker.sandbox import open_sandbox
+from trio_broker.sandbox import is_play_money, open_sandbox
 
 logger: Final = logging.getLogger("fastapi_service")
 
@@ -27,9 +27,6 @@ FOR_A_SERVICE: Final[Mapping[str, Any]] = {
     # What isn't known by then is answered with 202 and a link.
     "resolve_timeout": 10.0,
 }
-
-_PLAY_KEYS: Final = {"test_key_1", "test_key_2"}
-_THIS_MACHINE: Final = {"127.0.0.1", "::1", "localhost"}
 
 
 @attrs.frozen(kw_only=True)
@@ -92,9 +89,9 @@ def named_broker(environ: Mapping[str, str]) -> Broker:
     client = BrokerWSClient.from_env(
         environ, journal=SwapJournal(journal) if journal else None, **FOR_A_SERVICE
     )
-    url = urlsplit(environ.get("BROKER_WS_URL") or environ.get("BROKER_BASE_URL", ""))
-    # What isn't certainly play money is real.
-    is_sandbox = url.hostname in _THIS_MACHINE and environ["BROKER_API_KEY"] in _PLAY_KEYS
+    address = environ.get("BROKER_WS_URL") or environ.get("BROKER_BASE_URL", "")
+    url = urlsplit(address)
+    is_sandbox = is_play_money(environ["BROKER_API_KEY"], address)
     if token is not None and not is_sandbox and not journal:
         raise ConfigurationError(
             "SERVICE_SWAP_TOKEN allows swaps of real money: set BROKER_JOURNAL to a file too, so "

@@ -61,10 +61,9 @@ class Account:
     def is_sandbox(self) -> bool:
         """Whether it is play money: the documented keys, at an address of this machine."""
         # The sandbox isn't imported where it isn't needed.
-        from trio_broker.sandbox.accounts import DOCUMENTED_ACCOUNTS  # noqa: PLC0415
+        from trio_broker.sandbox import is_play_money  # noqa: PLC0415
 
-        keys = {account.api_key for account in DOCUMENTED_ACCOUNTS}
-        return self.endpoint.is_loopback and self.api_key in keys
+        return is_play_money(self.api_key, self.ws_url)
 
     @property
     def label(self) -> str:

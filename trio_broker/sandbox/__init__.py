@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from trio_broker.sandbox.accounts import Account as Account
+from trio_broker.sandbox.accounts import Account as Account, is_play_money as is_play_money
 from trio_broker.sandbox.broker import Connection as Connection, Received as Received
 from trio_broker.sandbox.disturbance import Fault as Fault
 from trio_broker.sandbox.embedded import Sandbox as Sandbox, open_sandbox as open_sandbox

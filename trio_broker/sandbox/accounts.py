@@ -21,6 +21,7 @@ from trio_broker.sandbox.refusals import (
     TIMESTAMP_OUTSIDE_WINDOW,
     Refusal,
 )
+from trio_broker.settings import parse_url, stream_url
 from trio_broker.signing import Signer, SigningKey
 
 WINDOW_MS: Final = 30_000
@@ -127,3 +128,21 @@ class Doorkeeper:
         if nonce in used:
             raise Refusal(NONCE_REUSED)
         used[nonce] = now + 2 * WINDOW_MS
+
+
+def is_play_money(api_key: str, url: str) -> bool:
+    """Whether an account certainly is a sandbox's: a documented key, at an address of this machine.
+
+    What isn't certain is real money, a URL that can't be read included.
+
+    Args:
+        api_key: The API key.
+        url: The broker's WebSocket URL, or its base URL.
+    """
+    url = url.strip()
+    try:
+        ws_url = stream_url(url) if url.startswith("http") else url
+        is_here = parse_url(ws_url, allow_insecure=True).is_loopback
+    except ConfigurationError:
+        return False
+    return is_here and api_key in {account.api_key for account in DOCUMENTED_ACCOUNTS}

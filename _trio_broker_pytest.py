@@ -1,16 +1,15 @@
-"""The pytest plugin of trio-broker: a broker of play money, and clients of it, as fixtures.
+"""The pytest plugin of trio-broker: fixtures with a sandbox broker and its clients.
 
-It stands outside of the package, and imports neither that nor Trio before a test asks for one of
-its fixtures: a test run that has nothing to do with brokers pays nothing for having it installed.
+The plugin is outside of the package. It imports neither the package nor Trio until a test uses one
+of its fixtures, so other test runs aren't slowed down.
 
-**Where a sandbox lives.** A Trio test has its sandbox in its own run, so that the clock of the
-test, a `MockClock` say, is the sandbox's too. Any other test gets one in a thread. A fixture of
-pytest's can't be async for some tests and not for others. So there are two of them behind
-``broker_sandbox``, which chooses when it is asked for: an async one, which the plugin that runs the
-test drives (pytest-trio, or anyio's), and a plain one. From pytest-trio it gets a placeholder
-instead of a sandbox, and hands that on, as pytest-trio fills in whatever placeholder occurs as an
-argument. That is why what wants the sandbox names ``broker_sandbox`` as an argument; and so a test
-suite can put a fixture of its own in its place.
+**Where a sandbox runs.** In a Trio test, the sandbox is in the test's own run, so that it uses the
+test's clock, for example a `MockClock`. Any other test gets a sandbox in a thread. A pytest fixture
+can't be async for some tests only. So ``broker_sandbox`` chooses between two fixtures: an async
+one, which pytest-trio or anyio's plugin runs, and a plain one. pytest-trio returns a placeholder
+instead of the sandbox, and replaces it in the arguments of tests and fixtures. Therefore everything
+that uses the sandbox must name ``broker_sandbox`` as an argument. This also allows a test suite to
+replace the fixture with its own.
 """
 
 from __future__ import annotations
@@ -25,34 +24,30 @@ if TYPE_CHECKING:
 
     from trio_broker import BrokerWSClient
     from trio_broker.sandbox import BrokerClients, Sandbox, ThreadedSandbox
-    from trio_broker.sandbox.testing import Wishes
+    from trio_broker.sandbox.testing import MarkerOptions
 
 _T = TypeVar("_T")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker.
-
-    Args:
-        config: pytest's.
-    """
+    """Register the marker."""
     config.addinivalue_line(
         "markers",
-        "broker(seed=0, faults=[...], **settings): what the sandbox of trio-broker's fixtures is "
-        "like: the keyword arguments of trio_broker.sandbox.open_sandbox, and faults to begin with "
+        "broker(seed=0, faults=[...], **settings): configure the sandbox of trio-broker's "
+        "fixtures: the keyword arguments of trio_broker.sandbox.open_sandbox, and initial faults "
         "by name: 'stop_pushing', or ('swallow', {'op': 'swap', 'times': 1})",
     )
 
 
-# ---- What tests ask for
+# ---- Public fixtures
 
 
 @pytest.fixture
 def broker_sandbox(request: pytest.FixtureRequest) -> Sandbox | ThreadedSandbox:
-    """A fresh broker of play money, as the marker `broker` has it, with seed 0 if it has none.
+    """A new sandbox broker, configured by the marker `broker`; the default seed is 0.
 
-    In a Trio test a `trio_broker.sandbox.Sandbox` in the test's own run, in any other test a
-    `trio_broker.sandbox.ThreadedSandbox`.
+    It is a `trio_broker.sandbox.Sandbox` in the test's own run for a Trio test, and a
+    `trio_broker.sandbox.ThreadedSandbox` for any other test.
     """
     where = "trio" if _is_run_by_trio(request) else "thread"
     sandbox: Sandbox | ThreadedSandbox = request.getfixturevalue(f"_broker_sandbox_in_{where}")
@@ -73,42 +68,42 @@ def broker_clients(request: pytest.FixtureRequest) -> BrokerClients:
     return clients
 
 
-# ---- What is behind it
+# ---- Their implementation
 
 
 @pytest.fixture
-def _broker_wishes(request: pytest.FixtureRequest) -> Wishes:
-    from trio_broker.sandbox.testing import Wishes  # noqa: PLC0415 - see the top
+def _broker_options(request: pytest.FixtureRequest) -> MarkerOptions:
+    from trio_broker.sandbox.testing import MarkerOptions  # noqa: PLC0415 - see the top
 
-    wishes: dict[str, Any] = {}
-    # They come from the nearest to the farthest: the test's own has the last word.
+    options: dict[str, Any] = {}
+    # `iter_markers` begins with the marker nearest to the test, which has to win.
     for marker in reversed(list(request.node.iter_markers("broker"))):
         if marker.args:
-            wrong = f"it takes keyword arguments alone, not {marker.args[0]!r}"
+            wrong = f"it takes only keyword arguments, not {marker.args[0]!r}"
             raise _failure(request, f"@pytest.mark.broker: {wrong}")
-        wishes.update(marker.kwargs)
-    return _granted(request, lambda: Wishes.read(wishes))
+        options.update(marker.kwargs)
+    return _checked(request, lambda: MarkerOptions.read(options))
 
 
 @pytest.fixture
 async def _broker_sandbox_in_trio(
-    request: pytest.FixtureRequest, _broker_wishes: Wishes
+    request: pytest.FixtureRequest, _broker_options: MarkerOptions
 ) -> AsyncIterator[Sandbox]:
     from trio_broker.sandbox import open_sandbox  # noqa: PLC0415 - see the top
 
-    async with open_sandbox(**_broker_wishes.options) as sandbox:
-        _granted(request, lambda: _broker_wishes.begin_faults(sandbox))
+    async with open_sandbox(**_broker_options.options) as sandbox:
+        _checked(request, lambda: _broker_options.start_faults(sandbox))
         yield sandbox
 
 
 @pytest.fixture
 def _broker_sandbox_in_thread(
-    request: pytest.FixtureRequest, _broker_wishes: Wishes
+    request: pytest.FixtureRequest, _broker_options: MarkerOptions
 ) -> Iterator[ThreadedSandbox]:
     from trio_broker.sandbox import open_threaded_sandbox  # noqa: PLC0415 - see the top
 
-    with open_threaded_sandbox(**_broker_wishes.options) as sandbox:
-        _granted(request, lambda: sandbox.do(_broker_wishes.begin_faults))
+    with open_threaded_sandbox(**_broker_options.options) as sandbox:
+        _checked(request, lambda: sandbox.do(_broker_options.start_faults))
         yield sandbox
 
 
@@ -125,7 +120,7 @@ async def _broker_client_in_trio(broker_clients: BrokerClients) -> BrokerWSClien
     return await broker_clients()
 
 
-# ---- Which of them a test gets
+# ---- Choosing the fixture for a test
 
 
 def _is_run_by_trio(request: pytest.FixtureRequest) -> bool:
@@ -138,7 +133,7 @@ def _is_run_by_trio(request: pytest.FixtureRequest) -> bool:
                 "sandbox in the test, with trio_broker.sandbox.open_sandbox",
             )
         return True
-    # A plain test may use anyio's async fixtures: no event loop runs while it does.
+    # A plain test may use anyio's async fixtures too, but no event loop runs during the test.
     if "anyio_backend" in request.fixturenames and _is_async(request.node):
         return bool(request.getfixturevalue("anyio_backend_name") == "trio")
     return False
@@ -150,22 +145,19 @@ def _is_async(item: pytest.Item) -> bool:
 
 
 def _hypothesis(item: pytest.Item) -> object:
-    """What Hypothesis, which makes a plain function of every test, knows of it."""
+    """Hypothesis's attribute of a test, which it wraps in a plain function; None for others."""
     return getattr(getattr(item, "obj", None), "hypothesis", None)
 
 
 def _client_fixture(request: pytest.FixtureRequest, name: str) -> str:
-    """The fixture that has clients for this kind of test.
-
-    Clients for other event loops belong here.
-    """
+    """The name of the fixture with clients for this kind of test."""
     if not _is_run_by_trio(request):
         raise _failure(
             request,
-            f"{name.removeprefix('_')} is about clients that live in Trio, and it isn't Trio that "
-            "runs this test. Mark it `trio` for pytest-trio, or `anyio` for anyio's plugin with "
-            "the backend 'trio'. Or use broker_sandbox alone: your program can connect to its url "
-            "with its api_key and secret_key, and an asyncio test can open a client by "
+            f"{name.removeprefix('_')} needs Trio, and this test isn't run by Trio. Mark it `trio` "
+            "for pytest-trio, or `anyio` for anyio's plugin with the backend 'trio'. Or use only "
+            "broker_sandbox: your program can connect to its url with its api_key and secret_key, "
+            "and an asyncio test can open a client with "
             "trio_broker.aio.open_client(broker_sandbox.client())",
         )
     return f"{name}_in_trio"
@@ -174,14 +166,15 @@ def _client_fixture(request: pytest.FixtureRequest, name: str) -> str:
 # ---- Errors
 
 
-def _granted(request: pytest.FixtureRequest, grant: Callable[[], _T]) -> _T:
+def _checked(request: pytest.FixtureRequest, call: Callable[[], _T]) -> _T:
+    """Call a function, and report a `ConfigurationError` as a failure of the marker."""
     from trio_broker import ConfigurationError  # noqa: PLC0415 - see the top
 
     try:
-        return grant()
+        return call()
     except ConfigurationError as error:
         refused = error
-    # Outside of the handler, or pytest would tell how the message came about, too.
+    # Outside of the handler, because pytest would also print the handled exception.
     raise _failure(request, f"@pytest.mark.broker: {refused}")
 
 

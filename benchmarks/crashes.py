@@ -1,22 +1,22 @@
-"""A process that swaps through a journal is killed, again and again: does anybody lose a swap?
+"""Kill a process that swaps with a journal, again and again, and check that no swap is lost.
 
     python benchmarks/crashes.py --kills 100 --seed 1
 
-A child swaps as fast as it can, several tasks at a time, some of its calls cancelled, and says what
-it is told of each swap. The sandbox holds back and loses some replies, and some connections. The
-child is killed with SIGKILL: at any time, or within one of the moments that matter, which it then
-reaches by itself: a step of the journal's opening, a commit, a send. A client that takes up the
-journal reconciles, in this process or in another one, which may be killed as well. What the
-journal, the child and `reconcile` say is held against the sandbox's ledger:
+A child swaps as fast as it can in several tasks, cancels some calls, and reports the outcome of
+each swap. The sandbox delays and loses some replies and connections. The child is killed with
+SIGKILL, at a random time or by itself at a critical moment: a step of the journal's opening, a
+commit, or a send. Then a client opens the journal and reconciles, in this process or in another
+one, which may be killed too. The journal, the child's reports and `reconcile` must match the
+sandbox's ledger:
 
-- every swap of the ledger is in the journal, and none was sent twice;
-- confirmed means that it is in the ledger, as that order; refused and not sent, that it isn't;
-- what isn't resolved is in `unresolved_swaps`, and an id that may have left is refused;
-- `reconcile` finds what is in the ledger, and nothing else. The rest is settled by hand.
+- every swap in the ledger is in the journal, and none was sent twice;
+- a confirmed swap is in the ledger as that order; a refused or unsent swap isn't;
+- unresolved swaps are in `unresolved_swaps`, and the id of a possibly sent swap is refused;
+- `reconcile` finds exactly the swaps in the ledger. The others are settled by hand.
 
-The command ends with status 1 if anything disagrees. A file that a killed process has written is
-the system's, whole, even if the disk never gets it: so SIGKILL shows the order of the writes, and
-not that the disk keeps them.
+The exit status is 1 if anything disagrees. The operating system keeps what a killed process has
+written, even if it never reaches the disk. So SIGKILL tests the order of the writes, but not
+whether the disk keeps them.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ from trio_broker import (
 from trio_broker.sandbox import Fault, Order, Sandbox, open_sandbox
 
 Told: TypeAlias = tuple[str, ...]
-"""What a child has said: a word, and mostly a swap's id and its order's."""
+"""A child's report: a word, and usually a swap's id and its order's id."""
 
 TASKS: Final = 4
-AT_ONCE: Final = 100_000  # messages a second: nobody is to wait for that
+AT_ONCE: Final = 100_000  # messages per second, so that the rate limit never delays
 SOLD: Final = "0.001"
 TOO_MUCH: Final = "1000000"
-REQUEST_TIMEOUT: Final = 0.2  # lost replies are to cost little time
+REQUEST_TIMEOUT: Final = 0.2  # short, because some replies are lost
 LATER: Final = 120.0  # seconds in which every signature has expired
 PATIENCE: Final = 60.0
 # Where a child kills itself, and how often it may have been there before.
@@ -112,7 +112,7 @@ _LIMITS: Final = Limits(messages_per_second=AT_ONCE)
 
 
 class Errand(msgspec.Struct, frozen=True, kw_only=True):
-    """What a process is to do with a journal.
+    """The task of a child process with a journal.
 
     Attributes:
         restarts: Whether it takes up what an earlier one has left; otherwise it swaps.
@@ -164,12 +164,12 @@ Tell: TypeAlias = Callable[..., None]
 
 
 def _tell_parent(*words: str) -> None:
-    # At once, and as a whole: what was told is told, whatever happens next.
+    # In one write, so that a report is complete even if the process is killed next.
     os.write(1, ("\t".join(words) + "\n").encode())
 
 
 async def swap_away(errand: Errand, tell: Tell) -> None:
-    """Swap as fast as possible, until somebody puts an end to it.
+    """Swap as fast as possible, until the process is killed.
 
     Args:
         errand: How.
@@ -201,7 +201,7 @@ async def _swap_on(client: BrokerWSClient, name: str, chance: random.Random, tel
         client_order_id = f"{name}-{number}"
         amount = TOO_MUCH if chance.random() < 0.08 else SOLD
         if not await _swap(client, client_order_id, amount, chance, tell):
-            # Whoever isn't told that it may have left tries again under its id.
+            # A swap that was certainly not sent is repeated under its id.
             await client.wait_connected()
             await _swap(client, client_order_id, amount, chance, tell)
 
@@ -209,7 +209,7 @@ async def _swap_on(client: BrokerWSClient, name: str, chance: random.Random, tel
 async def _swap(
     client: BrokerWSClient, client_order_id: str, amount: str, chance: random.Random, tell: Tell
 ) -> bool:
-    """Swap, and tell how it went; whether that is all that there is to be told."""
+    """Swap and report the outcome; return whether this report is final."""
     patience = chance.uniform(0.0, 0.03) if chance.random() < 0.25 else math.inf
     tell("asked", client_order_id)
     with trio.move_on_after(patience):
@@ -232,7 +232,7 @@ async def _swap(
 
 
 async def restart(errand: Errand, tell: Tell) -> None:
-    """Take up a journal, as the next process does.
+    """Open the journal and reconcile, like the next process.
 
     Args:
         errand: How.
@@ -285,7 +285,7 @@ class Strike:
     countdown: int
 
     def reach(self, where: str) -> None:
-        """Be somewhere.
+        """Reach a moment at which this process may be killed.
 
         Args:
             where: One of `STRIKES`.
@@ -294,12 +294,12 @@ class Strike:
             self.countdown -= 1
             if self.countdown == 0:
                 if threading.current_thread() is not threading.main_thread():
-                    # As on a slow disk: whoever doesn't wait for it goes on.
+                    # Like a slow disk. Other tasks continue meanwhile.
                     time.sleep(0.01)
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def arm(self) -> None:
-        """Have this process tell where it is."""
+        """Make this process report the moments that it reaches."""
         strike = self
 
         class Database(sqlite3.Connection):
@@ -340,7 +340,7 @@ class Strike:
 
 
 def be_child(errand: Errand) -> None:
-    """Run an errand in a process that somebody will kill, maybe it itself.
+    """Run a task in a process that will be killed, perhaps by itself.
 
     Args:
         errand: The errand.
@@ -369,7 +369,7 @@ class Child:
     _said: defaultdict[str, trio.Event] = attrs.field(factory=lambda: defaultdict(trio.Event))
 
     async def listen(self) -> None:
-        """Take what it says, until its end."""
+        """Read its reports until its end."""
         assert self.process.stdout is not None  # noqa: S101 - it was opened with one
         rest = b""
         async for chunk in self.process.stdout:
@@ -384,7 +384,7 @@ class Child:
             event.set()
 
     async def wait_for(self, word: str) -> None:
-        """Wait until it has said that it is somewhere, or is dead.
+        """Wait until it has reported a moment, or is dead.
 
         Args:
             word: What it says.
@@ -395,7 +395,7 @@ class Child:
 
 @asynccontextmanager
 async def open_child(errand: Errand) -> AsyncIterator[Child]:
-    """A process with an errand; it is dead when the block is left, and has been listened to.
+    """Run a child process; after the block it is dead, and all its reports are read.
 
     Args:
         errand: The errand.
@@ -423,7 +423,7 @@ async def open_child(errand: Errand) -> AsyncIterator[Child]:
 
 @attrs.define(eq=False)
 class Crashes:
-    """The run: the sandbox, the journals, what was counted, and what disagrees.
+    """The run: the sandbox, the journals, the counters and the disagreements.
 
     Attributes:
         sandbox: The broker.
@@ -451,7 +451,7 @@ class Crashes:
             kills: How often.
         """
         for self._round in range(1, kills + 1):
-            # A plan of its own for each kill, however many draws the one before has taken.
+            # Each kill has its own generator, independent of the draws before.
             self._chance = random.Random(f"{self.seed} {self._round}")  # noqa: S311 - repeatable
             await self._one_round()
             if self._round % 10 == 0:
@@ -482,7 +482,7 @@ class Crashes:
         self._check_rows(rows)
         self._check_told(told, rows)
         if is_early:
-            # What it has sent isn't read yet, and is while the next process asks for it.
+            # The broker hasn't read everything yet, and does so during the next lookups.
             await self._restart_early()
             await self._wait_for_the_end_of(mark)
             self.sandbox.faults.clear()
@@ -507,7 +507,7 @@ class Crashes:
         )
 
     async def _kill(self, aim: str, *, is_early: bool) -> tuple[list[Told], int]:
-        """Have a child swap, and kill it; what it said, and how many swaps the broker ignored."""
+        """Run and kill a child; return its reports and the number of ignored swaps."""
         strike = aim if aim in STRIKES else ""
         countdown = self._chance.randint(1, STRIKES.get(aim, 1))
         ignored: list[Fault] = []
@@ -562,7 +562,7 @@ class Crashes:
                 faults.delay(self._chance.uniform(0.005, 0.1), op="swap", times=5)
 
     async def _try_to_share(self) -> None:
-        """Open the journal of a process that lives: nobody may."""
+        """Check that the journal of a running process can't be opened."""
         second = SwapJournal(self._path)
         try:
             await second.open(self.sandbox.url.split("/")[2], self.sandbox.api_key)
@@ -575,7 +575,7 @@ class Crashes:
             await second.aclose()
 
     async def _wait_for_the_end_of(self, mark: int) -> None:
-        """Wait until the broker has read all that dead processes have sent."""
+        """Wait until the broker has read everything that dead processes have sent."""
         with trio.fail_after(PATIENCE):
             while any(one.closed_at is None for one in self.sandbox.connections[mark:]):  # noqa: ASYNC110 - no event
                 await trio.sleep(0.002)
@@ -621,12 +621,12 @@ class Crashes:
         self._check_findings(errand, child.told, before, rows, is_whole=is_whole)
 
     async def _restart(self) -> None:
-        """Take up the journal, and bring everything in it to its end."""
+        """Open the journal, and resolve or settle everything in it."""
         before = await self._rows()
         errand = self._errand(
             restarts=True,
             used=self._some_used(before),
-            # What isn't found is settled: so only a clear answer may end the asking.
+            # A swap that isn't found is settled, so only a clear reply may end its lookup.
             resolve_timeout=PATIENCE,
         )
         faults, chance = self.sandbox.faults, self._chance
@@ -663,7 +663,7 @@ class Crashes:
         self.sandbox.faults.reset()
 
     def _some_used(self, rows: Iterable[JournalRow]) -> tuple[str, ...]:
-        """One id of each kind that mustn't be used again."""
+        """One id of each kind that must not be used again."""
         kinds: defaultdict[SwapOutcome, list[str]] = defaultdict(list)
         for row in rows:
             if row.outcome is not SwapOutcome.NOT_SENT:
@@ -706,7 +706,7 @@ class Crashes:
             self.counts["swaps asked" if word == "asked" else f"  told: {word}"] += len(names)
 
     def _check_rows(self, rows: Iterable[JournalRow]) -> None:
-        """What the journal says, and whether it has everything."""
+        """Compare the journal with the ledger."""
         ledger = self._ledger()
         missing = ledger.keys() - {row.client_order_id for row in rows}
         for client_order_id in sorted(missing):
@@ -725,7 +725,7 @@ class Crashes:
                 self._note(f"the journal has {row.client_order_id} with another amount")
 
     def _check_told(self, told: Iterable[Told], rows: Iterable[JournalRow]) -> None:
-        """What callers were told: of the ledger, and of the journal."""
+        """Compare the reported outcomes with the ledger and the journal."""
         ledger = self._ledger()
         outcomes = {row.client_order_id: row.outcome for row in rows}
         asked_again: set[str] = set()
@@ -763,7 +763,7 @@ class Crashes:
         *,
         is_whole: bool = True,
     ) -> None:
-        """What the next process found in the journal and at the broker."""
+        """Compare the findings of the next process with the journal and the ledger."""
         ledger = self._ledger()
         names: defaultdict[str, set[str]] = defaultdict(set)
         for word, *rest in told:
@@ -798,7 +798,7 @@ class Crashes:
             self._note(f"{rest[0]} could be used again")
 
     def _check_sent(self, mark: int, ignored: int, rows: Iterable[JournalRow]) -> None:
-        """That every swap was sent once, by how many the broker has got."""
+        """Check by the number of received swaps that each was sent once."""
         got = -ignored
         for connection in self.sandbox.connections[mark:]:
             got += sum(message.op == "swap" for message in connection.received)
@@ -806,7 +806,7 @@ class Crashes:
         ours = [row for row in rows if row.client_order_id.startswith(name)]
         outcomes = Counter(row.outcome for row in ours)
         least = outcomes[SwapOutcome.CONFIRMED] + outcomes[SwapOutcome.REFUSED]
-        # Of these nobody knows whether the refusal was lost, or the swap.
+        # For these it is unknown whether the refusal or the swap was lost.
         unsure = sum(
             row.outcome is SwapOutcome.SETTLED and str(row.amount_in) == TOO_MUCH for row in ours
         )
@@ -815,7 +815,7 @@ class Crashes:
             self._note(f"the broker got {got} swaps, and there were {least} to {least + unsure}")
 
     async def _check_everything(self) -> None:
-        """All journals once more: together they have the ledger, and nothing else."""
+        """Check that all journals together match the ledger exactly."""
         confirmed = 0
         for path in sorted(self.folder.glob("j*[0-9]")):
             self._path = path

@@ -1,16 +1,16 @@
-"""One swap, its line cut at every byte: is what the caller was told what the broker's ledger says?
+"""Cut the connection of a swap at every byte, and compare the outcomes with the broker's ledger.
 
     python benchmarks/cuts.py
     python benchmarks/cuts.py --stride 7 --seed 1
 
-A client talks to a sandbox through a proxy, all on this machine and over real sockets, but for the
-clock, which jumps over every wait. In each history one swap is made, and the proxy lets so many
-bytes of its frame, or of the broker's reply, through, and cuts: it hangs up, resets, or goes
-silent for good. Its caller stays, or is cancelled at that moment, or has a rival whose swap waits
-for its turn. The line is whole afterwards, and the client finds out what became of the swap, or
-doesn't, as lookups may fail too; in the end they don't, and whoever still doesn't know asks again.
+A client connects to a sandbox through a proxy, over real sockets on this machine, with an autojump
+clock. Each history has one swap. The proxy passes some bytes of its frame, or of the broker's
+reply, and then cuts: it disconnects, resets, or stays silent. The caller waits, or is cancelled at
+that moment, or has a second swap that waits in the queue. Afterwards the connection works again,
+and the client looks up the swap, but lookups may fail too. In the end they work, and unknown swaps
+are looked up again.
 
-The command ends with status 1 if anybody was told what isn't so.
+The exit status is 1 if any outcome was wrong.
 """
 
 from __future__ import annotations
@@ -65,19 +65,19 @@ FIGURES: Final = (
     "disagreements",
 )
 GRACE: Final = 5.0
-LINGER: Final = 15.0  # seconds in which a client asks for a swap, and forgets a reply that was lost
+LINGER: Final = 15.0  # seconds in which a client looks up a swap, and abandons a lost reply
 _NOT_FOUND: Final = {"op": "order_status", "error": "Order not found"}
 _START: Final = 1_767_312_000.0  # any time
 _POLICY: Final = ReconnectPolicy(max_attempts=None, initial_delay=0.1, max_delay=0.5)
 _ACCOUNT: Final = Account("key-of-the-cuts", "secret-of-the-cuts", {"BTC": 1_000_000})
 
 
-# --- The line -------------------------------------------------------------------------------
+# --- The proxy ------------------------------------------------------------------------------
 
 
 @attrs.define(eq=False)
 class Cut:
-    """Where and how the line is cut, once.
+    """Where and how the connection is cut, once.
 
     Attributes:
         direction: In which of its streams.
@@ -96,7 +96,7 @@ class Cut:
     is_done: bool = False
 
     def allowed(self, direction: Direction, data: bytes) -> bytes | None:
-        """What may pass of some bytes before the cut; None if they don't reach it."""
+        """The part of some bytes that passes before the cut; None if they don't reach it."""
         before = self.passed[direction]
         self.passed[direction] += len(data)
         if self.is_done or direction != self.direction or before + len(data) < self.offset:
@@ -117,7 +117,7 @@ class Line:
         self._port = port
 
     async def serve(self, client: trio.SocketStream) -> None:
-        """Pass on what comes, until the line is cut."""
+        """Forward bytes until the connection is cut."""
         broker = await trio.open_tcp_stream("127.0.0.1", self._port)
         async with client, broker, trio.open_nursery() as nursery:
             link = _Link(self, client, broker, nursery.cancel_scope)
@@ -167,7 +167,7 @@ class _Link:
 
 @attrs.frozen
 class Case:
-    """What happens in a history."""
+    """The parameters of a history."""
 
     kind: Kind
     caller: Caller
@@ -178,7 +178,7 @@ class Case:
 
 @attrs.define(eq=False)
 class Told:
-    """A swap, and what its caller was told.
+    """A swap, and the outcome that its caller got.
 
     Attributes:
         name: Its client order id.
@@ -199,7 +199,7 @@ class Told:
 
 @attrs.define(eq=False)
 class Cuts:
-    """The run: its sandbox and its line, what was counted, and what disagrees."""
+    """The run: its sandbox, its proxy, its counters and its disagreements."""
 
     sandbox: Sandbox
     line: Line
@@ -218,7 +218,7 @@ class Cuts:
         return [order for order in orders[-10:] if order.client_order_id == name]
 
     async def measure(self, kind: Kind) -> Counter[Direction]:
-        """How many bytes a swap of a kind sends and brings where nothing is cut."""
+        """The number of bytes that a swap of a kind sends and receives without a cut."""
         self.line.cut = cut = Cut("to the client", 1_000_000, "hang up")
         async with self._client() as client:
             self.line.cut.passed.clear()
@@ -229,7 +229,7 @@ class Cuts:
         return passed
 
     async def history(self, case: Case) -> None:
-        """Cut the line once, let everything settle, and compare with the ledger."""
+        """Cut the connection once, wait for all outcomes, and compare with the ledger."""
         self.figures[case.kind, "histories"] += 1
         events: list[ConnectionEvent] = []
         self.connections_before = self.sandbox.connections[-1].number
@@ -247,7 +247,7 @@ class Cuts:
                     for one in told:
                         scope = first if one is told[0] else trio.CancelScope()
                         nursery.start_soon(self._call, client, case.kind, one, scope)
-                # What was cancelled is asked for with nobody who waits; what was lost is forgotten.
+                # Wait for the lookups of cancelled swaps, and until lost replies are abandoned.
                 await trio.sleep(LINGER)
             if not self.line.cut.is_done:
                 self._disagree(case, "the line was never cut")
@@ -283,7 +283,7 @@ class Cuts:
         told.had_left = cut is not None and cut.passed["to the broker"] > 0
 
     async def _settle(self, client: BrokerWSClient, case: Case, told: Told) -> None:
-        """Nothing fails any more; whoever doesn't know yet asks."""
+        """Look up unknown swaps, now without faults."""
         if told.outcome not in {SwapOutcome.UNKNOWN, None}:
             return
         if told.outcome is None and not told.had_left:
@@ -343,7 +343,7 @@ class Cuts:
         told: list[Told],
         events: list[ConnectionEvent],
     ) -> None:
-        """Whoever was cancelled finds the swap among the unresolved, or hears of its end."""
+        """Check that a cancelled swap is unresolved, or that an event reported its outcome."""
         resolved = {one.client_order_id for one in events if isinstance(one, SwapResolved)}
         for one in told:
             if one.outcome is None and one.had_left:
@@ -354,7 +354,7 @@ class Cuts:
                 self._expect(case, gone, f"{one.name} is resolved, and unresolved")
 
     def check_refused(self) -> None:
-        """At the very end: what was refused wasn't executed later either."""
+        """Check at the very end that refused swaps weren't executed later."""
         executed = {order.client_order_id for order in self.sandbox.orders()}
         names = [order.client_order_id for order in self.sandbox.orders()]
         if len(names) != len(executed):
@@ -402,7 +402,7 @@ class Cuts:
         return any(swap.client_order_id == name for swap in client.unresolved_swaps())
 
     def _was_asked(self) -> bool:
-        """Whether this history's connections have brought a lookup."""
+        """Whether this history's connections have received a lookup."""
         links = itertools.takewhile(
             lambda link: link.number > self.connections_before, reversed(self.sandbox.connections)
         )
@@ -416,7 +416,7 @@ class Cuts:
 
 
 def cases(kind: Kind, sizes: Counter[Direction], stride: int, chance: random.Random) -> list[Case]:
-    """Every history of a kind, or every so manyth of each sort and the last."""
+    """Every history of a kind, or with a stride some of each sort and the last."""
     found = []
     for direction, way, caller in itertools.product(
         get_args(Direction), get_args(Way), get_args(Caller)

@@ -1,17 +1,17 @@
-"""What a journal costs: the time that `do_swap` takes with one, against the time without.
+"""Measure the cost of a journal: the time of `do_swap` with one and without.
 
     python benchmarks/journal.py --count 500
 
-A sandbox in a process of its own answers at once over loopback, so a swap without a journal is as
-fast as it gets: with a broker that is far away the ratio comes closer to 1, as the journal adds its
-commit and nothing else. Two clients, one with a journal and one without, swap in turns:
+A sandbox in its own process replies at once over loopback, so a swap without a journal is as fast
+as possible. With a remote broker the ratio is closer to 1, because the journal adds only its
+commit. Two clients, one with a journal and one without, swap in turn:
 
-- *alone*: one by one, and before the next one begins, the journal has written how the last ended;
-- *in a row*: ten at a time, one right after the other, so that an intent may wait behind that fact;
-- *eight tasks*: eight at a time, whose intents may share a commit; the time is each caller's.
+- *alone*: one by one; the journal has written the last outcome before the next swap begins;
+- *in a row*: ten, one right after another, so that an intent may wait for the last outcome's write;
+- *eight tasks*: eight at a time, whose intents may share a commit; each caller's time counts.
 
 Each is measured in the directory for temporary files and in memory (``/dev/shm``), where a commit
-costs no disk; what one fsync costs there is printed too.
+needs no disk. The time of one fsync in each is printed too.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import trio
 from trio_broker import BrokerWSClient, Limits, SwapJournal
 from trio_broker.sandbox import open_sandbox
 
-AT_ONCE: Final = 1_000_000  # messages a second: pacing isn't what is measured
+AT_ONCE: Final = 1_000_000  # messages per second, so that pacing doesn't count
 ROW: Final = 10
 TASKS: Final = 8
 WARM_UP: Final = 10
@@ -69,7 +69,7 @@ class Times:
 
 
 def percentile_95(times: list[float]) -> float:
-    """What 95 % of the times don't exceed.
+    """The 95th percentile of the times.
 
     Args:
         times: The times, at least two.
@@ -78,7 +78,7 @@ def percentile_95(times: list[float]) -> float:
 
 
 async def serve() -> None:
-    """Be the sandbox: say where it is, and serve until standard input ends."""
+    """Run the sandbox: print its URL, and serve until standard input ends."""
     async with open_sandbox(seed=0, messages_per_second=AT_ONCE) as sandbox:
         print(sandbox.url, sandbox.api_key, sandbox.secret_key, flush=True)
         await trio.to_thread.run_sync(sys.stdin.read)
@@ -174,7 +174,7 @@ async def swap(client: BrokerWSClient) -> float:
 
 
 def fsync_time(folder: Path, count: int = 50) -> float:
-    """How long the disk takes for a write of 4 KiB that it is forced to keep, in seconds.
+    """The time of a write of 4 KiB with an fsync, in seconds.
 
     Args:
         folder: Where.
@@ -192,7 +192,7 @@ def fsync_time(folder: Path, count: int = 50) -> float:
 
 
 def file_system(folder: Path) -> str:
-    """What kind of file system a directory is in, as far as this system tells.
+    """The kind of a directory's file system, as far as it can be detected.
 
     Args:
         folder: The directory.

@@ -1,15 +1,15 @@
-"""Clients under a broker that fails at random, for as long as you like: does every stream converge?
+"""Run clients against a broker with random faults, and check that every stream converges.
 
     python benchmarks/soak.py --clients 20 --subscriptions 20 --seconds 600 --seed 1
 
-A sandbox on this machine is killed and revived, reset, closed, hung up on, silenced and slowed
-down, by a seed. Each client watches the balances and orders; its consumers add up as the
-documentation says. Every `ROUND` seconds there is a truce: the faults end, the orders end, and
-every sum must be the ledger's. The command ends with status 1 if one isn't, or if memory, tasks or
-open files grow.
+A sandbox on this machine has random faults, chosen by a seed: it is killed and revived, and its
+connections are reset, closed, dropped, silenced and slowed down. Each client watches the balances
+and orders, and processes them as documented. Every `ROUND` seconds the faults pause and the orders
+end. Then every stream must equal the ledger. The exit status is 1 if one doesn't, or if memory,
+tasks or open files grow.
 
-The sandbox keeps every order, which is growth that is its own: the rounds take few swaps, and
-`MEMORY_FLOOR` allows for them.
+The sandbox's own memory grows with every order. So the rounds have few swaps, and `MEMORY_FLOOR`
+allows for them.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from trio_broker.exceptions import BrokerError
 from trio_broker.sandbox import Sandbox, open_sandbox
 from trio_broker.settings import TransportName
 
-ROUND: Final = 10.0  # seconds of faults between two truces
-PATIENCE: Final = 60.0  # seconds in which a truce has to bring everybody to the ledger
-LINGER: Final = 2.5  # seconds in which a sandbox forgets a client that is gone
+ROUND: Final = 10.0  # seconds of faults between two pauses
+PATIENCE: Final = 60.0  # seconds in a pause until every stream must equal the ledger
+LINGER: Final = 2.5  # seconds until a sandbox drops a client that has disconnected
 MEMORY_SHARE: Final = 0.10
 MEMORY_FLOOR: Final = 8 * 1024 * 1024
 _POLICY: Final = ReconnectPolicy(
@@ -93,7 +93,7 @@ class Soak:
     samples: list[tuple[int, int, int]] = attrs.field(factory=list)
 
     async def run(self, seconds: float) -> None:
-        """Rounds of faults and truces until the time is up."""
+        """Run rounds of faults and pauses until the time is up."""
         async with trio.open_nursery() as nursery:
             for client in self.clients:
                 nursery.start_soon(self._count_outages, client)
@@ -135,7 +135,7 @@ class Soak:
         )  # fmt: skip
         while True:
             await self.chance.choice(trouble)()
-            # More swaps, so that the balances move while nobody is connected.
+            # More swaps, so that the balances change during the outage.
             client = self.chance.choice(self.clients)
             try:
                 await client.do_swap("0.001", "ETH", "USDT")
@@ -176,7 +176,7 @@ class Soak:
             await trio.sleep(self.chance.uniform(0.1, 1.0))
 
     async def _truce(self, watchers: list[Watcher]) -> None:
-        """Wait until every sum is the ledger's; note which are apart when time is up."""
+        """Wait until every stream equals the ledger; record those that don't in time."""
         self.sandbox.faults.clear()
         deadline = trio.current_time() + PATIENCE
         while apart := self._apart(watchers):
@@ -202,7 +202,7 @@ class Soak:
         return apart
 
     async def _settle(self) -> None:
-        """Wait until nothing of the round is left, and measure what is."""
+        """Wait until the round has ended completely, and measure memory, tasks and files."""
         while any(client.statistics().channels for client in self.clients):  # noqa: ASYNC110 - no event
             await trio.sleep(0.05)
         for client in self.clients:
@@ -223,7 +223,7 @@ class Soak:
         )
 
     def growth(self) -> list[str]:
-        """What has grown more than it may, the first fifth left out as warming up."""
+        """The measurements that have grown too much, without the first fifth as a warm-up."""
         samples = self.samples[len(self.samples) // 5 :]
         third = len(samples) // 3
         if not third:

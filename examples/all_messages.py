@@ -1,4 +1,4 @@
-"""Every message from the broker, as it came, and every event: for debugging.
+"""Print every message from the broker, unchanged, and every event, for debugging.
 
 What the broker says is your account: mind where you write it.
 
@@ -14,32 +14,32 @@ from trio_broker import BoundedReceiveChannel, BrokerWSClient, ConnectionEvent
 
 
 async def show_messages(messages: BoundedReceiveChannel[str | bytes]) -> None:
-    """Print what comes over the wire; the iteration ends with the client."""
+    """Print every received message; the iteration ends with the client."""
     async for text in messages:
         print(f"message: {text!s:.100}")
 
 
 async def show_events(events: BoundedReceiveChannel[ConnectionEvent]) -> None:
-    """Print what happens to the connection, odd messages among it."""
+    """Print the client's events, which include unexpected messages."""
     async for event in events:
         print(f"event: {type(event).__name__}")
 
 
 async def use(client: BrokerWSClient) -> None:
-    """Let there be messages: answers, an acknowledgement and a snapshot."""
+    """Cause messages: replies, an acknowledgement and a snapshot."""
     await client.get_balances()
     await client.estimate_swap("0.01", "ETH", "USDT")
-    async with await client.subscribe("balances") as updates:
+    async with client.subscribe("balances") as updates:
         await updates.receive()
 
 
 async def main() -> None:
-    """Both channels have everything from their opening on, so they are opened first."""
+    """Open both channels first, because they have only what happens afterwards."""
     async with open_client() as client, trio.open_nursery() as nursery:
         nursery.start_soon(show_messages, client.messages())
         nursery.start_soon(show_events, client.events())
         await use(client)
-        await client.aclose()  # both channels end, after what is in them, and their tasks with them
+        await client.aclose()  # both channels end after their buffered items, and so do the tasks
 
 
 if __name__ == "__main__":

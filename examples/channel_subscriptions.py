@@ -1,4 +1,4 @@
-"""Subscribe to the balances and to an order, each in a task of its own.
+"""Subscribe to the balances and to an order, each in its own task.
 
 It swaps, so that there is an order and something changes; real money only with `--live`.
 
@@ -18,13 +18,13 @@ SHOWN = ("ETH", "USDT")
 
 
 async def watch_balances(updates: Subscription[tuple[Balance, ...]]) -> None:
-    """Keep the account: a snapshot is the whole of it, a push replaces what it names."""
+    """Keep the account up to date: a snapshot is all of it, a push replaces some assets."""
     account: dict[str, Decimal] = {}
     async for message in updates:
         if message.origin == "snapshot":
             account.clear()
         account.update({balance.asset: balance.available for balance in message.data})
-        # A push may overtake the first snapshot: what it doesn't name isn't known yet.
+        # A push may arrive before the first snapshot. Then other assets aren't known yet.
         held = ", ".join(f"{account[asset]} {asset}" for asset in SHOWN if asset in account)
         print(f"{message.channel} ({message.origin}): {held}")
 
@@ -38,19 +38,19 @@ async def watch_order(updates: Subscription[Order]) -> None:
 
 
 async def main() -> None:
-    """Subscribe first, then swap: nothing that happens in between can be missed."""
+    """Subscribe first, then swap, so that no change is missed."""
     async with (
         open_client(trades=True) as client,
-        await client.subscribe_balances() as balances,
+        client.subscribe_balances() as balances,
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(watch_balances, balances)
         receipt = await client.do_swap("0.01", "ETH", "USDT")
-        async with await client.subscribe_order(receipt.order_id) as order:
+        async with client.subscribe_order(receipt.order_id) as order:
             await watch_order(order)
-        # What the broker pushed before it answered this has arrived by then.
+        # After this reply, all earlier pushes have arrived.
         await client.get_balances()
-        # Ends the iteration above, here and at the broker, and with it the task and the nursery.
+        # This ends the iteration above, and so the task and the nursery.
         await client.unsubscribe("balances")
 
 

@@ -1,4 +1,4 @@
-"""Watch a connection: its state, its losses, and what the streams say about them.
+"""Watch a connection: its state, its losses, and the gaps in its streams.
 
 Its own sandbox is killed and comes back once, and then it ends. A broker that the environment names
 is watched until Ctrl-C.
@@ -24,17 +24,17 @@ from trio_broker import (
 )
 from trio_broker.sandbox import Sandbox
 
-# For ever, as a service does; and fast enough to be watched.
+# Never gives up, as in a service, and retries fast enough to watch it.
 POLICY = ReconnectPolicy(max_attempts=None, initial_delay=0.2, max_delay=10.0)
 
 
-def told(event: ConnectionEvent) -> str:
-    """An event in words."""
+def describe(event: ConnectionEvent) -> str:
+    """An event as text."""
     match event:
         case Connected():
             return "connected"
         case Disconnected(error=error, retry_in=float(delay)):
-            return f"lost: {error}; next try in {delay:.2f} s"
+            return f"lost: {error}; next attempt in {delay:.2f} s"
         case Restored(channels=channels):
             return f"restored: {', '.join(channels)}"
         case GaveUp(error=error):
@@ -44,13 +44,13 @@ def told(event: ConnectionEvent) -> str:
 
 
 async def watch_connection(client: BrokerWSClient) -> None:
-    """What happens to it, as it happens; ends with the client."""
+    """Print each event as it happens; the iteration ends with the client."""
     async for event in client.events():
-        print(f"{event.at:%H:%M:%S} {told(event)}")
+        print(f"{event.at:%H:%M:%S} {describe(event)}")
 
 
 async def watch_figures(client: BrokerWSClient) -> None:
-    """What can be asked at any time, for a dashboard say."""
+    """Print the statistics regularly, as for a dashboard."""
     while True:
         figures = client.statistics()
         print(
@@ -61,7 +61,7 @@ async def watch_figures(client: BrokerWSClient) -> None:
 
 
 async def watch_balances(updates: Subscription[tuple[Balance, ...]], *, until_gap: bool) -> None:
-    """The stream goes on over an outage, and says itself what may be missing."""
+    """Print the balances; after an outage the stream continues and reports the gap."""
     async for message in updates:
         gap = message.gap
         missing = f", anything since {gap.since:%H:%M:%S} may be missing" if gap else ""
@@ -71,7 +71,7 @@ async def watch_balances(updates: Subscription[tuple[Balance, ...]], *, until_ga
 
 
 async def fail_once(client: BrokerWSClient, sandbox: Sandbox) -> None:
-    """Kill the broker, let a try to connect fail, and bring it back."""
+    """Kill the broker, wait for a failed attempt to reconnect, and restart the broker."""
     events = client.events()
     await trio.sleep(0.1)
     sandbox.faults.kill()
@@ -82,11 +82,11 @@ async def fail_once(client: BrokerWSClient, sandbox: Sandbox) -> None:
 
 
 async def main() -> None:
-    """Three watchers, and a task that makes the trouble where that is ours to make."""
+    """Run three watchers, and cause an outage of our own sandbox."""
     async with (
         open_broker() as broker,
         broker.client(reconnect=POLICY) as client,
-        await client.subscribe_balances() as updates,
+        client.subscribe_balances() as updates,
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(watch_connection, client)

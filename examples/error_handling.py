@@ -1,7 +1,7 @@
-"""What can go wrong, and what each error says about your money.
+"""Handle the possible errors, and learn what each says about your money.
 
-At a broker that the environment names, only what moves no money is tried. In its own sandbox it
-swaps as well, and loses replies and the connection on purpose.
+At a broker that the environment names, this example never swaps. In its own sandbox it
+also swaps, and loses replies and the connection on purpose.
 
     python examples/error_handling.py
 """
@@ -24,7 +24,7 @@ from trio_broker.sandbox import Sandbox
 
 
 async def wrong_arguments(client: BrokerWSClient) -> None:
-    """They are refused here, before anything is sent."""
+    """The client refuses them before it sends anything."""
     for amount in ("0", "1,5", "1e5"):
         try:
             await client.estimate_swap(amount, "ETH", "USDT")
@@ -33,23 +33,23 @@ async def wrong_arguments(client: BrokerWSClient) -> None:
 
 
 async def read(client: BrokerWSClient, order_id: str) -> None:
-    """A read changes nothing: whatever became of it, it may be asked again."""
+    """A read changes nothing, so it can be repeated after any error."""
     try:
         with trio.fail_after(10):
             order = await client.get_order_status(order_id)
     except ServerError as error:
         print(f"refused: {error.message}")
     except (NotSentError, ConnectionLostError, RequestTimeoutError, trio.TooSlowError) as error:
-        print(f"no answer, so ask again: {error}")
+        print(f"no reply, so try again: {error}")
     else:
-        print(f"answered: {order.status}")
+        print(f"reply: {order.status}")
 
 
 async def swap(client: BrokerWSClient, amount: str) -> str | None:
-    """A swap ends in one of four ways, none of them a guess.
+    """A swap has one of four outcomes.
 
     Returns:
-        The id to ask for, if nobody knows what became of it.
+        The client order id, if the outcome is unknown.
     """
     try:
         receipt = await client.do_swap(amount, "ETH", "USDT")
@@ -58,24 +58,24 @@ async def swap(client: BrokerWSClient, amount: str) -> str | None:
     except ServerError as error:
         print(f"refused, nothing was executed: {error.message}")
     except SwapOutcomeUnknownError as error:
-        print(f"unknown, so it is NOT repeated but asked for: {error.reason}")
+        print(f"unknown, so it is NOT repeated but looked up: {error.reason}")
         return error.client_order_id
     else:
-        print(f"taken as {receipt.order_id}")
+        print(f"accepted as {receipt.order_id}")
     return None
 
 
 async def find_out(client: BrokerWSClient, client_order_id: str) -> None:
-    """Ask for a swap again, as often and as late as you like."""
+    """Look up a swap. This can be repeated at any time."""
     try:
         receipt = await client.resolve_swap(client_order_id)
-        print(f"found out: it was taken as {receipt.order_id}")
+        print(f"found: it was accepted as {receipt.order_id}")
     except SwapOutcomeUnknownError as error:
         print(f"still unknown: {error.reason}")
 
 
 async def wrong_secret(sandbox: Sandbox) -> None:
-    """Refused keys are told at once, and never tried again."""
+    """Refused keys raise at once, and aren't retried."""
     try:
         async with BrokerWSClient(sandbox.api_key, "not the secret", sandbox.url):
             print("connected")
@@ -84,7 +84,7 @@ async def wrong_secret(sandbox: Sandbox) -> None:
 
 
 async def misfortunes(sandbox: Sandbox) -> None:
-    """What needs a broker that misbehaves."""
+    """Errors that need a broker with faults."""
     async with sandbox.client(request_timeout=0.3, resolve_timeout=0.3) as client:
         await swap(client, "0.01")
         await swap(client, "1000000")
@@ -97,16 +97,16 @@ async def misfortunes(sandbox: Sandbox) -> None:
             await find_out(client, unknown)
         with sandbox.faults.ignore(op="order_status"):
             await read(client, "ord_00000001")
-        # Once the loss is noticed a swap fails at once: it never waits for another connection.
+        # Without a connection, a swap fails at once: it never waits for the next one.
         events = client.events()
         sandbox.drop_connections()
         await events.receive()
         await swap(client, "0.01")
-    print(f"the broker has taken {len(sandbox.orders())} swaps")
+    print(f"the broker has accepted {len(sandbox.orders())} swaps")
 
 
 async def main() -> None:
-    """One after the other."""
+    """Run them one after another."""
     async with open_broker() as broker:
         async with broker.client() as client:
             await wrong_arguments(client)

@@ -1,7 +1,7 @@
-"""Follow an order to its end, over an outage.
+"""Follow an order until it is final, through an outage.
 
-With an order's id it follows that one, and swaps nothing. Otherwise it swaps; real money only with
-`--live`. Its own sandbox hangs up in the middle.
+With an order id, it follows that order and doesn't swap. Otherwise it swaps; real money only with
+`--live`. Its own sandbox drops the connection in the middle.
 
     python examples/following_an_order.py [ORDER_ID]
 """
@@ -18,7 +18,7 @@ POLICY = ReconnectPolicy(max_attempts=None, initial_delay=0.1)
 
 
 async def main() -> None:
-    """The iteration ends with the order, whatever happens to the connection meanwhile."""
+    """The iteration ends with the order, even if the connection is lost meanwhile."""
     wanted = arguments()
     async with (
         open_broker(trades=not wanted, pending_delay=(0.3, 0.3)) as broker,

@@ -1,4 +1,4 @@
-"""Place a grid of orders at once, track them all at once, and add up what they brought.
+"""Place a grid of orders at once, track them all at once, and add up the results.
 
 Five assets are bought for 1, 2, 3 and 4 USDT each: twenty orders, 50 USDT. Real money only with
 `--live`.
@@ -32,25 +32,25 @@ Place = tuple[str, int]
 
 
 async def place(client: BrokerWSClient, at: Place, grid: dict[Place, Order]) -> None:
-    """One order's life. Its failure is told here, so that it ends none of the others."""
+    """Place and follow one order. Its errors are printed here, so that the others continue."""
     asset, amount = at
     name = new_client_order_id()
     try:
         grid[at] = await client.swap_and_wait(amount, "USDT", asset, client_order_id=name)
     except SwapOutcomeUnknownError as error:
-        print(f"{amount} USDT for {asset}: DON'T REPEAT it, ask for {name}: {error.reason}")
+        print(f"{amount} USDT for {asset}: DON'T REPEAT it, look up {name}: {error.reason}")
     except BrokerError as error:
         print(f"{amount} USDT for {asset}: {error}")
 
 
 async def holdings(client: BrokerWSClient) -> Mapping[str, Decimal]:
-    """What the account holds, by asset."""
+    """The account's totals by asset."""
     balances = await client.get_balances()
     return defaultdict(Decimal, {balance.asset: balance.total for balance in balances})
 
 
 async def main() -> None:
-    """A task for each order. The nursery is left when the last one is at its end."""
+    """Run one task per order. The nursery ends with the last order."""
     grid: dict[Place, Order] = {}
     async with open_client(trades=True) as client:
         before = await holdings(client)
@@ -68,7 +68,7 @@ async def main() -> None:
     print(f"{len(grid)} orders, paid with {before['USDT'] - after['USDT']} USDT")
     if wrong:
         sys.exit("; ".join(wrong))
-    print("the balances grew by just what the orders say")
+    print("the balances match the orders exactly")
 
 
 if __name__ == "__main__":

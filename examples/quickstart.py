@@ -1,7 +1,7 @@
-"""Subscribe to balances, estimate, swap, and follow the order to its end.
+"""Subscribe to balances, request an estimate, swap, and follow the order until it is final.
 
-It starts a sandbox of its own, and trades play money. With BROKER_API_KEY in the environment it
-trades there; where that is real money, only with `--live`.
+It starts its own sandbox and trades play money. With BROKER_API_KEY in the environment, it trades
+with that account; real money only with `--live`.
 
     python examples/quickstart.py
 """
@@ -19,16 +19,16 @@ AMOUNT, SOLD, BOUGHT = "0.01", "ETH", "USDT"
 
 
 async def show_balances(updates: Subscription[tuple[Balance, ...]]) -> None:
-    """Print the account as it changes: first the whole of it, then what is pushed."""
+    """Print the whole account first, and then its changes."""
     async for message in updates:
         held = ", ".join(f"{balance.available} {balance.asset}" for balance in message.data)
         print(f"{message.channel} ({message.origin}): {held}")
 
 
 async def swap(client: BrokerWSClient) -> Order:
-    """Swap, and follow the order until nothing more will happen to it."""
+    """Swap, and follow the order until it is final."""
     quote = await client.estimate_swap(AMOUNT, SOLD, BOUGHT)
-    print(f"{AMOUNT} {SOLD} would bring {quote.expected_out} {BOUGHT}")
+    print(f"estimate: {AMOUNT} {SOLD} for {quote.expected_out} {BOUGHT}")
     receipt = await client.do_swap(AMOUNT, SOLD, BOUGHT, slippage_bps=100)
     async with client.track_order(receipt.order_id) as progress:
         async for message in progress:
@@ -38,10 +38,10 @@ async def swap(client: BrokerWSClient) -> Order:
 
 
 async def main() -> None:
-    """The whole of it, with the balances in a task of their own."""
+    """Run everything, with the balances in their own task."""
     async with (
         open_client(trades=True) as client,  # a BrokerWSClient(api_key, secret_key, ws_url)
-        await client.subscribe_balances() as updates,
+        client.subscribe_balances() as updates,
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(show_balances, updates)

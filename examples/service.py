@@ -1,7 +1,7 @@
-"""A service that other code starts, stops and asks, without a callback.
+"""A service that other code starts, stops and calls, without callbacks.
 
-`WebSocketService` is the class to take. The rest shows it at work: a consumer and two askers go on
-while the broker is away, which its own sandbox is once.
+`WebSocketService` is the class to reuse. The rest uses it: a consumer and two tasks that request
+estimates continue through an outage of the example's own sandbox.
 
     python examples/service.py
 """
@@ -29,28 +29,28 @@ from trio_broker.sandbox import Sandbox
 
 
 class WebSocketService:
-    """The broker, for tasks that don't care how it is connected.
+    """The broker, for tasks that don't manage the connection.
 
-    Any number of tasks may ask it at a time. While it connects again, what only reads waits, and a
-    swap fails at once with `NotConnectedError`: nothing was sent. Once stopped, it can be started
+    Any number of tasks may use it concurrently. While it reconnects, reads wait, and a swap
+    fails at once with `NotConnectedError`: nothing was sent. After a stop, it can be started
     anew.
 
     Args:
-        make_client: Makes a client that isn't connected, such as `BrokerWSClient.from_env`: a
-            client is used once, so each start needs another one.
+        make_client: Makes a client that isn't connected, such as `BrokerWSClient.from_env`. Each
+            start needs a new client, because a client can be used only once.
     """
 
     def __init__(self, make_client: Callable[[], BrokerWSClient]) -> None:
         self._make_client = make_client
         self._started: BrokerWSClient | None = None
 
-    # --- Its life
+    # --- Start and stop
 
     async def start(self, nursery: trio.Nursery) -> None:
-        """Connect. The background tasks live in the nursery until `stop`, or its cancellation.
+        """Connect. The background tasks run in the nursery until `stop`, or its cancellation.
 
         Args:
-            nursery: Of whoever answers for the service.
+            nursery: The nursery for the background tasks.
 
         Raises:
             RuntimeError: It is started already.
@@ -62,12 +62,12 @@ class WebSocketService:
         try:
             await client.connect(nursery)
         except BaseException:
-            if self._started is client:  # and not one that was started after a stop
+            if self._started is client:  # another one may have been started after a stop
                 self._started = None
             raise
 
     async def stop(self) -> None:
-        """Close, and end every subscription's iteration. Stopping twice is fine."""
+        """Close, and end every subscription's iteration. May be called twice."""
         client, self._started = self._started, None
         if client is not None:
             await client.aclose()
@@ -79,7 +79,7 @@ class WebSocketService:
 
     @property
     def client(self) -> BrokerWSClient:
-        """The client of now, for whatever isn't here.
+        """The current client, for everything that the service doesn't have.
 
         Raises:
             RuntimeError: The service isn't started.
@@ -91,9 +91,9 @@ class WebSocketService:
     # --- Channels
 
     async def add_subscription(self, channel: str) -> Subscription[Any]:
-        """Subscribe, and give the stream to iterate over, where a handler would have been.
+        """Subscribe, and return the stream, which replaces a handler.
 
-        Who adds a channel twice gets two streams, each with every message.
+        Adding a channel twice returns two streams, each with every message.
         """
         return await self.client.subscribe(channel)
 
@@ -104,7 +104,7 @@ class WebSocketService:
     # --- Operations
 
     async def get_balances(self) -> tuple[Balance, ...]:
-        """Ask for the account's balances."""
+        """Request the account's balances."""
         return await self.client.get_balances()
 
     async def estimate_swap(
@@ -114,7 +114,7 @@ class WebSocketService:
         asset_out: str,
         filter_sources: Iterable[str] | None = None,
     ) -> SwapEstimate:
-        """Ask what a swap would bring now."""
+        """Request an estimate of a swap."""
         return await self.client.estimate_swap(
             amount_in, asset_in, asset_out, filter_sources=filter_sources
         )
@@ -127,7 +127,7 @@ class WebSocketService:
         slippage_bps: int | None = None,
         client_order_id: str | None = None,
     ) -> SwapReceipt:
-        """Swap, at most once, and never later than now."""
+        """Swap, at most once, and only over the current connection."""
         return await self.client.do_swap(
             amount_in,
             asset_in,
@@ -136,49 +136,49 @@ class WebSocketService:
             client_order_id=client_order_id,
         )
 
-    execute_swap = do_swap  # what the documented service calls it
+    execute_swap = do_swap  # its name in the documented service
 
     async def get_order_status(self, order_id: str) -> Order:
-        """Ask for an order's state."""
+        """Request an order's state."""
         return await self.client.get_order_status(order_id)
 
 
-# --- At work
+# --- Using it
 
 # A service never gives up.
 POLICY = ReconnectPolicy(max_attempts=None, initial_delay=0.2)
 
 
 async def consume(updates: Subscription[Any]) -> None:
-    """A task that does with the messages what a handler would have done."""
+    """Handle the messages in a task, instead of in a handler."""
     async for message in updates:
         print("balances after an outage:" if message.gap else "balances:", len(message.data))
     print("the subscription has ended")
 
 
 async def ask(service: WebSocketService, name: str) -> None:
-    """A task that knows nothing of connections, but that an answer can get lost with one."""
+    """Request estimates in a task, which only has to handle a lost reply."""
     for amount in ("1", "2", "3"):
         estimate = None
         while estimate is None:
-            with suppress(ConnectionLostError):  # a read changes nothing: it is asked again
+            with suppress(ConnectionLostError):  # a read changes nothing, so repeat it
                 estimate = await service.estimate_swap(amount, "ETH", "USDT")
-        print(f"{name}: {amount} ETH would bring {estimate.expected_out} USDT")
+        print(f"{name}: estimate: {amount} ETH for {estimate.expected_out} USDT")
         await trio.sleep(0.2)
 
 
 async def be_away(sandbox: Sandbox) -> None:
-    """Kill the broker, and bring it back."""
+    """Kill the broker, and restart it."""
     await trio.sleep(0.1)
-    print("the broker goes away")
+    print("the broker is killed")
     sandbox.faults.kill()
     await trio.sleep(0.3)
     await sandbox.faults.revive()
-    print("the broker is back")
+    print("the broker is restarted")
 
 
 async def work(service: WebSocketService, broker: Broker) -> None:
-    """Ask from two tasks at once, with a broker that goes away meanwhile."""
+    """Request from two tasks at once, while the broker is killed and restarted."""
     async with trio.open_nursery() as nursery:
         if broker.sandbox is not None:
             nursery.start_soon(be_away, broker.sandbox)
@@ -187,7 +187,7 @@ async def work(service: WebSocketService, broker: Broker) -> None:
 
 
 async def main() -> None:
-    """Start, work and stop. The nursery answers for all that runs in the background."""
+    """Start, use and stop the service. The nursery owns its background tasks."""
     async with open_broker() as broker, trio.open_nursery() as nursery:
         service = WebSocketService(lambda: broker.client(reconnect=POLICY))
         await service.start(nursery)

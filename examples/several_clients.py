@@ -1,4 +1,4 @@
-"""Two accounts at once, each with a client of its own, and one total.
+"""Use two accounts at once, each with its own client, and print their total.
 
 In the environment, the second account's keys are BROKER_API_KEY_2 and BROKER_SECRET_KEY_2.
 
@@ -14,7 +14,7 @@ from somewhere import Broker, open_broker, run
 
 
 async def ask(broker: Broker, number: int, held: dict[int, dict[str, Decimal]]) -> None:
-    """Open a client for an account, and ask what is in it."""
+    """Open a client for an account, and request its balances."""
     async with broker.client(number) as client:
         balances = await client.get_balances()
     held[number] = {balance.asset: balance.total for balance in balances}
@@ -22,7 +22,7 @@ async def ask(broker: Broker, number: int, held: dict[int, dict[str, Decimal]]) 
 
 
 async def main() -> None:
-    """All connect and ask at the same time; the nursery is left when all have their answers."""
+    """All clients connect at the same time; the nursery ends when all have their replies."""
     held: dict[int, dict[str, Decimal]] = {}
     async with open_broker() as broker, trio.open_nursery() as nursery:
         for number in (1, 2):

@@ -1,4 +1,4 @@
-"""Connect, look at the account, and close.
+"""Connect, print the account, and close.
 
 python examples/simple_connection.py
 """
@@ -9,7 +9,7 @@ from somewhere import open_client, run
 
 
 async def main() -> None:
-    """Connect for as long as the block lasts."""
+    """The client is connected during the block."""
     async with open_client() as client:  # a BrokerWSClient(api_key, secret_key, ws_url)
         print("connected:", client.is_connected())
         for balance in await client.get_balances():

@@ -1,7 +1,7 @@
-"""Where an example runs: in a sandbox of its own, or at the broker that the environment names.
+"""Open the broker for an example: its own sandbox, or the broker that the environment names.
 
-With BROKER_API_KEY in the environment it is the latter, and what isn't certainly play money is
-real: an example that trades wants `--live` then, and says where the money is.
+With BROKER_API_KEY in the environment, the example uses that account. If the account doesn't
+certainly have play money, an example that trades requires `--live`, and prints the broker's host.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import trio
 from trio_broker import BrokerError, BrokerWSClient
 from trio_broker.sandbox import Sandbox, is_play_money, open_sandbox
 
-# All that were made: what became of their swaps is asked at the end.
+# All clients, whose unresolved swaps are reported at the end.
 clients: list[BrokerWSClient] = []
 
 
@@ -57,7 +57,7 @@ async def open_broker(*, trades: bool = False, **settings: Any) -> AsyncIterator
     """Find a broker, and start it if it is a sandbox.
 
     Args:
-        trades: Whether the example swaps. It must say so to be let near real money.
+        trades: Whether the example swaps, which requires `--live` for real money.
         settings: Settings of the sandbox.
     """
     if "BROKER_API_KEY" not in os.environ:
@@ -67,7 +67,7 @@ async def open_broker(*, trades: bool = False, **settings: Any) -> AsyncIterator
     if trades and not is_played():
         if "--live" not in sys.argv:
             sys.exit(
-                f"nothing was sent: this swaps REAL MONEY at {host()}; --live says that it may"
+                f"nothing was sent: this swaps REAL MONEY at {host()}; to allow it, pass --live"
             )
         print(f"LIVE: this swaps real money at {host()}", file=sys.stderr)
     yield Broker(None)
@@ -91,7 +91,7 @@ def host() -> str:
     try:
         return urlsplit(urls[0] or urls[1]).hostname or "nowhere"
     except ValueError:
-        return "nowhere"  # the client says what is wrong with it
+        return "nowhere"  # the client's own error describes the problem
 
 
 def is_played() -> bool:
@@ -109,7 +109,7 @@ def run(
     main: Callable[[], Awaitable[None]],
     loop: Callable[[Callable[[], Awaitable[None]]], object] = trio.run,
 ) -> None:
-    """Run an example: an error is told in one line, and Ctrl-C is quiet, but for swaps in doubt.
+    """Run an example. Print an error in one line, and the unresolved swaps after Ctrl-C too.
 
     Args:
         main: The example.
@@ -119,19 +119,19 @@ def run(
         loop(main)
         tell_doubts()
     except* (BrokerError, KeyboardInterrupt) as group:
-        # What a nursery lets out comes in a group, even if it is only one error.
+        # A nursery raises a group, even for one error.
         tell_doubts()
         told = [str(error) for error in leaves(group) if isinstance(error, BrokerError)]
         sys.exit("\n".join(told) or 130)
 
 
 def tell_doubts() -> None:
-    """Name the swaps that left, and of which nobody knows what became."""
+    """Print the swaps that were possibly sent and whose outcome is unknown."""
     for client in clients:
         for swap in client.unresolved_swaps():
             print(
-                f"nobody knows what became of swap {swap.client_order_id} ({swap.amount_in} "
-                f"{swap.asset_in} for {swap.asset_out}): don't repeat it, ask with resolve_swap",
+                f"the outcome of swap {swap.client_order_id} ({swap.amount_in} {swap.asset_in} for "
+                f"{swap.asset_out}) is unknown: don't repeat it, look it up with resolve_swap",
                 file=sys.stderr,
             )
 

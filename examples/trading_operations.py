@@ -17,26 +17,26 @@ AMOUNT = Decimal("0.01")  # a str or an int would do; a float is refused
 
 
 async def main() -> None:
-    """Ask, swap and ask again."""
+    """Request, swap and request again."""
     async with open_client(trades=True) as client:
         held = {balance.asset: balance.available for balance in await client.get_balances()}
         print(f"balances: {held.get('ETH', 0)} ETH, {held.get('USDT', 0)} USDT")
 
         estimate = await client.estimate_swap(AMOUNT, "ETH", "USDT", filter_sources=["binance"])
-        print(f"estimate: {AMOUNT} ETH would bring {estimate.expected_out} USDT")
+        print(f"estimate: {AMOUNT} ETH for {estimate.expected_out} USDT")
         for step in estimate.route:
             print(f"  {step.from_asset} -> {step.to_asset} at {step.exchange}")
 
-        # An id of ours, known before anything is sent: whatever happens, it can be asked for.
+        # Our own id, known before the swap is sent, so that it can always be looked up.
         receipt = await client.do_swap(
             AMOUNT, "ETH", "USDT", slippage_bps=100, client_order_id=new_client_order_id()
         )
-        print(f"swap: taken as {receipt.order_id}, {receipt.status}")
+        print(f"swap: accepted as {receipt.order_id}, {receipt.status}")
 
         order = await client.get_order_status(receipt.order_id)
         print(f"order: {order.status}")
 
-        # All of it in one call: nothing is sent unless an estimate brings that much.
+        # All of it in one call. If an estimate is below `min_out`, nothing is sent.
         least = estimate.expected_out * Decimal("0.99")
         order = await client.swap_and_wait(AMOUNT, "ETH", "USDT", min_out=f"{least:.6f}")
         print(f"swap and wait: {order.status}, {order.filled_out} USDT")

@@ -1,6 +1,6 @@
-"""The client in anyio's task groups, its stream beside one of anyio's, cancelled by anyio's scopes.
+"""Use the client with anyio's task groups, streams and cancel scopes.
 
-It needs anyio's trio backend: a client speaks to Trio itself.
+It needs anyio's trio backend, because the client uses Trio directly.
 
     python examples/with_anyio.py
 """
@@ -20,7 +20,7 @@ Updates = Subscription[tuple[Balance, ...]]
 
 
 async def forward(updates: Updates, totals: ObjectSendStream[tuple[str, Decimal]]) -> None:
-    """From a Trio channel into an anyio stream; both end by ending the iteration."""
+    """Forward a Trio channel to an anyio stream; when one ends, so does the other."""
     async with totals:
         async for message in updates:
             for balance in message.data:
@@ -28,7 +28,7 @@ async def forward(updates: Updates, totals: ObjectSendStream[tuple[str, Decimal]
 
 
 async def show(totals: ObjectReceiveStream[tuple[str, Decimal]], seen: anyio.Event) -> None:
-    """A consumer that knows of anyio alone."""
+    """A consumer that uses only anyio."""
     async with totals:
         async for asset, total in totals:
             print(f"{total} {asset}")
@@ -36,19 +36,19 @@ async def show(totals: ObjectReceiveStream[tuple[str, Decimal]], seen: anyio.Eve
 
 
 async def estimate(client: BrokerWSClient, seconds: float) -> None:
-    """A deadline of anyio's around a call. Cancelling any call is safe."""
+    """Put an anyio deadline around a call. Cancelling any call is safe."""
     with anyio.move_on_after(seconds) as scope:
         quote = await client.estimate_swap("1", "ETH", "USDT")
-        print(f"1 ETH would bring {quote.expected_out} USDT")
+        print(f"estimate: 1 ETH for {quote.expected_out} USDT")
     if scope.cancelled_caught:
         print(f"no estimate within {seconds} s")
 
 
 async def main() -> None:
-    """Two tasks for the stream, two calls beside them, and the end of all."""
+    """Run two tasks for the stream and two calls, then end all of them."""
     async with (
         open_client() as client,
-        await client.subscribe_balances() as updates,
+        client.subscribe_balances() as updates,
         anyio.create_task_group() as group,
     ):
         send, receive = anyio.create_memory_object_stream[tuple[str, Decimal]](10)

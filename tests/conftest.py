@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,13 +10,25 @@ from typing import get_args
 
 import pytest
 
-from tests.aiohost import HOSTS, Host
-from tests.clibroker import ROOT, Broker, broker_in_thread, set_default
+from tests.aio_host import HOSTS, Host
+from tests.broker_thread import Broker, broker_in_thread
+from tests.cli.harness import ROOT, set_default
 from trio_broker import BrokerWSClient, ReconnectPolicy
 from trio_broker.sandbox import Outcome
 from trio_broker.settings import TransportName
 
-pytest_plugins = ["pytester"]  # for tests of the plugin
+# pytester is for tests of the plugin.
+pytest_plugins = ["pytester", "tests.signals", "tests.timeouts"]
+
+gc.disable()  # while tests are collected: little of what that makes is garbage
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of all later garbage collections: many tests ask for one."""
+    gc.enable()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=get_args(TransportName))

@@ -18,7 +18,7 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import trio
 
-from tests.rawserver import (
+from tests.transports.raw_server import (
     CLOSE,
     PING,
     PONG,
@@ -31,6 +31,7 @@ from tests.rawserver import (
     serve_raw,
 )
 from trio_broker import BrokerWSClient, ReconnectPolicy
+from trio_broker._connection.link import Link
 
 T = TypeVar("T")
 Body: TypeAlias = dict[str, Any]
@@ -69,7 +70,7 @@ def acknowledgement(request: Body) -> Body:
     return {"op": op, "ch": request["ch"], "data": {"status": f"{op}d"}}
 
 
-class Line:
+class ScriptedConnection:
     """One connection of a client, from the broker's side.
 
     Attributes:
@@ -91,10 +92,10 @@ class Line:
         self._sending = trio.Lock()
         self._arrived, self._messages = trio.open_memory_channel[Body](math.inf)
 
-    async def receive(self, op: str) -> Body:
-        """The client's next message, which must be of this operation."""
+    async def receive(self, op: str | None = None) -> Body:
+        """The client's next message, which must be of this operation, if one is given."""
         message = await self._messages.receive()
-        assert message["op"] == op, message
+        assert op in {message["op"], None}, message
         return message
 
     def nothing_came(self) -> bool:
@@ -162,18 +163,18 @@ class Scripted:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.lines: list[Line] = []
-        self._opened, self._to_take = trio.open_memory_channel[Line](math.inf)
+        self.lines: list[ScriptedConnection] = []
+        self._opened, self._to_take = trio.open_memory_channel[ScriptedConnection](math.inf)
 
     def client(self, **options: Any) -> BrokerWSClient:
         """A client of this broker, not yet connected; it doesn't reconnect unless it is told to."""
         return BrokerWSClient(API_KEY, SECRET_KEY, self.url, **{"reconnect": NEVER, **options})
 
-    async def line(self) -> Line:
+    async def line(self) -> ScriptedConnection:
         """The next connection."""
         return await self._to_take.receive()
 
-    def add(self, line: Line) -> None:
+    def add(self, line: ScriptedConnection) -> None:
         """Note a connection."""
         self.lines.append(line)
         self._opened.send_nowait(line)
@@ -194,7 +195,7 @@ async def open_scripted(
 
     async def handler(stream: trio.abc.Stream) -> None:
         await accept_websocket(stream)
-        line = Line(stream, auth, pongs=pongs)
+        line = ScriptedConnection(stream, auth, pongs=pongs)
         broker.add(line)
         if not reads:
             await receive_frame(stream)
@@ -208,7 +209,9 @@ async def open_scripted(
 
 
 @asynccontextmanager
-async def scripted_client(**options: Any) -> AsyncIterator[tuple[BrokerWSClient, Line]]:
+async def scripted_client(
+    **options: Any,
+) -> AsyncIterator[tuple[BrokerWSClient, ScriptedConnection]]:
     """A client that is connected to a scripted broker, and its connection."""
     async with open_scripted() as broker, broker.client(**options) as client:
         yield client, await broker.line()
@@ -248,6 +251,21 @@ def start(
     call: Call[T] = Call()
     nursery.start_soon(call.run, function, *arguments)
     return call
+
+
+async def wait_until(condition: Callable[[], object]) -> None:
+    """Let other tasks run until a condition holds."""
+    while True:
+        if condition():
+            return
+        await trio.lowlevel.checkpoint()
+
+
+def link_of(client: BrokerWSClient) -> Link:
+    """The connection of a client that is connected."""
+    link = client._driver.link
+    assert link is not None
+    return link
 
 
 def count_tasks() -> int:

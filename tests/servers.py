@@ -81,29 +81,29 @@ class Server:
     Attributes:
         process: Its process.
         address: Where it listens: host and port.
-        said: All that it has written.
+        output: All that it has written.
     """
 
     process: trio.Process
     address: str = ""
-    said: str = ""
+    output: str = ""
 
-    async def hear(self, pattern: str) -> re.Match[str]:
+    async def read_until(self, pattern: str) -> re.Match[str]:
         """Read on until it has said something."""
         output = self.process.stdout
         assert output is not None
-        while not (found := re.search(pattern, self.said)):
+        while not (found := re.search(pattern, self.output)):
             chunk = await output.receive_some()
-            assert chunk, self.said
-            self.said += chunk.decode()
+            assert chunk, self.output
+            self.output += chunk.decode()
         return found
 
-    async def hear_all(self) -> None:
+    async def read_rest(self) -> None:
         """Read on to the end, or it would wait for us once the pipe is full."""
         output = self.process.stdout
         assert output is not None
         async for chunk in output:
-            self.said += chunk.decode()
+            self.output += chunk.decode()
 
     async def stop(self, number: int) -> int:
         """Send it a signal, and give its exit status."""
@@ -132,13 +132,13 @@ async def started(command: str, ready: str, **variables: str) -> AsyncIterator[S
     server = Server(process)
     try:
         with trio.fail_after(PATIENCE):
-            server.address = (await server.hear(ready))[1]
+            server.address = (await server.read_until(ready))[1]
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(server.hear_all)
+            nursery.start_soon(server.read_rest)
             yield server
             nursery.cancel_scope.cancel()
     finally:
         process.kill()
         with trio.CancelScope(shield=True):
             await process.wait()
-    assert "Traceback" not in server.said, server.said
+    assert "Traceback" not in server.output, server.output

@@ -1,80 +1,64 @@
 """A Trio-native client for TheOne Trading API: balances, order updates and swaps.
 
-The one class that you need is `BrokerWSClient`; a broker to try it with is in
-`trio_broker.sandbox`.
+The main class is `BrokerWSClient`. `trio_broker.sandbox` has a broker with play money for tests.
 """
 
-from trio_broker.client import BrokerWSClient as BrokerWSClient
-from trio_broker.exceptions import (
-    AuthenticationError as AuthenticationError,
-    AuthenticationTimeoutError as AuthenticationTimeoutError,
-    BrokerError as BrokerError,
-    CertificateError as CertificateError,
-    ChannelError as ChannelError,
-    ClientClosedError as ClientClosedError,
-    ClockSkewError as ClockSkewError,
-    ConfigurationError as ConfigurationError,
-    ConnectFailedError as ConnectFailedError,
-    ConnectionLostError as ConnectionLostError,
-    DuplicateClientOrderIdError as DuplicateClientOrderIdError,
-    InvalidApiKeyError as InvalidApiKeyError,
-    InvalidChannelError as InvalidChannelError,
-    InvalidSignatureError as InvalidSignatureError,
-    JournalError as JournalError,
-    MessageTooLargeError as MessageTooLargeError,
-    NonceReusedError as NonceReusedError,
-    NotAuthenticatedError as NotAuthenticatedError,
-    NotConnectedError as NotConnectedError,
-    NotSentError as NotSentError,
-    OrderUnfinishedError as OrderUnfinishedError,
-    ProtocolError as ProtocolError,
-    QuoteExpiredError as QuoteExpiredError,
-    ReconnectFailedError as ReconnectFailedError,
-    RequestTimeoutError as RequestTimeoutError,
-    ServerError as ServerError,
-    SlippageError as SlippageError,
-    SlowConsumerError as SlowConsumerError,
-    SubscriptionBrokenError as SubscriptionBrokenError,
-    SubscriptionLimitError as SubscriptionLimitError,
-    SwapOutcomeUnknownError as SwapOutcomeUnknownError,
-    UnknownOperationError as UnknownOperationError,
+import typing as _typing
+
+# fmt: off
+# isort: off
+from trio_broker._journal.journal import SwapJournal
+from trio_broker._journal.journal_db import JournalRow, key_fingerprint
+from trio_broker._swap_executor import new_client_order_id
+from trio_broker._streams.opening import Opening
+from trio_broker._streams.subscription import BoundedReceiveChannel, Subscription
+from trio_broker._version import __version__
+from trio_broker.client import BrokerWSClient
+from trio_broker.events import (
+    ChannelRefused, Closed, Connected, ConnectionEvent, Disconnected, GaveUp, Restored,
+    SnapshotUnavailable, SwapResolved, SwapUnresolved, UnexpectedMessage,
 )
-from trio_broker.journal import SwapJournal as SwapJournal
-from trio_broker.journalfile import (
-    JournalRow as JournalRow,
-    key_fingerprint as key_fingerprint,
+from trio_broker.exceptions import (
+    AuthenticationError, AuthenticationTimeoutError, BrokerError, CertificateError, ChannelError,
+    ClientClosedError, ClockSkewError, ConfigurationError, ConnectFailedError, ConnectionLostError,
+    DuplicateClientOrderIdError, InvalidApiKeyError, InvalidChannelError, InvalidSignatureError,
+    JournalError, MessageTooLargeError, NonceReusedError, NotAuthenticatedError, NotConnectedError,
+    NotSentError, OrderUnfinishedError, ProtocolError, QuoteExpiredError, ReconnectFailedError,
+    ReplyTooLargeError, RequestTimeoutError, ServerError, SlippageError, SlowConsumerError,
+    SubscriptionBrokenError, SubscriptionLimitError, SwapOutcomeUnknownError, UnknownOperationError,
 )
 from trio_broker.models import (
-    Balance as Balance,
-    ChannelRefused as ChannelRefused,
-    ClientStatistics as ClientStatistics,
-    Closed as Closed,
-    Connected as Connected,
-    ConnectionEvent as ConnectionEvent,
-    ConnectionState as ConnectionState,
-    Disconnected as Disconnected,
-    Gap as Gap,
-    GaveUp as GaveUp,
-    Message as Message,
-    OddMessage as OddMessage,
-    Order as Order,
-    OrderStatus as OrderStatus,
-    Restored as Restored,
-    RouteStep as RouteStep,
-    SnapshotUnavailable as SnapshotUnavailable,
-    SwapEstimate as SwapEstimate,
-    SwapFinding as SwapFinding,
-    SwapOutcome as SwapOutcome,
-    SwapReceipt as SwapReceipt,
-    SwapResolved as SwapResolved,
-    SwapUnresolved as SwapUnresolved,
-    UnresolvedSwap as UnresolvedSwap,
+    Balance, ClientStatistics, ConnectionState, Gap, Message, Order, OrderStatus, RouteStep,
+    SwapEstimate, SwapFinding, SwapIntent, SwapOutcome, SwapReceipt, UnresolvedSwap,
 )
-from trio_broker.settings import Limits as Limits, ReconnectPolicy as ReconnectPolicy
-from trio_broker.subscription import (
-    BoundedReceiveChannel as BoundedReceiveChannel,
-    Subscription as Subscription,
-)
-from trio_broker.swaps import new_client_order_id as new_client_order_id
+from trio_broker.settings import Limits, ReconnectPolicy
 
-__version__ = "0.1.0"
+__all__ = [
+    "AuthenticationError", "AuthenticationTimeoutError", "Balance", "BoundedReceiveChannel",
+    "BrokerError", "BrokerWSClient", "CertificateError", "ChannelError", "ChannelRefused",
+    "ClientClosedError", "ClientStatistics", "ClockSkewError", "Closed", "ConfigurationError",
+    "ConnectFailedError", "Connected", "ConnectionEvent", "ConnectionLostError", "ConnectionState",
+    "Disconnected", "DuplicateClientOrderIdError", "Gap", "GaveUp", "InvalidApiKeyError",
+    "InvalidChannelError", "InvalidSignatureError", "JournalError", "JournalRow", "Limits",
+    "Message", "MessageTooLargeError", "NonceReusedError", "NotAuthenticatedError",
+    "NotConnectedError", "NotSentError", "Opening", "Order", "OrderStatus", "OrderUnfinishedError",
+    "ProtocolError", "QuoteExpiredError", "ReconnectFailedError", "ReconnectPolicy",
+    "ReplyTooLargeError", "RequestTimeoutError", "Restored", "RouteStep", "ServerError",
+    "SlippageError", "SlowConsumerError", "SnapshotUnavailable", "Subscription",
+    "SubscriptionBrokenError", "SubscriptionLimitError", "SwapEstimate", "SwapFinding",
+    "SwapIntent", "SwapJournal", "SwapOutcome", "SwapOutcomeUnknownError", "SwapReceipt",
+    "SwapResolved", "SwapUnresolved", "UnexpectedMessage", "UnknownOperationError",
+    "UnresolvedSwap", "__version__", "key_fingerprint", "new_client_order_id",
+]
+# isort: on
+# fmt: on
+
+# Tracebacks, reprs and documentation show the names under which users import them.
+for _name in __all__:
+    _value = globals()[_name]
+    if isinstance(_value, type):
+        # Tools resolve annotations in the module that `__module__` names.
+        _value.__annotations__ = _typing.get_type_hints(_value)
+    if hasattr(_value, "__module__"):
+        _value.__module__ = __name__
+del _name, _value

@@ -1,23 +1,24 @@
-"""The errors that this library raises, in one tree.
+"""The errors of this library, in one tree.
 
     BrokerError
-    ├── ConfigurationError (ValueError)         an option or a key that can't work
+    ├── ConfigurationError (ValueError)         an invalid option or key
     ├── MessageTooLargeError (ValueError)       a message over the limit: nothing was sent
     ├── NotSentError                            nothing was sent: repeating is safe
     │   ├── NotConnectedError                   there is no connection to send it on
     │   │   └── ClientClosedError (trio.ClosedResourceError)
     │   ├── JournalError                        the journal of swaps can't be read or written
-    │   ├── SlippageError                       an estimate brings less than was asked for
-    │   └── QuoteExpiredError                   an estimate ended before it could be used
-    ├── DuplicateClientOrderIdError             another swap may have left under this id
+    │   ├── SlippageError                       an estimate is below `min_out`
+    │   └── QuoteExpiredError                   an estimate expired before it could be used
+    ├── DuplicateClientOrderIdError             another swap was possibly sent under this id
     ├── ConnectFailedError                      no WebSocket could be opened
-    │   └── CertificateError                    its certificate isn't trusted, or another host's
-    ├── ConnectionLostError                     a WebSocket that was open is gone
-    ├── ReconnectFailedError                    every try to replace it has failed
-    ├── AuthenticationTimeoutError              the broker didn't answer `auth`
-    ├── RequestTimeoutError                     sent, but not answered in time
-    ├── SwapOutcomeUnknownError                 a swap left, and what became of it is not known
-    ├── OrderUnfinishedError                    a swap was taken, and its end can't be waited for
+    │   └── CertificateError                    a certificate is untrusted or another host's
+    ├── ConnectionLostError                     an open WebSocket was lost
+    ├── ReconnectFailedError                    every attempt to reconnect failed
+    ├── AuthenticationTimeoutError              the broker didn't reply to `auth`
+    ├── RequestTimeoutError                     sent, but there was no reply in time
+    ├── ReplyTooLargeError                      a reply over `Limits.max_receive_size`
+    ├── SwapOutcomeUnknownError                 a swap was possibly sent; its outcome is unknown
+    ├── OrderUnfinishedError                    a swap was accepted, but its order can't be followed
     ├── ServerError                             the broker refused
     │   ├── AuthenticationError
     │   │   ├── InvalidSignatureError
@@ -31,35 +32,36 @@
     ├── ChannelError                            the broker pushed an error to a channel
     ├── SlowConsumerError                       a buffer overflowed under ``overflow="error"``
     ├── SubscriptionBrokenError (trio.BrokenResourceError)
-    └── ProtocolError                           the broker sent what its protocol doesn't allow
+    └── ProtocolError                           the broker violated its protocol
 
-Each is made from plain arguments, so that it survives pickling and copying. No key, secret or
-signature is ever part of one.
+Each is made from plain arguments, so that it can be pickled and copied. No error contains a key, a
+secret or a signature.
 """
 
 from __future__ import annotations
 
 import copy
 import datetime as dt
-from collections.abc import Callable
 from decimal import Decimal
 from typing import TypeVar
 
 import trio
 
+from trio_broker.redaction import Redact
+
 _E = TypeVar("_E", bound=BaseException)
 
 
 class BrokerError(Exception):
-    """The root of this library's errors."""
+    """The base class of this library's errors."""
 
 
 class ConfigurationError(BrokerError, ValueError):
-    """An option, a key or a URL that can't work; the message names which."""
+    """An option, a key or a URL is invalid; the message names it."""
 
 
 class MessageTooLargeError(BrokerError, ValueError):
-    """A message over `Limits.max_message_size`; it was refused here, and nothing was sent.
+    """A message is larger than `Limits.max_message_size`; nothing was sent.
 
     Attributes:
         size: The message's size in bytes.
@@ -74,7 +76,7 @@ class MessageTooLargeError(BrokerError, ValueError):
     def __str__(self) -> str:
         return (
             f"the message has {self.size} bytes, and the limit is {self.limit}: "
-            "send less, or raise Limits.max_message_size if the broker takes more"
+            "send less, or raise Limits.max_message_size if the broker accepts more"
         )
 
 
@@ -83,7 +85,7 @@ class NotSentError(BrokerError):
 
 
 class NotConnectedError(NotSentError):
-    """There is no connection to send on; nothing was sent."""
+    """There is no connection; nothing was sent."""
 
 
 class ClientClosedError(NotConnectedError, trio.ClosedResourceError):
@@ -95,11 +97,11 @@ class JournalError(NotSentError):
 
 
 class SlippageError(NotSentError):
-    """A fresh estimate brings less than `min_out`; nothing was sent.
+    """A fresh estimate is below `min_out`; nothing was sent.
 
     Attributes:
-        expected_out: What the estimate brings.
-        min_out: What was asked for at least.
+        expected_out: The estimated amount.
+        min_out: The required minimum.
     """
 
     def __init__(self, expected_out: Decimal, min_out: Decimal) -> None:
@@ -109,16 +111,16 @@ class SlippageError(NotSentError):
 
     def __str__(self) -> str:
         return (
-            f"the estimate brings {self.expected_out:f}, less than min_out={self.min_out:f}: "
+            f"the estimate is {self.expected_out:f}, less than min_out={self.min_out:f}: "
             "nothing was sent"
         )
 
 
 class QuoteExpiredError(NotSentError):
-    """An estimate had ended before a swap could be sent on the strength of it; nothing was sent.
+    """An estimate expired before its swap could be sent; nothing was sent.
 
     Attributes:
-        expired_at: When it ended, by the broker's clock.
+        expired_at: When it expired, by the broker's clock.
     """
 
     def __init__(self, expired_at: dt.datetime) -> None:
@@ -127,20 +129,20 @@ class QuoteExpiredError(NotSentError):
 
     def __str__(self) -> str:
         return (
-            f"the estimate ended at {self.expired_at.isoformat()}: nothing was sent (if it "
-            "always has, this machine's clock is ahead)"
+            f"the estimate expired at {self.expired_at.isoformat()}: nothing was sent (if this "
+            "happens every time, check this machine's clock: it may be ahead)"
         )
 
 
 class DuplicateClientOrderIdError(BrokerError):
-    """Another swap under this client order id may have left; this one was refused here.
+    """Another swap was possibly sent under this client order id; this one was not sent.
 
-    Nothing was sent. It is no `NotSentError`, as repeating it under another id would swap a second
-    time if the earlier one was executed.
+    It isn't a `NotSentError`: if the earlier swap was executed, repeating this one under another id
+    would swap twice.
 
     Attributes:
         client_order_id: The id.
-        outcome: What became of the earlier swap, a `SwapOutcome`.
+        outcome: The outcome of the earlier swap, a `SwapOutcome`.
     """
 
     def __init__(self, client_order_id: str, outcome: str) -> None:
@@ -159,8 +161,8 @@ class ConnectFailedError(BrokerError):
     """No WebSocket could be opened: DNS, TCP, TLS or the handshake failed.
 
     Attributes:
-        status: The HTTP status of the broker's answer, None where it didn't come to one.
-        retry_after: The seconds that the broker asked to wait (its ``Retry-After``), or None.
+        status: The HTTP status of the broker's response, None if there was none.
+        retry_after: Seconds to wait, from the broker's ``Retry-After`` header, or None.
     """
 
     def __init__(
@@ -176,15 +178,18 @@ class ConnectFailedError(BrokerError):
 
 
 class CertificateError(ConnectFailedError):
-    """The certificate at the other end isn't trusted, or is another host's; nothing was sent."""
+    """The certificate is untrusted or another host's, or this machine has no CA certificates.
+
+    Nothing was sent.
+    """
 
 
 class ReconnectFailedError(BrokerError):
-    """Every try to replace a lost connection has failed; the last reason is its ``__cause__``.
+    """Every attempt to reconnect failed; the last error is the ``__cause__``.
 
     Attributes:
-        attempts: How many tries there were.
-        last: What the last one ended with, in words.
+        attempts: The number of attempts.
+        last: The text of the last error.
     """
 
     def __init__(self, attempts: int, last: str) -> None:
@@ -193,42 +198,67 @@ class ReconnectFailedError(BrokerError):
         self.last = last
 
     def __str__(self) -> str:
-        return f"gave up after {self.attempts} tries to connect again; the last: {self.last}"
+        return f"{self.attempts} attempts to reconnect failed; the last error: {self.last}"
 
 
 class ConnectionLostError(BrokerError):
-    """A WebSocket that was open is gone.
+    """An open WebSocket was lost.
 
     Attributes:
-        code: The WebSocket close code (RFC 6455, section 7.4), None where none came.
+        code: The WebSocket close code (RFC 6455, section 7.4), None if none was received.
+        is_local: Whether this side sent the close frame first, for example 1009 for a message over
+            `Limits.max_receive_size`.
     """
 
-    def __init__(self, message: str, code: int | None = None) -> None:
-        super().__init__(message, code)
+    def __init__(self, message: str, code: int | None = None, is_local: bool = False) -> None:
+        super().__init__(message, code, is_local)
         self.message = message
         self.code = code
+        self.is_local = is_local
 
     def __str__(self) -> str:
         return self.message
 
 
 class AuthenticationTimeoutError(BrokerError):
-    """The broker didn't answer `auth` within `auth_timeout`."""
+    """The broker didn't reply to `auth` within `auth_timeout`."""
 
 
 class RequestTimeoutError(BrokerError):
-    """A request was sent and not answered within `request_timeout`.
+    """A request was sent, but the broker didn't reply within `request_timeout`.
 
-    It was a read or a subscription, which changes nothing at the broker: asking again is safe.
+    It was a read or a subscription, which changes nothing at the broker, so repeating it is safe.
     """
 
 
-class SwapOutcomeUnknownError(BrokerError):
-    """A swap left, and what became of it is not known: do not just repeat it.
+class ReplyTooLargeError(BrokerError):
+    """The reply to a read is larger than `Limits.max_receive_size`, and ended the connection.
+
+    It was requested twice: the first time, the caller got a `ConnectionLostError`.
 
     Attributes:
-        client_order_id: The id that went along with the swap, to ask the broker about it.
-        reason: Why the outcome isn't known.
+        op: The operation.
+        limit: The limit in bytes.
+    """
+
+    def __init__(self, op: str, limit: int) -> None:
+        super().__init__(op, limit)
+        self.op = op
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return (
+            f"the reply to {self.op!r} is larger than Limits.max_receive_size={self.limit} bytes "
+            "and ended the connection twice: raise the limit"
+        )
+
+
+class SwapOutcomeUnknownError(BrokerError):
+    """A swap was possibly sent, and its outcome is unknown: don't repeat it, look it up.
+
+    Attributes:
+        client_order_id: The swap's client order id, for the lookup.
+        reason: Why the outcome is unknown.
     """
 
     def __init__(self, client_order_id: str, reason: str) -> None:
@@ -244,13 +274,13 @@ class SwapOutcomeUnknownError(BrokerError):
 
 
 class OrderUnfinishedError(BrokerError):
-    """A swap was taken, and its order's end can't be waited for any more; the cause says why.
+    """A swap was accepted, but its order can't be followed any more; the cause says why.
 
-    Don't repeat the swap: track its order, on another client.
+    Don't repeat the swap: track its order with another client.
 
     Attributes:
         order_id: The order's id at the broker.
-        client_order_id: The id that went along with the swap.
+        client_order_id: The swap's client order id.
     """
 
     def __init__(self, order_id: str, client_order_id: str) -> None:
@@ -260,18 +290,18 @@ class OrderUnfinishedError(BrokerError):
 
     def __str__(self) -> str:
         return (
-            f"the swap was taken as order {self.order_id} (client order id "
+            f"the swap was accepted as order {self.order_id} (client order id "
             f"{self.client_order_id}), and the connection ended before the order did: don't "
             "repeat the swap, track the order"
         )
 
 
 class ServerError(BrokerError):
-    """The broker refused.
+    """The broker refused a message.
 
     Attributes:
-        op: The operation that was refused, as far as it is known.
-        message: The broker's text, as it came.
+        op: The refused operation, None if unknown.
+        message: The first 2,000 characters of the broker's text.
     """
 
     def __init__(self, op: str | None, message: str) -> None:
@@ -288,7 +318,7 @@ class AuthenticationError(ServerError):
 
 
 class InvalidSignatureError(AuthenticationError):
-    """The signature doesn't fit: the secret key is wrong, or `signing_key` is."""
+    """The signature is wrong: check the secret key and `signing_key`."""
 
 
 class InvalidApiKeyError(AuthenticationError):
@@ -299,7 +329,7 @@ class ClockSkewError(ServerError):
     """The timestamp is outside of the broker's window of 30 seconds."""
 
     def __str__(self) -> str:
-        return f"{super().__str__()} (this machine's clock is off: synchronize it, with NTP say)"
+        return f"{super().__str__()} (this machine's clock is wrong: synchronize it with NTP)"
 
 
 class NonceReusedError(ServerError):
@@ -315,11 +345,11 @@ class InvalidChannelError(ServerError):
 
 
 class NotAuthenticatedError(ServerError):
-    """The broker doesn't take this connection for authenticated."""
+    """The broker doesn't consider this connection authenticated."""
 
 
 class SubscriptionLimitError(BrokerError):
-    """One more channel than `Limits.max_subscriptions` allows; nothing was sent.
+    """The subscription would exceed `Limits.max_subscriptions`; nothing was sent.
 
     Attributes:
         limit: The limit.
@@ -331,7 +361,7 @@ class SubscriptionLimitError(BrokerError):
 
     def __str__(self) -> str:
         return (
-            f"{self.limit} channels are subscribed to already, as many as one connection may have: "
+            f"{self.limit} channels are subscribed to, which is the limit for one connection: "
             "close a subscription first, or open another client"
         )
 
@@ -341,7 +371,7 @@ class ChannelError(BrokerError):
 
     Attributes:
         channel: The channel's name.
-        message: The broker's text, as it came.
+        message: The first 2,000 characters of the broker's text.
     """
 
     def __init__(self, channel: str, message: str) -> None:
@@ -354,11 +384,11 @@ class ChannelError(BrokerError):
 
 
 class SlowConsumerError(BrokerError):
-    """A subscription with ``overflow="error"`` ended, since its buffer was full.
+    """A subscription with ``overflow="error"`` ended, because its buffer was full.
 
     Attributes:
         channel: The channel's name.
-        buffer_size: How many messages the buffer holds.
+        buffer_size: The maximum number of messages in the buffer.
     """
 
     def __init__(self, channel: str, buffer_size: int) -> None:
@@ -369,12 +399,12 @@ class SlowConsumerError(BrokerError):
     def __str__(self) -> str:
         return (
             f"the subscription to {self.channel!r} fell {self.buffer_size} messages behind and "
-            "was ended: read faster, or give it a larger buffer_size"
+            "was ended: read faster, or use a larger buffer_size"
         )
 
 
 class SubscriptionBrokenError(BrokerError, trio.BrokenResourceError):
-    """The connection failed for good, and this stream with it; the cause is its ``__cause__``.
+    """The stream ended because the connection failed permanently; see the ``__cause__``.
 
     Attributes:
         channel: The channel's name.
@@ -385,15 +415,15 @@ class SubscriptionBrokenError(BrokerError, trio.BrokenResourceError):
         self.channel = channel
 
     def __str__(self) -> str:
-        return f"the subscription to {self.channel!r} broke: its connection failed for good"
+        return f"the subscription to {self.channel!r} broke: its connection failed permanently"
 
 
 class ProtocolError(BrokerError):
-    """The broker sent what its protocol doesn't allow; the message says where."""
+    """The broker violated its protocol; the message says where."""
 
 
-# The broker's documentation gives these texts for its WebSocket side. `Unknown operation: <op>`
-# has a tail of its own, so the texts are compared as beginnings, without regard to case.
+# The broker's documentation lists these texts for its WebSocket API. `Unknown operation: <op>`
+# varies at its end, so only the beginning is compared, without regard to case.
 _BY_TEXT: tuple[tuple[str, type[ServerError]], ...] = (
     ("not authenticated", NotAuthenticatedError),
     ("invalid signature", InvalidSignatureError),
@@ -405,30 +435,31 @@ _BY_TEXT: tuple[tuple[str, type[ServerError]], ...] = (
 )
 
 
-def server_error(op: str | None, message: str, erase: Callable[[str], str] = str) -> ServerError:
-    """The error of the right class for a refusal's text.
+def server_error(op: str | None, message: str, redact: Redact = str) -> ServerError:
+    """Make the error for a refusal, with the class that its text requires.
 
     Args:
-        op: The operation that was refused, where it is known.
+        op: The refused operation, None if unknown.
         message: The broker's text.
-        erase: Takes out of it what nobody must see, after it has told the class.
+        redact: Redacts and shortens the text, after the class was chosen.
 
     Returns:
-        A `ServerError`, of the class that the text names where the text is a documented one.
-        A refused ``auth`` whose text isn't known is an `AuthenticationError`.
+        The documented subclass of `ServerError` for this text, otherwise an `AuthenticationError`
+        for ``auth`` and a `ServerError` for other operations.
     """
-    folded = message.casefold()
+    folded = message[:100].casefold()
+    text = redact(message)
     for beginning, kind in _BY_TEXT:
         if folded.startswith(beginning):
-            return kind(op, erase(message))
-    return (AuthenticationError if op == "auth" else ServerError)(op, erase(message))
+            return kind(op, text)
+    return (AuthenticationError if op == "auth" else ServerError)(op, text)
 
 
 def fresh(error: _E) -> _E:
-    """A copy of an error to raise, so that no error is raised twice.
+    """Copy an error before it is raised, so that no error object is raised twice.
 
-    An exception object that is raised again and again collects a traceback of thousands of
-    frames, and two tasks that raise the same one write over each other's.
+    An exception that is raised repeatedly accumulates a traceback of thousands of frames, and two
+    tasks that raise the same one overwrite each other's traceback.
     """
     twin = copy.copy(error)
     twin.__cause__ = error.__cause__

@@ -1,8 +1,8 @@
-"""A file that one process at a time may use, where the system has locks.
+"""A file that one process at a time may use, on systems that have `fcntl`.
 
-The lock is a file of its own beside it, which stays. The file itself may be replaced, and its lock
-with it; and SQLite has locks of its own on a database, which would be dropped with ours. The system
-frees the locks of the dead.
+The lock is on a second file beside it, which is never removed. A lock on the file itself would be
+lost when the file is replaced, and would interfere with SQLite's locks on a database. The system
+releases the lock when the process ends.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import IO
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Keep others off a file for as long as the block lasts.
+    """Lock a file for the length of a block.
 
     Args:
-        path: The file; it need not be there.
+        path: The file. It needn't exist.
 
     Raises:
-        BlockingIOError: Somebody else has it.
-        OSError: The lock's file can't be made.
+        BlockingIOError: It is locked already.
+        OSError: The lock file can't be created.
     """
     with path.with_name(f"{path.name}.lock").open("ab") as file:
         _lock(file)

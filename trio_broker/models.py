@@ -1,7 +1,7 @@
-"""The values that users see.
+"""The values that the client returns.
 
-They are frozen attrs classes with Python names. What the broker may leave out is None here;
-money is `Decimal`, and times are aware datetimes in UTC.
+They are frozen attrs classes with Python names. A field that the broker may leave out can be None.
+Amounts are `Decimal`, and times are aware datetimes in UTC.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _EXACT = Context(prec=400)
 
 @attrs.frozen
 class Balance:
-    """What an account holds of one asset.
+    """An account's balance of one asset.
 
     Attributes:
         asset: The asset's symbol.
-        total: All of it, what is locked included.
-        locked: What pending swaps have set aside; None where the broker doesn't say.
+        total: The total amount, including `locked`.
+        locked: The amount reserved by pending swaps, None if the broker doesn't report it.
     """
 
     asset: str
@@ -41,14 +41,14 @@ class Balance:
 
     @property
     def available(self) -> Decimal:
-        """What can be spent: `total` less `locked`, where anything is locked."""
-        # Under the default context of 28 digits, a token with 18 decimals would be rounded.
+        """The amount that can be spent: `total` minus `locked`."""
+        # The default context of 28 digits would round a token with 18 decimals.
         return self.total if self.locked is None else _EXACT.subtract(self.total, self.locked)
 
 
 @attrs.frozen
 class RouteStep:
-    """One trade of the route that an estimate takes."""
+    """One trade in the route of an estimate."""
 
     from_asset: str | None = None
     to_asset: str | None = None
@@ -60,14 +60,14 @@ class RouteStep:
 
 @attrs.frozen
 class SwapEstimate:
-    """What a swap would bring now; no promise of the broker's.
+    """The expected result of a swap now, which the broker doesn't guarantee.
 
     Attributes:
-        route: The trades that it would take, empty where the broker doesn't say.
-        price: Units of the asset bought for one of the asset sold.
-        expected_out: Units of the asset bought.
+        route: The trades of the swap, empty if the broker doesn't report them.
+        price: Units of the bought asset per unit of the sold asset.
+        expected_out: Units of the bought asset.
         fee: The fee; its unit is not documented.
-        expires_at: When the estimate ends.
+        expires_at: When the estimate expires.
     """
 
     route: tuple[RouteStep, ...]
@@ -78,7 +78,7 @@ class SwapEstimate:
 
 
 class OrderStatus(enum.StrEnum):
-    """How far an order is, as far as the broker's documents name it."""
+    """The order statuses that the broker documents."""
 
     PENDING = "PENDING"
     PROCESSING = "PROCESSING"
@@ -89,7 +89,7 @@ class OrderStatus(enum.StrEnum):
 
     @property
     def is_final(self) -> bool:
-        """True for FILLED, FAILED and CANCELLED: nothing follows them."""
+        """True for FILLED, FAILED and CANCELLED, which are never followed by another status."""
         return self in _FINAL
 
 
@@ -100,12 +100,12 @@ _FINAL_PROGRESS = 3
 
 @attrs.frozen
 class SwapReceipt:
-    """The broker's word that it took a swap.
+    """The broker's confirmation that it accepted a swap.
 
     Attributes:
         order_id: The order's id at the broker.
-        status: Its first status, None where the broker doesn't say.
-        client_order_id: The id that was sent along.
+        status: The order's first status, None if the broker doesn't report it.
+        client_order_id: The swap's client order id.
     """
 
     order_id: str
@@ -114,36 +114,32 @@ class SwapReceipt:
 
 
 class SwapOutcome(enum.StrEnum):
-    """What is known of a swap."""
+    """The known outcome of a swap."""
 
     UNDER_WAY = "under way"
-    """Nobody knows yet: it is being sent, or its reply is waited for."""
+    """It is being sent, or waits for its reply."""
     NOT_SENT = "not sent"
-    """Nothing of it has left."""
+    """Nothing was sent."""
     CONFIRMED = "confirmed"
-    """The broker has taken it."""
+    """The broker accepted it."""
     REFUSED = "refused"
-    """The broker has refused it, and not executed it."""
+    """The broker refused it and did not execute it."""
     UNKNOWN = "unknown"
-    """It may have left, and nobody can tell what became of it."""
+    """It was possibly sent, and its outcome is unknown."""
     SETTLED = "settled"
-    """Nobody could tell, and it was closed by hand."""
+    """Its outcome was unknown, and it was closed by hand."""
 
 
 @attrs.frozen(kw_only=True)
-class UnresolvedSwap:
-    """A swap that may have left, and of which it isn't known whether the broker has taken it.
+class SwapIntent:
+    """The details of a requested swap.
 
     Attributes:
-        client_order_id: The id that went along with it.
-        amount_in: How much was to be sold.
-        asset_in: The asset that was to be sold.
-        asset_out: The asset that was to be bought.
-        at: When it was asked for, by this machine's clock.
-        outcome: `SwapOutcome.UNDER_WAY` while its reply is waited for, `SwapOutcome.UNKNOWN` then.
-        reason: Why its outcome isn't known.
-        may_still_execute: Whether the broker could take it even now. Once its signature has
-            expired it can't: if it wasn't executed by then, it never will be.
+        client_order_id: The swap's client order id.
+        amount_in: The amount to sell.
+        asset_in: The asset to sell.
+        asset_out: The asset to buy.
+        at: When it was requested, by this machine's clock.
     """
 
     client_order_id: str
@@ -151,6 +147,20 @@ class UnresolvedSwap:
     asset_in: str
     asset_out: str
     at: dt.datetime
+
+
+@attrs.frozen(kw_only=True)
+class UnresolvedSwap(SwapIntent):
+    """A swap that was possibly sent and whose outcome is unknown.
+
+    Attributes:
+        outcome: `SwapOutcome.UNDER_WAY` while the client waits for its reply, then
+            `SwapOutcome.UNKNOWN`.
+        reason: Why its outcome is unknown.
+        may_still_execute: Whether the broker could still accept it. False once its signature has
+            expired: if it wasn't executed by then, it never will be.
+    """
+
     outcome: SwapOutcome
     reason: str
     may_still_execute: bool
@@ -158,14 +168,15 @@ class UnresolvedSwap:
 
 @attrs.frozen(kw_only=True)
 class SwapFinding:
-    """What asking for an unresolved swap has brought.
+    """The result of a lookup of an unresolved swap.
 
     Attributes:
         swap: The swap.
-        outcome: `SwapOutcome.CONFIRMED` if it was found, `SwapOutcome.REFUSED` if its refusal came
-            after all, otherwise `SwapOutcome.UNKNOWN`.
-        receipt: The broker's receipt, if it is confirmed.
-        reason: Why it isn't.
+        outcome: `SwapOutcome.CONFIRMED` if it was found, `SwapOutcome.REFUSED` if its refusal
+            arrived late, `SwapOutcome.SETTLED` if it was settled by hand meanwhile, otherwise
+            `SwapOutcome.UNKNOWN`.
+        receipt: The broker's receipt, if the swap is confirmed.
+        reason: Why the swap isn't confirmed.
     """
 
     swap: UnresolvedSwap
@@ -179,12 +190,12 @@ class Order:
     """The whole state of an order at one time.
 
     Attributes:
-        order_id: The order's id, None where the broker doesn't repeat it.
-        status: An `OrderStatus`, or the broker's text where it isn't a known one.
+        order_id: The order's id at the broker, None if unknown.
+        status: An `OrderStatus`, or the broker's text if it isn't a known status.
         filled_out: Units of the asset bought so far.
         tx_hash: The transaction's hash.
-        updated_at: When the broker last changed it.
-        client_order_id: The id that was sent along with the swap.
+        updated_at: When the broker last changed the order.
+        client_order_id: The swap's client order id, None if unknown.
     """
 
     order_id: str | None
@@ -196,18 +207,18 @@ class Order:
 
     @property
     def is_final(self) -> bool:
-        """True once nothing more will happen to it."""
+        """True if the status is FILLED, FAILED or CANCELLED."""
         return isinstance(self.status, OrderStatus) and self.status.is_final
 
     def is_older_than(self, other: Order) -> bool:
-        """Whether this state certainly came before another one of the same order.
+        """Whether this state is certainly older than another state of the same order.
 
         Args:
             other: The other state.
 
         Returns:
-            True if it was updated earlier or, where the times are the same or not known, if its
-            status is less far. An unknown status is neither.
+            True if it was updated earlier. If the times are equal or unknown, True if its status
+            comes before the other's. An unknown status is neither older nor newer.
         """
         if self.updated_at and other.updated_at and self.updated_at != other.updated_at:
             return self.updated_at < other.updated_at
@@ -223,14 +234,14 @@ def _progress(status: OrderStatus | str) -> int | None:
 
 @attrs.frozen
 class Gap:
-    """Says that updates before a message may be missing.
+    """Reports that updates before a message may be missing.
 
     Attributes:
-        reasons: ``"overflow"``: this consumer was too slow; ``"reconnected"``: nobody was
-            connected for a while.
-        dropped: How many messages were dropped here (what was missed while nobody was connected
-            can't be counted).
-        since: When it began.
+        reasons: ``"overflow"`` if this consumer was too slow, ``"reconnected"`` if the connection
+            was lost.
+        dropped: The number of messages that an overflow dropped. Messages missed during an outage
+            can't be counted.
+        since: When the gap began.
     """
 
     reasons: frozenset[GapReason]
@@ -238,7 +249,7 @@ class Gap:
     since: dt.datetime
 
     def merged(self, earlier: Gap | None) -> Gap:
-        """This gap and an earlier one as one.
+        """Combine this gap with an earlier one.
 
         Args:
             earlier: The earlier gap, or None.
@@ -258,11 +269,12 @@ class Message(Generic[T_co]):
 
     Attributes:
         channel: The channel's name.
-        data: The body, typed where the channel is known: a tuple of `Balance`, or an `Order`.
-        origin: ``"push"``: the broker sent it by itself; ``"snapshot"``: this library asked.
-        gap: None, or what may be missing before this message.
-        received_at: When it came, by this machine's clock.
-        raw: The text as it came.
+        data: The body, typed for known channels: a tuple of `Balance`, or an `Order`.
+        origin: ``"push"`` if the broker sent it by itself, ``"snapshot"`` if this library
+            requested it.
+        gap: None, or a report that messages before this one may be missing.
+        received_at: When it was received, by this machine's clock.
+        raw: The original text. The repr omits it, because a broker may echo a key.
     """
 
     channel: str
@@ -270,11 +282,11 @@ class Message(Generic[T_co]):
     origin: Origin
     gap: Gap | None
     received_at: dt.datetime
-    raw: str
+    raw: str = attrs.field(repr=False)
 
 
 class ConnectionState(enum.Enum):
-    """Where a client stands."""
+    """The state of a client's connection."""
 
     IDLE = "idle"
     CONNECTING = "connecting"
@@ -288,166 +300,33 @@ class ConnectionState(enum.Enum):
 
     @property
     def is_over(self) -> bool:
-        """True once the client can't be connected any more."""
+        """True if the client can't connect any more."""
         return self in {ConnectionState.CLOSING, ConnectionState.CLOSED, ConnectionState.FAILED}
 
     @property
     def is_connected(self) -> bool:
-        """True while connected and authenticated, be it that channels are still being restored."""
+        """True if connected and authenticated, even while channels are still being restored."""
         return self in {ConnectionState.RESTORING, ConnectionState.CONNECTED}
 
 
 @attrs.frozen(kw_only=True)
-class ConnectionEvent:
-    """Something that happened to a client's connection, or to a swap of its.
-
-    Attributes:
-        at: When, by this machine's clock.
-    """
-
-    at: dt.datetime
-
-
-@attrs.frozen(kw_only=True)
-class Connected(ConnectionEvent):
-    """The client is connected and authenticated.
-
-    After an outage, `Restored` follows once the channels are there again.
-    """
-
-
-@attrs.frozen(kw_only=True)
-class Disconnected(ConnectionEvent):
-    """A connection is gone, or a try to connect has failed.
-
-    Attributes:
-        error: Why.
-        retry_in: Seconds until the next try, None if there is none.
-    """
-
-    error: Exception
-    retry_in: float | None
-
-
-@attrs.frozen(kw_only=True)
-class Restored(ConnectionEvent):
-    """After an outage, the broker holds the channels again that were subscribed to before.
-
-    Each stream's first message after it carries the gap, and its state is asked for. Orders that
-    are tracked don't count: they are asked about, whatever becomes of their channels.
-
-    Attributes:
-        channels: The channels' names. One that was refused has a `ChannelRefused` of its own.
-    """
-
-    channels: tuple[str, ...]
-
-
-@attrs.frozen(kw_only=True)
-class ChannelRefused(ConnectionEvent):
-    """After an outage, the broker refused a channel; its subscriptions ended with the error.
-
-    Attributes:
-        channel: The channel's name.
-        error: Why.
-    """
-
-    channel: str
-    error: Exception
-
-
-@attrs.frozen(kw_only=True)
-class GaveUp(ConnectionEvent):
-    """The connection failed for good.
-
-    Attributes:
-        error: Why.
-    """
-
-    error: Exception
-
-
-@attrs.frozen(kw_only=True)
-class Closed(ConnectionEvent):
-    """The client was closed by its owner."""
-
-
-@attrs.frozen(kw_only=True)
-class OddMessage(ConnectionEvent):
-    """The broker sent something that was not expected; the connection lives on.
-
-    Attributes:
-        reason: What was odd about it.
-        raw: The message's first 1,000 characters, or None for a binary one.
-    """
-
-    reason: str
-    raw: str | None
-
-
-@attrs.frozen(kw_only=True)
-class SnapshotUnavailable(ConnectionEvent):
-    """A channel's state couldn't be asked for; its stream goes on with pushes.
-
-    For an order that is tracked it is told once in a row, and the order is asked about again.
-
-    Attributes:
-        channel: The channel's name.
-        error: Why.
-    """
-
-    channel: str
-    error: Exception
-
-
-@attrs.frozen(kw_only=True)
-class SwapResolved(ConnectionEvent):
-    """What became of a swap has been found out after all.
-
-    Attributes:
-        client_order_id: The id that went along with it.
-        outcome: `SwapOutcome.CONFIRMED` or `SwapOutcome.REFUSED`.
-        receipt: The broker's receipt, if it is confirmed.
-        error: The broker's refusal, if it is refused.
-    """
-
-    client_order_id: str
-    outcome: SwapOutcome
-    receipt: SwapReceipt | None
-    error: Exception | None
-
-
-@attrs.frozen(kw_only=True)
-class SwapUnresolved(ConnectionEvent):
-    """A swap has left, what became of it isn't known, and nobody asks for it any more.
-
-    Attributes:
-        client_order_id: The id that went along with it, to ask for it with.
-        reason: Why its outcome isn't known.
-    """
-
-    client_order_id: str
-    reason: str
-
-
-@attrs.frozen(kw_only=True)
 class ClientStatistics:
-    """Counters of one client, from its start.
+    """Counters of one client since its start.
 
     Attributes:
-        messages_sent: Messages that left, pings apart.
-        messages_received: Messages that came.
-        odd_messages: Those of them that were not expected.
-        requests_waiting: Requests that wait for their turn now.
-        requests_in_flight: Requests that were sent and not answered yet.
-        channels: Channels that subscriptions want now; what is tracked doesn't count.
+        messages_sent: Messages sent, without pings.
+        messages_received: Messages received.
+        unexpected_messages: Received messages that were not expected.
+        requests_waiting: Requests that wait to be sent now.
+        requests_in_flight: Requests that were sent and wait for a reply now.
+        channels: Channels with open subscriptions now, without tracked orders.
         subscriptions: Subscriptions that are open now.
-        tracked_orders: Orders that are tracked now, each as often as it is.
+        tracked_orders: Orders that are tracked now. An order that is tracked twice counts twice.
     """
 
     messages_sent: int
     messages_received: int
-    odd_messages: int
+    unexpected_messages: int
     requests_waiting: int
     requests_in_flight: int
     channels: int
@@ -456,26 +335,26 @@ class ClientStatistics:
 
 
 def amount_text(value: Amount, place: str) -> str:
-    """An amount's text: a text as it was given, so that its zeros stay.
+    """Check an amount and return its text; a str is returned unchanged, with its zeros.
 
     Args:
         value: The amount.
-        place: What it is, for the error.
+        place: The argument's name, for the error.
 
     Raises:
-        TypeError: It is no str, int or Decimal.
-        ValueError: It isn't a plain decimal above 0, of at most 60 digits on either side.
+        TypeError: It isn't a str, int or Decimal.
+        ValueError: It isn't a plain decimal above 0 with at most 60 digits on either side.
     """
     if isinstance(value, bool | float) or not isinstance(value, str | int | Decimal):
         raise TypeError(
             f"{place} must be a str, an int or a Decimal, not {type(value).__name__}: "
-            "a float isn't the number that was written"
+            "a float may differ from the number that was written"
         )
     if not isinstance(value, str):
-        # A huge exponent would print a gigabyte of zeros, and Python prints no huge int.
+        # A huge exponent would format as a gigabyte of zeros, and Python formats no huge int.
         value = Decimal(value)
         if not value.is_finite() or abs(value.adjusted()) > 60:
-            raise ValueError(f"{place} must be a finite amount of sane size")
+            raise ValueError(f"{place} must be a finite amount of at most 60 digits")
         value = format(value, "f")
     if not _PLAIN.fullmatch(value):
         raise ValueError(

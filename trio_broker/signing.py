@@ -1,8 +1,8 @@
 """Signatures: the canonical string, the HMAC key, the nonce.
 
-The broker checks HMAC-SHA256 over five lines: ``WS``, a path, the timestamp, the nonce, and the
-hash of the body *as it stands in the message*. So whoever signs here passes the very text that
-goes out, and nothing prints it a second time.
+The broker checks an HMAC-SHA256 over five lines: ``WS``, a path, the timestamp, the nonce, and the
+hash of the body *exactly as it is in the message*. So the text that is signed is the text that is
+sent; it is never encoded twice.
 """
 
 from __future__ import annotations
@@ -13,22 +13,11 @@ import hmac
 import secrets
 from typing import Final, Literal, TypeAlias
 
+from trio_broker._secret import Secret, hide
+
 SigningKey: TypeAlias = Literal["derived", "raw"]
 
-AUTH_PATH: Final = "/ws/v1/stream"
-_OPERATION_PATH: Final = "/ws/v1/"
-
-
-def signing_path(op: str) -> str:
-    """The path that a message is signed with, whatever the path of the URL.
-
-    Args:
-        op: The message's ``op``.
-
-    Returns:
-        ``/ws/v1/stream`` for ``auth``, otherwise ``/ws/v1/<op>``.
-    """
-    return AUTH_PATH if op == "auth" else _OPERATION_PATH + op
+_AUTH_PATH: Final = "/ws/v1/stream"
 
 
 def canonical_string(op: str, timestamp_ms: int, nonce: str, body: str) -> str:
@@ -38,35 +27,38 @@ def canonical_string(op: str, timestamp_ms: int, nonce: str, body: str) -> str:
         op: The message's ``op``.
         timestamp_ms: Milliseconds since the epoch, as in the message's ``ts``.
         nonce: The message's ``nonce``.
-        body: The exact text of the message's ``data`` member, empty where it has none.
+        body: The exact text of the message's ``data`` member, empty if it has none.
 
     Returns:
-        Five lines, without a line break at the end.
+        Five lines, without a line break at the end. The path is ``/ws/v1/stream`` for ``auth``, and
+        ``/ws/v1/<op>`` otherwise, whatever the path of the URL.
     """
+    path = _AUTH_PATH if op == "auth" else f"/ws/v1/{op}"
     digest = hashlib.sha256(body.encode()).hexdigest()
-    return f"WS\n{signing_path(op)}\n{timestamp_ms}\n{nonce}\n{digest}"
+    return f"WS\n{path}\n{timestamp_ms}\n{nonce}\n{digest}"
 
 
-def hmac_key(secret_key: str, signing_key: SigningKey = "derived") -> bytes:
-    """The HMAC key that belongs to a secret key.
+def hmac_key(secret_key: str | Secret, signing_key: SigningKey = "derived") -> bytes:
+    """The HMAC key for a secret key.
 
     Args:
         secret_key: The secret key as the broker gave it.
-        signing_key: ``"derived"``: base64url of its SHA-256, as the broker's own clients do;
-            ``"raw"``: the secret itself, as the broker's documentation shows.
+        signing_key: ``"derived"`` for the base64url of its SHA-256, as in the broker's own clients;
+            ``"raw"`` for the secret key itself, as in the broker's documentation.
 
     Returns:
         The key's bytes.
     """
+    secret_key = hide(secret_key)
     if signing_key == "raw":
-        return secret_key.encode()
-    return base64.urlsafe_b64encode(hashlib.sha256(secret_key.encode()).digest())
+        return secret_key.reveal().encode()
+    return base64.urlsafe_b64encode(hashlib.sha256(secret_key.reveal().encode()).digest())
 
 
 def new_nonce(now: float) -> str:
-    """A nonce that no message had before, in any client or process.
+    """Make a nonce that is unique among all clients and processes.
 
-    Its 64 random bits come from the operating system, so a fork doesn't repeat them.
+    Its 64 random bits come from the operating system, so a forked process doesn't repeat them.
 
     Args:
         now: Seconds since the epoch.
@@ -78,7 +70,7 @@ def new_nonce(now: float) -> str:
 
 
 class Signer:
-    """Signs messages with one key, which is prepared once.
+    """Signs messages with one key.
 
     Args:
         secret_key: The secret key as the broker gave it.
@@ -87,7 +79,8 @@ class Signer:
 
     __slots__ = ("_prepared",)
 
-    def __init__(self, secret_key: str, signing_key: SigningKey = "derived") -> None:
+    def __init__(self, secret_key: str | Secret, signing_key: SigningKey = "derived") -> None:
+        secret_key = hide(secret_key)  # for tracebacks with locals
         # Copying a prepared HMAC object costs a third of making one.
         self._prepared = hmac.new(hmac_key(secret_key, signing_key), digestmod=hashlib.sha256)
 
@@ -98,7 +91,7 @@ class Signer:
             op: The message's ``op``.
             timestamp_ms: Milliseconds since the epoch.
             nonce: The message's nonce.
-            body: The exact text of its ``data`` member, empty where it has none.
+            body: The exact text of its ``data`` member, empty if it has none.
         """
         mac = self._prepared.copy()
         mac.update(canonical_string(op, timestamp_ms, nonce, body).encode())

@@ -15,7 +15,7 @@ from typing import Final
 from benchmarks.speed.figures import Report, Table, at_most, ratio, spread
 from benchmarks.speed.peers.callback import signed
 from benchmarks.speed.processes import Bench
-from trio_broker import operations, wire
+from trio_broker._protocol import codec, requests
 from trio_broker.signing import Signer, canonical_string, hmac_key, new_nonce
 
 ABOUT: Final = """
@@ -93,7 +93,7 @@ def _seconds(way: Callable[[], object], count: int) -> float:
 def _ways() -> dict[str, Callable[[], object]]:
     signer, key = Signer(_SECRET), hmac_key(_SECRET)
     callbacks_key = base64.urlsafe_b64encode(hashlib.sha256(_SECRET.encode()).digest())
-    printed = wire.encode_body(_WANTED)
+    printed = codec.encode_body(_WANTED)
     text = canonical_string("estimate", int(time.time() * 1000), new_nonce(time.time()), printed)
     message = text.encode()
 
@@ -102,18 +102,16 @@ def _ways() -> dict[str, Callable[[], object]]:
         wall_time = time.time()
         nonce, timestamp = new_nonce(wall_time), int(wall_time * 1000)
         signature = signer.sign("estimate", timestamp, nonce, body)
-        return wire.signed_frame("estimate", body, timestamp, nonce, signature)
+        return codec.signed_frame("estimate", body, timestamp, nonce, signature)
 
     def whole() -> str:
-        request = operations.estimate(
-            "100", "ETH", "USDT", filter_sources=None, network=None, account=None, deadline=math.inf
-        )
+        request = requests.estimate(requests.Trade("100", "ETH", "USDT"), None, math.inf)
         return leave(request.body)
 
     return {
         HMAC: lambda: hmac.new(key, message, hashlib.sha256).hexdigest(),
         LEAVES: lambda: leave(printed),
-        SERIALIZED: lambda: leave(wire.encode_body(_WANTED)),
+        SERIALIZED: lambda: leave(codec.encode_body(_WANTED)),
         WHOLE: whole,
         CALLBACK: lambda: signed(callbacks_key, "estimate", _WANTED),
     }

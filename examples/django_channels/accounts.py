@@ -1,4 +1,4 @@
-"""The site's accounts, for as long as its process runs.
+"""The site's accounts, during the life of its process.
 
 Keep to one process: each would have a client of its own for each account, and know nothing of the
 swaps that were asked for in the others.

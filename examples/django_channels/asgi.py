@@ -28,21 +28,21 @@ from examples.django_channels.accounts import close_all  # noqa: E402
 from examples.django_channels.consumers import AccountConsumer  # noqa: E402
 
 accounts = URLRouter([path("ws/<slug:user>/", AccountConsumer.as_asgi())])
-# Or another site could have its name point here, and its pages' origin would be their host.
+# Otherwise another site could point its name here, and its pages would pass the origin check.
 of_allowed_hosts = AllowedHostsOriginValidator(accounts)
 
 
 async def own_pages(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """Keep other sites' pages out: a WebSocket is no subject to a browser's same-origin rule.
+    """Refuse other sites' pages, because browsers don't apply the same-origin rule to WebSockets.
 
     What Channels has for it compares names, and a page from another port of this machine has the
     same name. The port must be the same as well.
     """
     headers = dict(scope["headers"])
-    # Not parsed: an origin may be anything, and only one text is right.
-    page = headers.get(b"origin", b"").partition(b"://")[2]
-    let_in = of_allowed_hosts if page == headers.get(b"host") else WebsocketDenier()
-    await let_in(scope, receive, send)
+    # Compared as texts, because an origin may be anything, for example "null".
+    host = headers.get(b"host", b"").lower()
+    is_own = headers.get(b"origin", b"").lower() in {b"http://" + host, b"https://" + host}
+    await (of_allowed_hosts if is_own else WebsocketDenier())(scope, receive, send)
 
 
 application: Final = ProtocolTypeRouter(

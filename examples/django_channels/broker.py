@@ -1,4 +1,4 @@
-"""Which broker: the one that the environment names, or a sandbox of this process's own."""
+"""Choose the broker: the one that the environment names, or a sandbox in this process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import attrs
 from trio_broker import BrokerWSClient, ReconnectPolicy
 from trio_broker.sandbox import is_play_money, open_threaded_sandbox
 
-# A site lives longer than any connection, and may start before its network does.
+# A site outlives any connection, and may start before its network.
 FOR_A_SITE: Final[Mapping[str, Any]] = {
     "reconnect": ReconnectPolicy(max_attempts=None, max_delay=15.0, retry_first=True)
 }
@@ -38,7 +38,7 @@ class Account:
 def find_accounts(
     users: Mapping[str, str], stack: ExitStack, environ: Mapping[str, str] = os.environ
 ) -> dict[str, Account]:
-    """Each user's account, for those who have one.
+    """The accounts by user.
 
     Args:
         users: The users, as in the settings.
@@ -51,7 +51,7 @@ def find_accounts(
     if "BROKER_API_KEY" in environ:
         named = {user for user, suffix in users.items() if f"BROKER_API_KEY{suffix}" in environ}
         return {user: _named(environ, users[user]) for user in users if user in named}
-    # Slow enough for people to watch an order.
+    # Slow enough that users can watch an order.
     sandbox = stack.enter_context(
         open_threaded_sandbox(pending_delay=(0.3, 0.6), processing_delay=(0.6, 1.2))
     )
@@ -66,7 +66,7 @@ def _named(environ: Mapping[str, str], suffix: str) -> Account:
     for name in ("BROKER_API_KEY", "BROKER_SECRET_KEY"):
         own[name] = environ.get(name + suffix, "")
     make_client = partial(BrokerWSClient.from_env, own, **FOR_A_SITE)
-    make_client()  # what can't work is told at the start
+    make_client()  # report invalid settings at the start
     address = environ.get("BROKER_WS_URL") or environ.get("BROKER_BASE_URL", "")
     host = urlsplit(address).netloc.rpartition("@")[2]
     return Account(make_client, host, is_play_money(own["BROKER_API_KEY"], address))

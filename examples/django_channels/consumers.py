@@ -1,4 +1,4 @@
-"""The WebSocket to a browser: the user's account goes out, swaps come in.
+"""The WebSocket to a browser: it sends the user's account and receives swaps.
 
 Each connection has subscriptions of its own, so a browser that is slow misses what it misses by
 itself, and gets the whole state after that. All that is done for a browser is done within
@@ -30,7 +30,7 @@ from trio_broker.aio import AioBrokerClient, AioChannel
 
 Json: TypeAlias = dict[str, Any]
 
-# Closed with this, the page doesn't come again by itself: only somebody who looks can help.
+# After this close code the page doesn't reconnect, because a person must fix the problem.
 FAILED: Final = 4000
 FOLLOWED_AT_MOST: Final = 100
 
@@ -43,12 +43,12 @@ class AccountConsumer(AsyncJsonWebsocketConsumer):  # type: ignore[misc]  # it h
         self.live: LiveAccount
         self.tasks: Final = asyncio.TaskGroup()
         self.watching: asyncio.Task[None] | None = None
-        # What is to be shown: a swap, or an order by its id, or (None) the connection from now on.
+        # The next thing to send: a swap, an order by its id, or (None) the connection's state.
         self.news: Final[asyncio.Queue[Swap | str | None]] = asyncio.Queue()
         self.followed: Final[set[str]] = set()
 
     async def __call__(self, *asgi: Any) -> None:
-        """The connection, from its first message to its end."""
+        """Run the connection from its first message to its end."""
         async with self.tasks:
             try:
                 await super().__call__(*asgi)
@@ -59,7 +59,7 @@ class AccountConsumer(AsyncJsonWebsocketConsumer):  # type: ignore[misc]  # it h
     # --- From the browser ----------------------------------------------------------------------
 
     async def connect(self) -> None:
-        """Let it in, if there is such a user.
+        """Accept the connection if the user exists.
 
         A real site takes the user from ``self.scope["user"]``, with `channels.auth`, and never from
         what the browser says: here, everybody who reaches the port is whoever they like to be.
@@ -73,7 +73,7 @@ class AccountConsumer(AsyncJsonWebsocketConsumer):  # type: ignore[misc]  # it h
         self.watching = self.tasks.create_task(self._watch())
 
     async def receive(self, text_data: str | None = None, **kwargs: Any) -> None:
-        """Take a message apart. What isn't JSON is no reason to end."""
+        """Decode a message. Invalid JSON doesn't end the connection."""
         try:
             content = json.loads(text_data or "")
         except (ValueError, RecursionError):
@@ -81,7 +81,7 @@ class AccountConsumer(AsyncJsonWebsocketConsumer):  # type: ignore[misc]  # it h
         await self.receive_json(content, **kwargs)
 
     async def receive_json(self, content: Any, **_: Any) -> None:
-        """Do what the page asks for."""
+        """Handle a request of the page."""
         match content:
             case {
                 "type": "swap",
@@ -99,6 +99,10 @@ class AccountConsumer(AsyncJsonWebsocketConsumer):  # type: ignore[misc]  # it h
                     self.news.put_nowait(order_id)
                 else:
                     await self._refuse("no more orders can be followed: load the page again")
+            case {"type": "swap"}:
+                await self._refuse("a swap has key, amount_in, asset_in and asset_out, all texts")
+            case {"type": "follow"}:
+                await self._refuse("an order is followed by its order_id, a text")
             case _:
                 await self._refuse("this can't be understood")
 
@@ -121,8 +125,8 @@ class AccountConsumer(AsyncJsonWebsocketConsumer):  # type: ignore[misc]  # it h
 
     async def _show(self, client: AioBrokerClient) -> None:
         with self.live.watched(self.news.put_nowait), client.events() as events:
-            # When the page hears how the connection is, it has heard of every swap that there is:
-            # of one that it doesn't find among them, it doesn't know what became.
+            # The connection's state is sent after all known swaps. If the page misses a swap among
+            # them, its outcome is unknown.
             self.news.put_nowait(None)
             async with asyncio.TaskGroup() as streams:
                 streams.create_task(self._show_balances(client))
@@ -154,11 +158,11 @@ class AccountConsumer(AsyncJsonWebsocketConsumer):  # type: ignore[misc]  # it h
                 case Disconnected(error=error, retry_in=delay):
                     await self._send_connection("reconnecting", str(error), delay)
                 case SnapshotUnavailable(channel=channel, error=error):
-                    # An order that the broker doesn't know, perhaps not yet: it asks again.
+                    # The broker doesn't know the order, perhaps not yet; the client asks again.
                     order_id = channel.removeprefix("orders:")
                     if order_id in self.followed:
                         await self._send_order(order_id, detail=str(error))
-        await client.wait_closed()  # raises what made it fail, if that is how it ended
+        await client.wait_closed()  # raises the error if the client failed
 
     async def _send_connection(
         self, state: str, problem: str = "", next_try_in: float | None = None
@@ -169,7 +173,7 @@ class AccountConsumer(AsyncJsonWebsocketConsumer):  # type: ignore[misc]  # it h
 
     async def _show_balances(self, client: AioBrokerClient) -> None:
         account: dict[str, Balance] = {}
-        async with await client.subscribe_balances() as updates:
+        async with client.subscribe_balances() as updates:
             async for batch in updates.batches():
                 for message in batch:
                     if message.origin == "snapshot":
@@ -196,7 +200,7 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return _first(error) if isinstance(error, BaseExceptionGroup) else error
 
 
-# Amounts go as text: a number in JSON is a binary float to a browser.
+# Amounts are sent as text, because browsers read JSON numbers as binary floats.
 
 
 def _balance(balance: Balance) -> Json:

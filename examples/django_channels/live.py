@@ -1,4 +1,4 @@
-"""A user's account, live: one client for all of the user's browsers, and the swaps made here.
+"""A user's live account: one client for all of the user's browsers, and the swaps made here.
 
 A client is opened for the first browser and closed after the last who needs it. Browsers need it,
 and so does each swap until its order has ended: somebody who closes the page takes nothing back,
@@ -34,18 +34,18 @@ from trio_broker.aio import AioBrokerClient, open_client
 
 logger: Final = logging.getLogger("django_channels")
 
-# How many swaps of a user are kept; those of them that are under way are kept always.
+# How many ended swaps of a user are kept. Swaps under way are always kept.
 SWAPS_KEPT: Final = 100
-# How much worse than expected, in basis points, a swap may become.
+# The accepted slippage of a swap, in basis points.
 SLIPPAGE_BPS: Final = 100
 ENDED: Final = {"taken", "refused", "not sent"}
-# Seconds between two rounds of asking what became of a swap.
+# Seconds between two lookups of an unknown swap.
 ASK_AGAIN_AFTER: Final = 5.0
 
 
 @attrs.frozen
 class Swap:
-    """A swap that was asked for here, and what is known of it.
+    """A swap that was requested here, and its known state.
 
     Attributes:
         key: The page's name for it, which is its client order id.
@@ -67,7 +67,7 @@ class Swap:
 
 
 class _Life:
-    """A client, from its opening to its end.
+    """A client from its opening to its end.
 
     Args:
         client: The client.
@@ -83,7 +83,7 @@ class _Life:
         self.opened: asyncio.Future[AioBrokerClient] = asyncio.get_running_loop().create_future()
         self._unused = asyncio.Event()
         self.task = asyncio.create_task(self._run(client))
-        # Not at the end of `_run`, which never begins if it is cancelled at once.
+        # Not at the end of `_run`, which doesn't start if it is cancelled at once.
         self.task.add_done_callback(self._let_nobody_wait)
 
     async def _run(self, client: BrokerWSClient) -> None:
@@ -102,27 +102,27 @@ class _Life:
 
     def _refuse(self, error: Exception) -> None:
         self.opened.set_exception(error)
-        self.opened.exception()  # or asyncio would complain, where nobody waits for it any more
+        self.opened.exception()  # retrieve it, because asyncio warns about an unretrieved exception
 
     @property
     def is_over(self) -> bool:
-        """Whether nobody can come any more."""
+        """Whether no browser can join any more."""
         return self.task.done() or self._unused.is_set()
 
     @property
     def is_connected(self) -> bool:
-        """Whether its client is open, and connected at this moment."""
+        """Whether its client is open and connected now."""
         return not self.is_over and self.opened.done() and self.opened.result().is_connected()
 
     def end(self) -> None:
-        """Close the client, politely if it is connected."""
+        """Close the client, with a close frame if it is connected."""
         self._unused.set()
         if not self.opened.done():
             self.task.cancel()
 
 
 class LiveAccount:
-    """A user's account, for everyone who watches it.
+    """A user's account, for all browsers that show it.
 
     Args:
         account: The account.
@@ -142,7 +142,7 @@ class LiveAccount:
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[AioBrokerClient]:
-        """The client, for as long as the block lasts.
+        """Use the client during the block.
 
         Raises:
             BrokerError: It can't be opened.
@@ -155,7 +155,7 @@ class LiveAccount:
         life = self._life
         life.users += 1
         try:
-            # Unlike an `await` of the future, this doesn't cancel it for the others.
+            # Unlike an `await` of the future, this doesn't cancel it for other tasks.
             await asyncio.wait([life.opened])
             yield life.opened.result()
         finally:
@@ -165,7 +165,7 @@ class LiveAccount:
 
     @contextmanager
     def watched(self, tell: Callable[[Swap], None]) -> Iterator[None]:
-        """Hear of the swaps made here, for as long as the block lasts.
+        """Get the changes of the swaps made here, during the block.
 
         Args:
             tell: Called with each that there is, and with each that changes.
@@ -179,7 +179,7 @@ class LiveAccount:
             self._watchers.remove(tell)
 
     def swap(self, asked: Swap) -> None:
-        """Swap, once for each key that is kept, and tell everyone who watches how it goes.
+        """Swap once per kept key, and report the progress to all browsers.
 
         They are kept in memory: what was under way when the process died can't be known here.
 
@@ -193,7 +193,7 @@ class LiveAccount:
             self._hold(asyncio.create_task(self._perform(asked)))
 
     async def aclose(self) -> None:
-        """End all of it, and log what isn't known. Takes the client's `close_timeout` at most."""
+        """Close everything, and log unknown swaps. Takes at most the client's `close_timeout`."""
         self._closed = True
         if self._life is not None:
             self._life.end()
@@ -204,7 +204,7 @@ class LiveAccount:
             await asyncio.wait(self._tasks)
         for swap in self.swaps.values():
             if swap.outcome in {"under way", "unknown"}:
-                logger.error("what became of swap %s isn't known", swap.key)
+                logger.error("the outcome of swap %s is unknown", swap.key)
 
     def _tell(self, swap: Swap) -> None:
         self.swaps[swap.key] = swap
@@ -215,7 +215,7 @@ class LiveAccount:
             del self.swaps[key]
 
     def _hold(self, task: asyncio.Task[None]) -> None:
-        # The loop itself doesn't keep a task from the garbage collector.
+        # The event loop has only weak references to tasks.
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -223,8 +223,8 @@ class LiveAccount:
 
     async def _perform(self, asked: Swap) -> None:
         if self._life is None or not self._life.is_connected:
-            # `client` would wait for a connection, for minutes perhaps, and then the swap would be
-            # made at a price that nobody has seen.
+            # `client` might wait minutes for a connection, and then the swap would be made at a
+            # price that the user has not seen.
             detail = "there is no connection to the broker"
             self._tell(attrs.evolve(asked, outcome="not sent", detail=detail))
             return
@@ -263,13 +263,13 @@ class LiveAccount:
                 return attrs.evolve(unknown, outcome="refused", detail=error.message)
             except SwapOutcomeUnknownError:
                 if client.state.is_over:
-                    return unknown  # there is nobody to ask
+                    return unknown  # the client has failed, so it can't be looked up
                 await asyncio.sleep(ASK_AGAIN_AFTER)
             else:
                 return attrs.evolve(unknown, outcome="taken", detail="", order_id=receipt.order_id)
 
     async def _follow(self, client: AioBrokerClient, order_id: str) -> None:
-        """Need the client until an order has ended. It is the browsers that show it."""
+        """Keep the client open until an order has ended. The browsers show the order."""
         try:
             async with client.track_order(order_id) as progress:
                 async for _ in progress:

@@ -1,4 +1,4 @@
-"""The site's pages: each user's account, and the way to the first of them."""
+"""The site's pages: each user's account, and a redirect to the first one."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from examples.django_channels.accounts import LIVE
 
 
 def home(request: HttpRequest) -> HttpResponse:  # noqa: ARG001 - Django passes it
-    """Go to the first user's page."""
+    """Redirect to the first user's page."""
     return redirect("account", user=next(iter(LIVE)))
 
 
 def account(request: HttpRequest, user: str) -> HttpResponse:
-    """A user's page, which runs its own script and style and talks to this site alone."""
+    """A user's page, which may use only its own script and style, and this site."""
     if user not in LIVE:
         raise Http404
     nonce = secrets.token_urlsafe(16)

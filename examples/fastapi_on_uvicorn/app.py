@@ -27,6 +27,7 @@ from fastapi import (
     WebSocketDisconnect,
     WebSocketException,
 )
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, PlainSerializer, StrictInt
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -50,7 +51,7 @@ from trio_broker.sandbox import is_play_money, open_threaded_sandbox
 
 logger: Final = logging.getLogger("uvicorn.error")  # uvicorn's own, which is shown
 
-# Somebody waits at the other end of each request, so the client gives up earlier than by default.
+# Each HTTP request waits for the client, so it has shorter timeouts than by default.
 OPTIONS: Final[dict[str, Any]] = {
     "reconnect": ReconnectPolicy(max_attempts=None, max_delay=15.0),
     "request_timeout": 5.0,
@@ -59,11 +60,11 @@ OPTIONS: Final[dict[str, Any]] = {
 HOSTS: Final = ["127.0.0.1", "localhost"]
 
 
-# --- The client, for as long as the service lasts ------------------------------------------------
+# --- The client ---------------------------------------------------------------------------------
 
 
 class State(TypedDict):
-    """What every request has at hand."""
+    """The state that every request can use."""
 
     client: AioBrokerClient
     is_play_money: bool
@@ -92,7 +93,7 @@ async def lifespan(_: FastAPI) -> AsyncIterator[State]:
                 ),
             }
         for swap in client.unresolved_swaps():
-            logger.error("what became of swap %s isn't known", swap.client_order_id)
+            logger.error("the outcome of swap %s is unknown", swap.client_order_id)
 
 
 def client_of(connection: HTTPConnection) -> AioBrokerClient:
@@ -101,19 +102,40 @@ def client_of(connection: HTTPConnection) -> AioBrokerClient:
     return client
 
 
-app: Final = FastAPI(title="trio-broker on asyncio", lifespan=lifespan)
+async def own_page(connection: HTTPConnection) -> None:
+    """Refuse requests from other sites' pages, over HTTP and over WebSockets.
+
+    Browsers name the page that sends something in `Origin`. They let any page open a WebSocket, and
+    send some requests without asking first.
+    """
+    await asyncio.sleep(0)
+    origin = connection.headers.get("origin")
+    host = connection.headers.get("host", "").lower()
+    # Compared as texts: an origin may be anything ("null", for example), and only these are right.
+    if origin is None or origin.lower() in {f"http://{host}", f"https://{host}"}:
+        return
+    if connection.scope["type"] == "websocket":
+        raise WebSocketException(1008)
+    raise HTTPException(403, "requests from other sites' pages are refused")
+
+
+app: Final = FastAPI(
+    title="trio-broker on asyncio", lifespan=lifespan, dependencies=[Depends(own_page)]
+)
 # Or another site could have its name point here, and read the account with its page's script.
 app.add_middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)
 
 
-# --- What goes in and out ------------------------------------------------------------------------
+# --- Requests and responses ----------------------------------------------------------------------
 
 # A text, both ways: a JSON number is a binary float before anybody sees it.
-Amount: TypeAlias = Annotated[Decimal, PlainSerializer("{:f}".format, return_type=str)]
+Amount: TypeAlias = Annotated[
+    Decimal, PlainSerializer(lambda amount: f"{amount:f}", return_type=str)
+]
 
 
 class Asset(BaseModel):
-    """What the account has of an asset."""
+    """The account's balance of an asset."""
 
     asset: str
     total: Amount
@@ -132,14 +154,14 @@ class Asset(BaseModel):
 
 
 class Account(BaseModel):
-    """The whole account, and whether something before it was missed, an outage say."""
+    """The whole account, and whether updates were missed, for example during an outage."""
 
     balances: list[Asset]
     missed: bool = False
 
 
 class OrderState(BaseModel):
-    """How an order stands."""
+    """The state of an order."""
 
     order_id: str
     status: str
@@ -160,7 +182,7 @@ class OrderState(BaseModel):
 
 
 class Asked(BaseModel):
-    """A swap that is asked for, and nothing else: a misspelt limit would be no limit."""
+    """The terms of a swap. Unknown fields are refused, so that no misspelled limit is ignored."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -171,7 +193,7 @@ class Asked(BaseModel):
 
 
 class Outcome(BaseModel):
-    """What became of a swap."""
+    """A swap's outcome."""
 
     client_order_id: str
     outcome: Literal["taken", "refused", "not sent"]
@@ -184,7 +206,7 @@ class Outcome(BaseModel):
 
 @app.get("/status")
 async def status(request: Request) -> dict[str, Any]:
-    """Where the service stands; this answers whatever the connection does."""
+    """The service's status, available in any state of the connection."""
     # A plain function would be run in a thread, and the client belongs to this one.
     await asyncio.sleep(0)
     client = client_of(request)
@@ -198,7 +220,7 @@ async def status(request: Request) -> dict[str, Any]:
 
 @app.get("/balances")
 async def balances(request: Request) -> Account:
-    """What the account holds, asked for now."""
+    """The account's balances, requested now."""
     held = await client_of(request).get_balances()
     return Account(balances=[Asset.of(each) for each in held])
 
@@ -209,11 +231,10 @@ async def swap(
 ) -> Outcome:
     """Swap play money, once for each `Idempotency-Key`, which becomes the client order id.
 
-    The header must be there: so whoever gets no answer can ask at ``/swaps/{key}``. And another
-    site's page can't send it.
+    The header must be there, so that a caller who gets no answer can ask at ``/swaps/{key}``.
     """
     if not request.state.is_play_money:
-        raise HTTPException(403, "this is real money: nothing is swapped from here")
+        raise HTTPException(403, "real money: this example doesn't swap it")
     try:
         receipt = await client_of(request).do_swap(
             asked.amount_in,
@@ -222,14 +243,14 @@ async def swap(
             slippage_bps=asked.slippage_bps,
             client_order_id=idempotency_key,
         )
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise HTTPException(422, str(error)) from error
     return Outcome(client_order_id=idempotency_key, outcome="taken", order_id=receipt.order_id)
 
 
 @app.get("/swaps/{key:path}")
 async def outcome(key: str, request: Request) -> Outcome:
-    """What became of a swap, asked for again where that isn't known."""
+    """A swap's outcome, which is looked up if it is unknown."""
     try:
         receipt = await client_of(request).resolve_swap(key)
     except NotSentError as error:
@@ -241,21 +262,21 @@ async def outcome(key: str, request: Request) -> Outcome:
     return Outcome(client_order_id=key, outcome="taken", order_id=receipt.order_id)
 
 
-# The first class that fits counts, so a class stands before the one that it is a kind of.
+# The first matching class counts, so a subclass is before its base class.
 STATUSES: Final[tuple[tuple[type[BrokerError], int], ...]] = (
     (SwapOutcomeUnknownError, 202),  # don't swap again: ask at /swaps/{key}
     (DuplicateClientOrderIdError, 409),  # as above
     (NotSentError, 503),  # not connected, or too late: try again
     (ConnectionLostError, 503),  # only what reads fails so, so try again
     (RequestTimeoutError, 504),  # the same
-    (ServerError, 422),  # the broker won't have it
+    (ServerError, 422),  # the broker refused it
     (BrokerError, 502),
 )
 
 
 @app.exception_handler(BrokerError)
 async def answer(_: Request, error: BrokerError) -> JSONResponse:
-    """Answer a call that has failed."""
+    """Make the response to a failed call."""
     await asyncio.sleep(0)
     code = next(code for kind, code in STATUSES if isinstance(error, kind))
     body = {"error": type(error).__name__, "detail": str(error)}
@@ -264,25 +285,28 @@ async def answer(_: Request, error: BrokerError) -> JSONResponse:
     return JSONResponse(body, code)
 
 
+@app.exception_handler(RequestValidationError)
+async def refuse(_: Request, error: RequestValidationError) -> JSONResponse:
+    r"""Answer a request of the wrong form.
+
+    FastAPI's own answer repeats what was sent. Not all of that can be JSON: Python reads ``1e400``
+    as infinity, and ``"\ud800"`` as text that UTF-8 doesn't have.
+    """
+    await asyncio.sleep(0)
+    detail = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+    return JSONResponse({"detail": detail.encode("ascii", "backslashreplace").decode()}, 422)
+
+
 # --- Streams -------------------------------------------------------------------------------------
 
 
-async def own_page(websocket: WebSocket) -> None:
-    """Keep other sites' pages out: a WebSocket is no subject to a browser's same-origin rule."""
-    await asyncio.sleep(0)
-    origin = websocket.headers.get("origin")
-    # Not parsed: an origin may be anything, and only one text is right.
-    if origin is not None and origin.partition("://")[2] != websocket.headers.get("host"):
-        raise WebSocketException(1008)
-
-
-@app.websocket("/balances", dependencies=[Depends(own_page)])
+@app.websocket("/balances")
 async def balances_stream(websocket: WebSocket) -> None:
     """The whole account, now and whenever it changes."""
 
     async def send() -> None:
         account: dict[str, Asset] = {}
-        async with await client_of(websocket).subscribe_balances() as updates:
+        async with client_of(websocket).subscribe_balances() as updates:
             async for batch in updates.batches():
                 for message in batch:
                     if message.origin == "snapshot":
@@ -295,9 +319,9 @@ async def balances_stream(websocket: WebSocket) -> None:
     await stream(websocket, send)
 
 
-@app.websocket("/orders/{order_id:path}", dependencies=[Depends(own_page)])
+@app.websocket("/orders/{order_id:path}")
 async def order_stream(websocket: WebSocket, order_id: str) -> None:
-    """An order's states to the last one, after which the WebSocket is closed."""
+    """An order's states until it is final; then the WebSocket is closed."""
 
     async def send() -> None:
         async with client_of(websocket).track_order(order_id) as progress:
@@ -310,9 +334,9 @@ async def order_stream(websocket: WebSocket, order_id: str) -> None:
 
 
 async def stream(websocket: WebSocket, send: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Send until there is nothing more to send, or the other side is gone.
+    """Send until there is nothing more to send, or the other side disconnects.
 
-    uvicorn tells of its own end in the same way, so that no stream holds it up.
+    uvicorn reports its own shutdown in the same way, so that no stream blocks it.
     """
     await websocket.accept()
     try:

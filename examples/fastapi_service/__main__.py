@@ -1,8 +1,8 @@
-"""Runs the service on Hypercorn's trio worker until Ctrl-C or SIGTERM.
+"""Run the service on Hypercorn's trio worker until Ctrl-C or SIGTERM.
 
 The command ``hypercorn --worker-class trio examples.fastapi_service.app:app`` runs it too. But
-Hypercorn closes an application only after the last request has ended, and a stream of events
-never ends by itself: only here it is told when it is time.
+Hypercorn closes an application only after the last request has ended, and event streams don't
+end by themselves. This module ends them before Hypercorn stops.
 """
 
 from __future__ import annotations
@@ -26,23 +26,15 @@ from examples.fastapi_service.broker import is_named, named_broker
 from trio_broker import ConfigurationError
 
 
-async def until_told(app: FastAPI) -> None:
-    """Wait for Ctrl-C or SIGTERM, and let the streams end.
-
-    Args:
-        app: The application.
-    """
+async def wait_for_signal(app: FastAPI) -> None:
+    """Wait for Ctrl-C or SIGTERM, then end the streams."""
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         await anext(aiter(signals))
     app.state.board.end_streams()
 
 
 def first_of(error: BaseException) -> BaseException:
-    """The first error in a group, however many nurseries it came through.
-
-    Args:
-        error: The group.
-    """
+    """The first error in a group, which may be nested."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
@@ -59,8 +51,8 @@ def main() -> None:
     served = cast("ASGIFramework", app)  # Hypercorn types what is sent more closely
     try:
         if is_named(os.environ):
-            named_broker(os.environ)  # what can't work is told before anything is opened
-        trio.run(partial(serve, served, config, shutdown_trigger=partial(until_told, app)))
+            named_broker(os.environ)  # report invalid settings before opening anything
+        trio.run(partial(serve, served, config, shutdown_trigger=partial(wait_for_signal, app)))
     except* ConfigurationError as group:
         sys.exit(str(first_of(group)))
     except* OSError as group:

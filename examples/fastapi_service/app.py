@@ -1,7 +1,7 @@
-"""The service: what it opens and closes, and its routes.
+"""The service: its lifespan and its routes.
 
-No route is a plain function, be it that it waits for nothing: FastAPI would run that in a thread,
-and the client and the board belong to this one.
+All routes are async, even those that don't wait, because FastAPI runs plain functions in threads,
+where the client and the board can't be used.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ from trio_broker import (
 logger: Final = logging.getLogger("fastapi_service")
 routes: Final = APIRouter(dependencies=[Depends(from_here)])
 
-# Seconds for which whoever asks what became of a swap waits, before the answer is "not known yet".
+# Seconds to look up a swap's outcome before the response is "still unknown".
 PATIENCE: Final = 5.0
 
 _PAGE: Final = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
 
 
 def _content_policy(page: str) -> str:
-    """What the page may do: run its own script and style, and talk to this service."""
+    """The content security policy: the page's own script and style, and this service."""
     policy = ["default-src 'none'", "connect-src 'self'", "img-src data:", "base-uri 'none'"]
     policy += ["form-action 'none'", "frame-ancestors 'none'"]
     for tag in ("script", "style"):
@@ -83,7 +83,7 @@ def create_app(
             yield
             await broker.client.aclose()
             for swap in broker.client.unresolved_swaps():
-                logger.error("what became of swap %s isn't known", swap.client_order_id)
+                logger.error("the outcome of swap %s is unknown", swap.client_order_id)
             nursery.cancel_scope.cancel()
 
     app = FastAPI(
@@ -97,12 +97,11 @@ def create_app(
 
 
 class EventStream(StreamingResponse):
-    """The board as server-sent events, watched for as long as somebody reads them.
+    """The board as server-sent events, while a browser reads them.
 
-    When the browser goes away, the stream is ended and not cancelled, as its base class would.
-    Hypercorn reports the end of every response as a disconnection, from within the sending of its
-    last part: cancelled there, it would leave the connection open, and a server that stops would
-    wait for it.
+    When the browser disconnects, the stream is ended. Its base class would cancel it instead.
+    Hypercorn reports the end of every response as a disconnection while it sends the last part. If
+    it were cancelled there, the connection would stay open and block the server's shutdown.
     """
 
     media_type = "text/event-stream"
@@ -118,7 +117,7 @@ class EventStream(StreamingResponse):
         receive: Receive,
         send: Send,
     ) -> None:
-        """Send it, as ASGI has it."""
+        """Send the stream; called by the ASGI server."""
         with self._board.watch() as watch:
             self.body_iterator = watch
             async with trio.open_nursery() as nursery:
@@ -151,20 +150,20 @@ async def page() -> HTMLResponse:
 
 @routes.get("/status")
 async def status(board: TheBoard) -> StatusOut:
-    """Where the service stands; this answers whatever the connection does."""
+    """The service's status, available in any state of the connection."""
     await checkpoint()
     return board.status()
 
 
 @routes.get("/balances")
 async def balances(board: TheBoard) -> BalancesOut:
-    """What the account holds, asked for now."""
+    """The account's balances, requested now."""
     return BalancesOut.of(await board.client.get_balances())
 
 
 @routes.post("/estimate")
 async def estimate(asked: EstimateIn, board: TheBoard) -> EstimateOut:
-    """What a swap would bring now."""
+    """Estimate a swap."""
     with errors.checked_arguments():
         found = await board.client.estimate_swap(**_given(asked))
     return EstimateOut.of(found)
@@ -174,7 +173,7 @@ async def estimate(asked: EstimateIn, board: TheBoard) -> EstimateOut:
     "/swap",
     status_code=201,
     dependencies=[Depends(may_swap)],
-    responses={202: {"model": SwapOut, "description": "Nobody knows yet: ask at its `Location`."}},
+    responses={202: {"model": SwapOut, "description": "Outcome unknown: request the `Location`."}},
 )
 async def swap(
     asked: SwapIn,
@@ -184,7 +183,7 @@ async def swap(
 ) -> SwapOut:
     """Swap, at most once for each `Idempotency-Key`, which becomes the client order id.
 
-    A caller that hangs up takes nothing back: the swap goes on, and is found by its key.
+    If the caller disconnects, the swap continues, and is found by its key.
     """
     key = new_client_order_id() if idempotency_key is None else idempotency_key
     with errors.checked_arguments():
@@ -196,10 +195,10 @@ async def swap(
 
 @routes.get(
     "/swaps/{client_order_id:path}",
-    responses={202: {"model": SwapOut, "description": "Still not known: ask again."}},
+    responses={202: {"model": SwapOut, "description": "Outcome still unknown: try again."}},
 )
 async def swap_outcome(client_order_id: str, board: TheBoard, response: Response) -> SwapOut:
-    """What became of a swap, asked for again where it isn't known."""
+    """A swap's outcome, which is looked up if it is unknown."""
     try:
         with errors.checked_arguments(), trio.fail_after(PATIENCE):
             receipt = await board.client.resolve_swap(client_order_id)
@@ -209,13 +208,13 @@ async def swap_outcome(client_order_id: str, board: TheBoard, response: Response
         return SwapOut.ended(client_order_id, "refused", error.message)
     except (SwapOutcomeUnknownError, trio.TooSlowError) as error:
         response.status_code = 202
-        return SwapOut.unknown(client_order_id, str(error) or "the broker is being asked")
+        return SwapOut.unknown(client_order_id, str(error) or "the swap is being looked up")
     return SwapOut.confirmed(receipt)
 
 
 @routes.get("/orders/{order_id:path}")
 async def order(order_id: str, board: TheBoard) -> OrderOut:
-    """An order's state, asked for now."""
+    """An order's state, requested now."""
     with errors.checked_arguments():
         return OrderOut.of(await board.client.get_order_status(order_id))
 
@@ -226,7 +225,7 @@ async def order(order_id: str, board: TheBoard) -> OrderOut:
     responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
 )
 async def events(board: TheBoard) -> EventStream:
-    """Server-sent events `status`, `balances` and `order`: how things stand, then what changes."""
+    """Server-sent events `status`, `balances` and `order`: the current state, then changes."""
     await checkpoint()
     return EventStream(board)
 

@@ -1,9 +1,9 @@
-"""The board: what is going on at the broker, for every browser that watches.
+"""The board: the current state at the broker, for all browsers.
 
-The service subscribes once, adds up what comes, and keeps the latest state of each *topic*: the
-connection, the account, each order. A browser that comes gets them all, and then each topic that
-changes. It is never sent a list of what happened, only how things stand: so one that reads slowly
-skips what is out of date by then, needs no buffer that could overflow, and holds nobody up.
+The service subscribes once and keeps the latest state of each *topic*: the connection, the account,
+each order. A new browser gets all topics, and then each topic that changes. It is sent only current
+states, never a list of events. So a slow browser skips outdated states, needs no buffer that could
+overflow, and doesn't delay the others.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ from trio_broker import (
 logger: Final = logging.getLogger("fastapi_service")
 
 ORDERS_SHOWN: Final = 100
-# Seconds without news after which a browser, and any proxy before it, hears that we are here.
+# Seconds without a change before a comment is sent, so that proxies keep the connection open.
 HEARTBEAT: Final = 15.0
 RESUBSCRIBE_AFTER: Final = 1.0
-# Seconds between two questions about the swaps of which nobody knows what became of them.
+# Seconds between two lookups of the unresolved swaps.
 ASK_AGAIN_AFTER: Final = 5.0
 
 
 class Watch(AsyncIterator[str]):
     """One browser's view: an iterator over server-sent events, which ends with the service.
 
-    It is no generator. A response that is cut off leaves a generator lying half-way, to be cleaned
-    up by the garbage collector.
+    It isn't a generator, because a response that is cut off would leave a suspended generator to
+    the garbage collector.
     """
 
     def __init__(self, latest: dict[str, BaseModel]) -> None:
@@ -64,16 +64,16 @@ class Watch(AsyncIterator[str]):
         self._ended = False
 
     def tell(self, topic: str) -> None:
-        """Something is new."""
+        """Mark a topic as changed."""
         self._news[topic] = None
         self._wake.set()
 
     def forget(self, topic: str) -> None:
-        """Something isn't shown any more."""
+        """Drop a topic that isn't shown any more."""
         self._news.pop(topic, None)
 
     def end(self) -> None:
-        """Nothing will be new any more."""
+        """End the iteration after the pending changes."""
         self._ended = True
         self._wake.set()
 
@@ -98,14 +98,14 @@ class Watch(AsyncIterator[str]):
 
 
 class Board:
-    """What is going on at the broker.
+    """The current state at the broker.
 
     Args:
         broker: The broker; its client is connected by `run`.
-        nursery: Where orders are followed, for as long as the service lasts.
+        nursery: The nursery for the tasks that follow orders.
 
     Attributes:
-        watches: Who watches now.
+        watches: The views of the connected browsers.
     """
 
     def __init__(self, broker: Broker, nursery: trio.Nursery) -> None:
@@ -128,9 +128,9 @@ class Board:
 
     @contextmanager
     def watch(self) -> Iterator[Watch]:
-        """Watch the board for as long as the block lasts."""
+        """Watch the board during the block."""
         watch = Watch(self._latest)
-        # What was said of the next try is some seconds old.
+        # The stored status has an outdated number of seconds until the next attempt.
         self._post("status", self.status())
         self.watches.add(watch)
         if self._ended:
@@ -141,13 +141,13 @@ class Board:
             self.watches.remove(watch)
 
     def end_streams(self) -> None:
-        """Let every stream come to its end: a server that stops waits for them."""
+        """End every stream, because a stopping server waits for them."""
         self._ended = True
         for watch in self.watches:
             watch.end()
 
     def status(self) -> StatusOut:
-        """Where the service stands now."""
+        """The service's current status."""
         left = None if self._next_try is None else max(0.0, self._next_try - trio.current_time())
         return StatusOut(
             websocket_connected=self.client.is_connected(),
@@ -172,7 +172,7 @@ class Board:
         try:
             await self.client.connect(self._nursery)
         except BrokerError as error:
-            # The service stays up to say so: whoever watches it asks for its status.
+            # The service stays up, so that its status reports the error.
             self._failed(error)
             return
         self._nursery.start_soon(self._settle_doubts)
@@ -193,13 +193,13 @@ class Board:
                     if receipt is not None:
                         self.follow(receipt, swap)
                 case SwapUnresolved():
-                    # Once it is resolved, nobody knows any more what was asked for.
+                    # Keep the terms, because the client drops them once the swap is resolved.
                     unresolved = self.client.unresolved_swaps()
                     self._doubtful |= {s.client_order_id: s for s in unresolved}
             self._post("status", self.status())
 
     def _failed(self, error: Exception) -> None:
-        logger.error("there is no connection, and none will come: %s", error)
+        logger.error("the connection failed permanently: %s", error)
         self._gone_wrong(error, None)
 
     def _gone_wrong(self, error: Exception, retry_in: float | None) -> None:
@@ -220,7 +220,7 @@ class Board:
 
     async def _add_up_balances(self) -> None:
         account: dict[str, Balance] = {}
-        async with await self.client.subscribe_balances() as updates:
+        async with self.client.subscribe_balances() as updates:
             async for batch in updates.batches():
                 for message in batch:
                     if message.origin == "snapshot":
@@ -229,18 +229,18 @@ class Board:
                 self._post("balances", BalancesOut.of(tuple(account.values())))
 
     async def _settle_doubts(self) -> None:
-        """Ask for the swaps that nobody knows the end of, an earlier process's too, until it is."""
+        """Look up unresolved swaps, also of earlier processes, until they are resolved."""
         while not self.client.state.is_over:
             try:
                 await self.client.wait_connected()
                 for finding in await self.client.reconcile():
                     self._found(finding)
             except BrokerError as error:
-                logger.warning("swaps whose end isn't known aren't asked for: %s", error)
+                logger.warning("unresolved swaps can't be looked up: %s", error)
             await trio.sleep(ASK_AGAIN_AFTER)
 
     def _found(self, finding: SwapFinding) -> None:
-        if finding.outcome is not SwapOutcome.UNKNOWN:  # which is so each time, and no news
+        if finding.outcome is not SwapOutcome.UNKNOWN:  # don't log this for every lookup
             logger.warning("swap %s is %s", finding.swap.client_order_id, finding.outcome)
         if finding.receipt is not None:
             self.follow(finding.receipt, finding.swap)
@@ -249,11 +249,11 @@ class Board:
     # --- Orders ----------------------------------------------------------------------------
 
     def follow(self, receipt: SwapReceipt, swap: SwapIn | UnresolvedSwap | None) -> None:
-        """Show an order on the board until its end.
+        """Show an order on the board until it is final.
 
         Args:
-            receipt: What the broker took.
-            swap: What was asked for, where that is known.
+            receipt: The broker's receipt.
+            swap: The swap's terms, if known.
         """
         topic = _topic(receipt.order_id)
         is_new = topic not in self._latest

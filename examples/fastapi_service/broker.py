@@ -1,8 +1,8 @@
-"""Which broker the service works with: the one that the environment names, or a sandbox of its own.
+"""Open the service's broker: the one that the environment names, or a sandbox.
 
-A web service starts before its network and lives longer than any connection, so its client tries
-for ever, the first connection included. And somebody waits at the other end of each HTTP request:
-so the client gives up earlier than it would by default, and says so.
+A web service may start before its network and outlive any connection, so its client retries
+without limit, also for the first connection. Each HTTP request waits for the client, so the
+client has shorter timeouts than by default.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ logger: Final = logging.getLogger("fastapi_service")
 FOR_A_SERVICE: Final[Mapping[str, Any]] = {
     "reconnect": ReconnectPolicy(max_attempts=None, max_delay=15.0, retry_first=True),
     "request_timeout": 5.0,
-    # What isn't known by then is answered with 202 and a link.
+    # If the outcome is unknown by then, the response is a 202 with a link.
     "resolve_timeout": 10.0,
 }
 
 
 @attrs.frozen(kw_only=True)
 class Broker:
-    """A broker, and what may be done there.
+    """A broker and its permissions.
 
     Attributes:
         client: A client that isn't connected yet.
-        host: Where the broker is, for people.
-        is_sandbox: Whether the money there is certainly play money.
-        swap_token: What a swap of real money must show; None where such swaps are off.
+        host: The broker's host, for display.
+        is_sandbox: Whether the account certainly has play money.
+        swap_token: The token for real-money swaps; None if they are disabled.
     """
 
     client: BrokerWSClient
@@ -48,7 +48,7 @@ class Broker:
 
 @asynccontextmanager
 async def open_broker(environ: Mapping[str, str] = os.environ) -> AsyncIterator[Broker]:
-    """The broker that the environment names, or a sandbox for as long as the block lasts.
+    """Open the broker that the environment names, or a sandbox, during the block.
 
     Args:
         environ: The environment.
@@ -59,7 +59,7 @@ async def open_broker(environ: Mapping[str, str] = os.environ) -> AsyncIterator[
     if is_named(environ):
         broker = named_broker(environ)
         if not environ.get("BROKER_JOURNAL"):
-            logger.warning("no BROKER_JOURNAL: a key that has swapped is forgotten when this ends")
+            logger.warning("no BROKER_JOURNAL: used keys are forgotten when the service ends")
         yield broker
         return
     # Slow enough for people to watch an order.
@@ -81,11 +81,11 @@ def named_broker(environ: Mapping[str, str]) -> Broker:
         environ: The environment.
 
     Raises:
-        ConfigurationError: A variable is missing, or can't work; the message names it.
+        ConfigurationError: A variable is missing or invalid; the message names it.
     """
     journal = environ.get("BROKER_JOURNAL")
     token = environ.get("SERVICE_SWAP_TOKEN") or None
-    # Before anything else: it says in words what is wrong with a variable, an address say.
+    # First, because its errors describe invalid variables.
     client = BrokerWSClient.from_env(
         environ, journal=SwapJournal(journal) if journal else None, **FOR_A_SERVICE
     )

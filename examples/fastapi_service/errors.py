@@ -37,6 +37,7 @@ from trio_broker import (
     OrderUnfinishedError,
     QuoteExpiredError,
     ReconnectFailedError,
+    ReplyTooLargeError,
     RequestTimeoutError,
     ServerError,
     SlippageError,
@@ -45,7 +46,7 @@ from trio_broker import (
     UnknownOperationError,
 )
 
-# The first class that fits counts, so a class stands before the one that it is a kind of.
+# The first matching class counts, so a subclass is before its base class.
 STATUSES: Final[tuple[tuple[type[BrokerError], int], ...]] = (
     (DuplicateClientOrderIdError, 409),
     (SlippageError, 409),
@@ -65,6 +66,7 @@ STATUSES: Final[tuple[tuple[type[BrokerError], int], ...]] = (
     (NonceReusedError, 502),
     (NotAuthenticatedError, 502),
     (UnknownOperationError, 502),
+    (ReplyTooLargeError, 502),  # asking again doesn't help: the service's limit has to be raised
 )
 
 # The broker documents these for its REST side; its WebSocket's own words are much the same.
@@ -87,7 +89,7 @@ def status_of(error: BrokerError) -> int:
     if not isinstance(error, ServerError):
         return 502
     text = error.message.casefold().replace("_", " ")
-    # It understood the request, and won't have it: no such asset, not so much money.
+    # The request was understood but refused: an unknown asset or too little money.
     return next((status for words, status in _REFUSALS if words in text), 422)
 
 
@@ -109,7 +111,7 @@ def checked_arguments() -> Iterator[None]:
 def problem(
     status: int, detail: str, *, headers: Mapping[str, str] | None = None, **more: Any
 ) -> JSONResponse:
-    """An error's answer.
+    """Make the response for an error.
 
     Args:
         status: The HTTP status.
@@ -128,7 +130,7 @@ def problem(
 
 
 def unknown(error: SwapOutcomeUnknownError) -> JSONResponse:
-    """The answer for a swap that may have been executed: where to ask, and not to repeat it.
+    """The response for a swap that may have been executed: look it up, don't repeat it.
 
     Args:
         error: The error.
@@ -156,7 +158,7 @@ def _broker_problem(board: Board, error: BrokerError) -> JSONResponse:
 
 
 def _invalid(error: RequestValidationError) -> JSONResponse:
-    # Without what was sent: whatever it was, it isn't for an answer or a log.
+    # Without the sent values, which don't belong in a response or a log.
     errors = [{"loc": each["loc"], "msg": each["msg"]} for each in error.errors()]
     detail = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in errors)
     return problem(422, detail, errors=errors)
@@ -164,7 +166,7 @@ def _invalid(error: RequestValidationError) -> JSONResponse:
 
 # Not a plain function: Starlette would run that in a thread, and the client belongs to this one.
 async def answer(request: Request, error: Exception) -> JSONResponse:
-    """Answer a request that has failed.
+    """Make the response to a failed request.
 
     Args:
         request: The request.
@@ -178,13 +180,13 @@ async def answer(request: Request, error: Exception) -> JSONResponse:
             return _invalid(error)
         case AnyHTTPException(status_code=status, detail=detail, headers=headers):
             return problem(status, str(detail), headers=headers)
-    # The server logs it; what it says may be about anything, so it stays here. And by then a swap
-    # may have been taken: nothing is said of its success.
-    return problem(500, "the service made a mistake; its log says which", success=None)
+    # The server logs it. Its text may contain anything, so it isn't sent. And by then a swap
+    # may have been accepted, so the response has no `success`.
+    return problem(500, "internal error; see the service's log", success=None)
 
 
 def register(app: FastAPI) -> None:
-    """Have every error answered in this way.
+    """Register the error handlers.
 
     Args:
         app: The application.

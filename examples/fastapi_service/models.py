@@ -1,4 +1,4 @@
-"""What goes in and out as JSON.
+"""The JSON requests and responses.
 
 Money is a decimal text in JSON and a `Decimal` here. A JSON number with a point is refused: most
 programs have made a binary float of it by the time that it arrives, which isn't the number that
@@ -8,8 +8,9 @@ somebody wrote.
 from __future__ import annotations
 
 import datetime as dt
+import re
 from decimal import Decimal
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import quote
 
 from pydantic import (
@@ -23,10 +24,15 @@ from pydantic import (
 
 from trio_broker import Balance, Order, SwapEstimate, SwapReceipt, UnresolvedSwap
 
+# `Decimal` takes more: exponents, underscores, and digits of all scripts.
+_PLAIN: Final = re.compile(r"-?[0-9]*\.?[0-9]+")
+
 
 def _exactly(value: object) -> object:
     if not isinstance(value, str | int | Decimal):
         raise ValueError('send the amount as a string: "0.1", not 0.1')  # noqa: TRY004 - pydantic's
+    if isinstance(value, str) and not _PLAIN.fullmatch(value):
+        raise ValueError('an amount has digits and at most one point: "0.1"')
     return value
 
 
@@ -39,12 +45,12 @@ Money = Annotated[
 
 
 def order_link(order_id: str) -> str:
-    """Where an order is found."""
+    """The path of an order."""
     return f"/orders/{quote(order_id, safe='')}"
 
 
 def swap_link(client_order_id: str) -> str:
-    """Where it is told what became of a swap."""
+    """The path of a swap's outcome."""
     return f"/swaps/{quote(client_order_id, safe='')}"
 
 
@@ -53,7 +59,7 @@ class _Model(BaseModel):
 
 
 class _Asked(BaseModel):
-    # A name that is misspelled must not be money that is swapped on other terms.
+    # A misspelled name must not change the terms of a swap.
     model_config = ConfigDict(extra="forbid")
 
     amount_in: Money
@@ -64,13 +70,13 @@ class _Asked(BaseModel):
 
 
 class EstimateIn(_Asked):
-    """What an estimate is asked for."""
+    """The terms of an estimate."""
 
     network: str | None = None
 
 
 class SwapIn(_Asked):
-    """What is to be swapped."""
+    """The terms of a swap."""
 
     slippage_bps: StrictInt | None = None  # or `true` would be a tolerance of 1
 
@@ -87,7 +93,7 @@ class StepOut(_Model):
 
 
 class EstimateOut(_Model):
-    """What a swap would bring now."""
+    """The estimate of a swap."""
 
     route: list[StepOut]
     price: Money
@@ -102,7 +108,7 @@ class EstimateOut(_Model):
 
 
 class BalanceOut(_Model):
-    """What the account holds of an asset."""
+    """The account's balance of an asset."""
 
     asset: str
     total: Money
@@ -139,7 +145,7 @@ class OrderOut(_Model):
 
 
 class LiveOrder(BaseModel):
-    """An order of this service's, as it goes on."""
+    """An order of this service and its progress."""
 
     order_id: str
     client_order_id: str
@@ -153,7 +159,7 @@ class LiveOrder(BaseModel):
 
     @classmethod
     def taken(cls, receipt: SwapReceipt) -> Self:
-        """An order that the broker has just taken."""
+        """Make it for a newly accepted order."""
         return cls(
             order_id=receipt.order_id,
             client_order_id=receipt.client_order_id,
@@ -173,7 +179,7 @@ class LiveOrder(BaseModel):
 
 
 class SwapOut(BaseModel):
-    """What is known of a swap; `success` is null where nobody knows."""
+    """The outcome of a swap; `success` is null if it is unknown."""
 
     success: bool | None
     outcome: Literal["confirmed", "refused", "not sent", "unknown"]
@@ -186,7 +192,7 @@ class SwapOut(BaseModel):
 
     @classmethod
     def confirmed(cls, receipt: SwapReceipt) -> Self:
-        """The broker has taken it."""
+        """The broker accepted it."""
         return cls(
             success=True,
             outcome="confirmed",
@@ -212,7 +218,7 @@ class SwapOut(BaseModel):
 
     @classmethod
     def unknown(cls, client_order_id: str, detail: str) -> Self:
-        """It may have been executed, and nobody knows."""
+        """Its outcome is unknown: it may have been executed."""
         return cls(
             success=None,
             outcome="unknown",
@@ -223,7 +229,7 @@ class SwapOut(BaseModel):
 
 
 class UnresolvedOut(_Model):
-    """A swap of which nobody knows what became of it."""
+    """A swap whose outcome is unknown."""
 
     client_order_id: str
     swap: str
@@ -248,7 +254,7 @@ class UnresolvedOut(_Model):
 
 
 class StatusOut(BaseModel):
-    """Where the service stands; `next_try_in` counts in seconds from when this was said."""
+    """The service's status; `next_try_in` is in seconds from the time of the response."""
 
     websocket_connected: bool
     state: str
@@ -260,7 +266,7 @@ class StatusOut(BaseModel):
 
 
 class Problem(BaseModel):
-    """Every error that this service answers with (RFC 9457); `success` is missing from a 500."""
+    """Every error response of this service (RFC 9457); `success` is missing from a 500."""
 
     type: str = "about:blank"
     title: str

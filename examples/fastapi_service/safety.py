@@ -1,4 +1,4 @@
-"""Who may ask.
+"""Access control.
 
 The service has no users and no passwords: whoever reaches its port may look. It listens on this
 machine alone, and two doors remain, which any page in a browser here could try:
@@ -34,7 +34,7 @@ Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_
 
 
 async def from_here(request: Request) -> None:
-    """Refuse what another site's page has sent.
+    """Refuse requests from other sites' pages.
 
     Args:
         request: The request.
@@ -46,11 +46,11 @@ async def from_here(request: Request) -> None:
     # The header itself: where it is no host, the request's URL has another one in its place.
     host = ",".join(request.headers.getlist("host")).lower()
     if _name_of(host) not in _THIS_MACHINE | _allowed():
-        raise HTTPException(403, "this host name isn't the service's: see SERVICE_HOSTS")
+        raise HTTPException(403, "unknown host name: add it to SERVICE_HOSTS")
     origin = request.headers.get("origin")
     # As texts: browsers write both in the same way, and what can't be parsed isn't our page's.
     if origin is not None and origin.lower() not in {f"http://{host}", f"https://{host}"}:
-        raise HTTPException(403, "this comes from another site's page")
+        raise HTTPException(403, "requests from other sites' pages are refused")
 
 
 def _allowed() -> set[str]:
@@ -64,7 +64,7 @@ def _name_of(host: str) -> str | None:
 
 
 async def may_swap(request: Request, shown: Bearer) -> None:
-    """Refuse swaps of real money that don't show the token.
+    """Refuse real-money swaps without the token.
 
     Args:
         request: The request.
@@ -79,7 +79,7 @@ async def may_swap(request: Request, shown: Bearer) -> None:
         return
     token = board.broker.swap_token
     if token is None:
-        raise HTTPException(403, "this is real money, and its swaps are off: SERVICE_SWAP_TOKEN")
+        raise HTTPException(403, "real-money swaps are disabled: set SERVICE_SWAP_TOKEN")
     if shown is None or not secrets.compare_digest(shown.credentials.encode(), token.encode()):
         bearer = {"WWW-Authenticate": "Bearer"}
-        raise HTTPException(401, "real money is swapped with the right token only", bearer)
+        raise HTTPException(401, "real-money swaps require the right token", bearer)

@@ -1,40 +1,45 @@
-"""The client for programs that asyncio runs.
+"""The client for asyncio programs.
 
-Everything in the house is Trio's, and stays so: Trio runs as a *guest* of the asyncio event loop,
-in its thread (`trio.lowlevel.start_guest_run`). The two take turns: the loop calls the guest's next
-step as it calls any callback, and while the guest has nothing to do, a thread of its own waits for
-its sockets. So no lock is needed anywhere, and what is synchronous may be called from either side.
+The library runs on Trio. Here Trio runs as a *guest* of the asyncio event loop, in the same thread
+(`trio.lowlevel.start_guest_run`). The loop calls each step of Trio as a callback, and a second
+thread waits for Trio's sockets. So no locks are needed, and synchronous functions can be called
+from either side.
 
     async with open_broker(api_key, secret_key, ws_url) as client:
         print(await client.get_balances())
 
-**One guest a loop**, shared by all of its clients, as Trio allows one run a thread. Whoever needs
-it joins it, the first starts it, and the last who leaves ends it and waits for its end: a loop that
-ended before its guest would leave Trio with a run that is never finished. A client that nobody
-closed is closed with the loop: `asyncio.run` finishes all asynchronous generators at its end, and
-`open_client` is one.
+**There is one guest per loop**, because Trio allows one run per thread. All clients of the loop
+share it. The first one starts it, and the last one ends it and waits for its end: if the loop ended
+first, the run of Trio would never finish. A client that was never closed is closed with the loop,
+because `open_client` is an asynchronous generator, and `asyncio.run` closes those.
 
-**A call** is a task of the guest's, in a cancel scope of its own; the asyncio task waits for its
-end, whatever happens. When it is cancelled, it cancels that scope and goes on waiting: what the
-library promises of a cancelled call (nothing is left behind, a swap that has left is still asked
-for) is done by the Trio side on its way out. Then it raises `asyncio.CancelledError`, even if there
-is a result by now: asyncio's timeouts and task groups count on it. A result that nobody takes so is
-taken care of: a subscription or a connection is closed, and a swap is told to the log.
+**A call** is a Trio task with its own cancel scope. The asyncio task always waits until it has
+ended. When the asyncio task is cancelled, it cancels that scope and goes on waiting, so the Trio
+side can do what it promises for a cancelled call (for example look up a swap that was sent). Then
+it raises `asyncio.CancelledError`, even if there is a result: asyncio's timeouts and task groups
+depend on it. A subscription or a connection that isn't returned for this reason is closed, and a
+swap is logged.
 
-**A stream** needs no task of the guest's at all. Its buffer is looked at from here, and if there is
-nothing, it calls back when there is. What is awaited here is that call and never the message, which
-stays in the buffer until somebody takes it: no cancellation can lose it.
+**A stream** needs no Trio task. Items are taken from its buffer directly. If it is empty, the
+asyncio task waits for a callback, and not for the item. The item stays in the buffer until it is
+taken, so no cancellation can lose it.
 
-**If Trio breaks down**, by a fault of its own or of this library, whatever waits here is woken and
-raises `RuntimeError`, from the cause. It never hangs.
+**If Trio breaks down**, by a fault of Trio or of this library, all waiting tasks are woken and
+raise `RuntimeError` from the cause. They never hang.
 
-The law that this room keeps: *asyncio waits for Trio, and Trio never for asyncio.*
+**The client is generated.** ``python -m tools.generate_aio`` writes `client.py` from
+`BrokerWSClient`; a test fails if it isn't current. `_base.py` has the code that isn't generated.
+
+*asyncio waits for Trio; Trio never waits for asyncio.*
 """
 
-from trio_broker.aio.client import AioBrokerClient as AioBrokerClient
-from trio_broker.aio.opening import (
-    ClientOptions as ClientOptions,
-    open_broker as open_broker,
-    open_client as open_client,
-)
-from trio_broker.aio.streams import AioChannel as AioChannel, AioSubscription as AioSubscription
+from trio_broker.aio.client import AioBrokerClient, ClientOptions
+from trio_broker.aio.opening import open_broker, open_client
+from trio_broker.aio.streams import AioChannel, AioSubscription
+
+# fmt: off
+__all__ = [
+    "AioBrokerClient", "AioChannel", "AioSubscription", "ClientOptions", "open_broker",
+    "open_client",
+]
+# fmt: on

@@ -1,21 +1,26 @@
-"""`AioBrokerClient`: the documented methods, as asyncio calls them."""
+"""`AioBrokerClient`: the documented methods, as asyncio programs call them.
+
+Generated from `trio_broker/client.py` by ``python -m tools.generate_aio``. Don't edit this file.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+import ssl
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 from functools import partial
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, TypedDict, overload
 
-from trio_broker.aio.guest import Guest, join
+from trio_broker._journal.journal import SwapJournal
+from trio_broker._streams.buffer import Overflow
+from trio_broker._streams.opening import Opening
+from trio_broker.aio._base import ClientBase
 from trio_broker.aio.streams import AioChannel, AioSubscription
-from trio_broker.client import BrokerWSClient
+from trio_broker.events import ConnectionEvent
 from trio_broker.models import (
     Amount,
     Balance,
     ClientStatistics,
-    ConnectionEvent,
     ConnectionState,
     Order,
     SwapEstimate,
@@ -23,65 +28,72 @@ from trio_broker.models import (
     SwapReceipt,
     UnresolvedSwap,
 )
-from trio_broker.subscription import Overflow, Subscription
-from trio_broker.swaps import new_client_order_id
-
-T = TypeVar("T")
+from trio_broker.settings import Limits, ReconnectPolicy, TransportName
+from trio_broker.signing import SigningKey
 
 
-class AioBrokerClient:
-    """A connected client of the broker for asyncio, as `open_broker` and `open_client` give it.
+class ClientOptions(TypedDict, total=False):
+    """The keyword options of `BrokerWSClient`, which documents them and their defaults."""
 
-    Each method does what its namesake of `BrokerWSClient` does, with the same arguments, results
-    and errors. What is a coroutine there is one here. It is used by the tasks of its own event
-    loop, by many at a time if need be.
+    reconnect: ReconnectPolicy | None
+    limits: Limits | None
+    connect_timeout: float
+    auth_timeout: float
+    heartbeat_interval: float
+    heartbeat_timeout: float
+    write_timeout: float
+    request_timeout: float
+    reply_grace: float
+    resolve_timeout: float
+    poll_interval: float
+    close_timeout: float
+    transport: TransportName
+    signing_key: SigningKey
+    ssl_context: ssl.SSLContext | None
+    allow_insecure: bool
+    journal: SwapJournal | None
+    clock: Callable[[], float]
+    name: str | None
 
-    Cancelling any of them is safe: the task that is cancelled waits until the call has ended, which
-    takes no longer than it must, and then raises `asyncio.CancelledError`. A swap that has left
-    isn't taken back by it; see `do_swap`.
+
+class AioBrokerClient(ClientBase):
+    """A connected client of the broker for asyncio, as `open_broker` and `open_client` return it.
+
+    It has the methods of `BrokerWSClient`, with the same arguments, results and errors. Any number
+    of tasks may use it at a time, in the event loop that opened it.
+
+    Cancelling any method is safe. The cancelled task waits until the call has ended, which is
+    soon, and then raises `asyncio.CancelledError`. A swap that was sent isn't taken back by it;
+    see `do_swap`.
     """
 
-    def __init__(self, client: BrokerWSClient, guest: Guest) -> None:
-        self._client = client
-        self._guest = guest
+    async def aclose(self) -> None:
+        """Close the WebSocket with a close frame, and end every stream. May be called twice.
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self._client!r}>"
+        This takes at most `close_timeout`. If cancelled, it closes at once and raises
+        `asyncio.CancelledError`.
+        """
+        await self._call(self._client.aclose)
 
-    async def _call(
-        self,
-        function: Callable[[], Awaitable[T]],
-        unclaimed: Callable[[T], Awaitable[object]] | None = None,
-    ) -> T:
-        self._guest.check()
-        # After the block, this isn't its guest any more: a closed client has its answers even so.
-        async with AsyncExitStack() as stack:
-            guest = await join()
-            stack.push_async_callback(guest.leave)
-            return await guest.run(function, unclaimed)
-
-    # --- The connection --------------------------------------------------------------------
-
-    @property
-    def logger(self) -> logging.Logger:
-        """This client's own logger, below `trio_broker`."""
-        return self._client.logger
+    async def close(self) -> None:
+        """The documented name of `aclose`."""
+        await self._call(self._client.close)
 
     @property
     def state(self) -> ConnectionState:
-        """Where the client stands."""
+        """The state of the connection."""
         return self._client.state
 
     def is_connected(self) -> bool:
-        """True while connected and authenticated."""
+        """True while connected and authenticated; False in a process forked from the client's."""
         return self._client.is_connected()
 
     @property
     def max_reconnect_attempts(self) -> int | None:
-        """How many tries in a row may fail; None for ever. It may be set while running.
+        """How many attempts in a row may fail; None for no limit. It can be set at any time.
 
         Raises:
-            ConfigurationError: Set to what can't be.
+            ConfigurationError: The new value is invalid.
         """
         return self._client.max_reconnect_attempts
 
@@ -91,10 +103,10 @@ class AioBrokerClient:
 
     @property
     def reconnect_delay(self) -> float:
-        """Seconds before the first try to connect again. It may be set while running.
+        """Seconds before the first attempt to reconnect. It can be set at any time.
 
         Raises:
-            ConfigurationError: Set to what can't be.
+            ConfigurationError: The new value is invalid.
         """
         return self._client.reconnect_delay
 
@@ -108,174 +120,238 @@ class AioBrokerClient:
         return self._client.latency
 
     async def wait_connected(self) -> None:
-        """Wait until connected, over any outage. Errors are `BrokerWSClient.wait_connected`'s."""
+        """Wait until connected, through any outage. Cancelling is safe.
+
+        Raises:
+            NotConnectedError: The client was never started, or is closed.
+            BrokerError: The error with which the connection failed permanently.
+        """
         await self._call(self._client.wait_connected)
 
     async def wait_closed(self) -> None:
-        """Wait until the client is closed. Errors are `BrokerWSClient.wait_closed`'s."""
+        """Wait until the client is closed. Cancelling is safe.
+
+        Raises:
+            BrokerError: The error with which the connection failed permanently.
+        """
         await self._call(self._client.wait_closed)
 
-    async def aclose(self) -> None:
-        """End the WebSocket politely, and every stream. Closing twice is fine.
+    async def reconnect(self) -> None:
+        """Replace the connection now, and wait until connected again.
 
-        Takes at most `close_timeout`; cancelled, it closes at once. The end of the block does it.
+        The client reconnects at once, without the backoff's delay, and doesn't count this as an
+        attempt. If it waits to retry, it retries now. Every stream reports the gap and requests its
+        state. A read in flight raises `ConnectionLostError`. A swap in flight is looked up on the
+        next connection, so wait for it first if you can. Cancelling is safe, but doesn't stop the
+        replacement.
+
+        Raises:
+            NotConnectedError: The client was never started, or is closed.
+            BrokerError: The error with which the connection failed permanently.
         """
-        await self._call(self._client.aclose)
-
-    async def close(self) -> None:
-        """`aclose` by its documented name."""
-        await self.aclose()
+        await self._call(self._client.reconnect)
 
     def events(self) -> AioChannel[ConnectionEvent]:
-        """What happens to the connection from now on.
+        """Open a channel of the client's events from now on.
 
         Returns:
-            A channel that ends with the client. It keeps the last 1,024 events for a slow reader.
+            A receive channel that ends with the client. It buffers the last 1,024 events.
+
+        Raises:
+            NotConnectedError: This process was forked from the client's process.
         """
         return AioChannel(self._client.events(), self._guest)
 
     def messages(self) -> AioChannel[str | bytes]:
-        """Every message from the broker from now on, as it came, for debugging.
+        """Open a channel of every message from the broker, unchanged, from now on, for debugging.
 
         Returns:
-            A channel that ends with the client. It keeps the last 1,024 messages for a slow reader.
+            A receive channel that ends with the client. It buffers the last 1,024 messages.
+
+        Raises:
+            NotConnectedError: This process was forked from the client's process.
         """
         return AioChannel(self._client.messages(), self._guest)
 
     def statistics(self) -> ClientStatistics:
-        """Counters of what this client has done and does."""
+        """The client's counters."""
         return self._client.statistics()
 
-    # --- Channels --------------------------------------------------------------------------
-
     @overload
-    async def subscribe(
+    def subscribe(
         self,
         channel: Literal["balances"],
         *,
         buffer_size: int = ...,
         overflow: Overflow = ...,
         snapshot: bool = ...,
-    ) -> AioSubscription[tuple[Balance, ...]]: ...
+    ) -> Opening[AioSubscription[tuple[Balance, ...]]]: ...
 
     @overload
-    async def subscribe(
+    def subscribe(
         self,
         channel: str,
         *,
         buffer_size: int = ...,
         overflow: Overflow = ...,
         snapshot: bool = ...,
-    ) -> AioSubscription[Any]: ...
+    ) -> Opening[AioSubscription[Any]]: ...
 
-    async def subscribe(
+    def subscribe(
         self,
         channel: str,
         *,
         buffer_size: int = 1024,
         overflow: Overflow = "drop_oldest",
         snapshot: bool = True,
-    ) -> AioSubscription[Any]:
-        """Subscribe to a channel. Arguments and errors are `BrokerWSClient.subscribe`'s.
+    ) -> Opening[AioSubscription[Any]]:
+        """Subscribe to a channel: ``async with client.subscribe(…) as updates:``.
+
+        ``updates = await client.subscribe(…)`` does the same without a block. Several
+        subscriptions to one channel share one subscription at the broker. Cancelling is safe: the
+        client unsubscribes again.
+
+        Args:
+            channel: ``balances``, or ``orders:<order id>``.
+            buffer_size: The maximum number of buffered messages, at least 1.
+            overflow: ``"drop_oldest"`` drops the oldest messages and reports a gap. ``"error"``
+                ends the subscription with `SlowConsumerError`.
+            snapshot: Whether to also request the state at subscription.
 
         Returns:
-            A channel of messages, once the broker has acknowledged.
+            An `Opening`. Await or enter it to get a receive channel of messages, after the broker's
+            acknowledgement. Nothing is sent or raised before that.
+
+        Raises:
+            TypeError: An argument has the wrong type.
+            ValueError: An argument is out of its range.
+            SubscriptionLimitError: The connection has reached its channel limit.
+            MessageTooLargeError: The channel's name is too long.
+            NotSentError: It could not be sent in time, or there is no connection.
+            ServerError: The broker refused.
+            RequestTimeoutError: The broker didn't reply in time.
+            ConnectionLostError: The connection was lost before the reply.
         """
-        return await self._subscribed(
+        return self._opening(
             partial(
                 self._client.subscribe,
                 channel,
                 buffer_size=buffer_size,
                 overflow=overflow,
                 snapshot=snapshot,
-            )
+            ),
+            "subscribe",
         )
 
-    async def subscribe_balances(
-        self,
-        *,
-        buffer_size: int = 1024,
-        overflow: Overflow = "drop_oldest",
-        snapshot: bool = True,
-    ) -> AioSubscription[tuple[Balance, ...]]:
+    def subscribe_balances(
+        self, *, buffer_size: int = 1024, overflow: Overflow = "drop_oldest", snapshot: bool = True
+    ) -> Opening[AioSubscription[tuple[Balance, ...]]]:
         """Subscribe to the account's balances.
 
-        Arguments and errors are `BrokerWSClient.subscribe_balances`'s.
+        A push contains only some assets; a snapshot is the whole account. The arguments, the errors
+        and the `Opening` are those of `subscribe`.
         """
-        return await self._subscribed(
+        return self._opening(
             partial(
                 self._client.subscribe_balances,
                 buffer_size=buffer_size,
                 overflow=overflow,
                 snapshot=snapshot,
-            )
+            ),
+            "subscribe_balances",
         )
 
-    async def subscribe_order(
+    def subscribe_order(
         self,
         order_id: str,
         *,
         buffer_size: int = 1024,
         overflow: Overflow = "drop_oldest",
         snapshot: bool = True,
-    ) -> AioSubscription[Order]:
-        """Subscribe to an order. Arguments and errors are `BrokerWSClient.subscribe_order`'s."""
-        return await self._subscribed(
+    ) -> Opening[AioSubscription[Order]]:
+        """Subscribe to an order; each message is its whole state, and none is older than the last.
+
+        The arguments, the errors and the `Opening` are those of `subscribe`, but with the order's
+        id instead of the channel.
+        """
+        return self._opening(
             partial(
                 self._client.subscribe_order,
                 order_id,
                 buffer_size=buffer_size,
                 overflow=overflow,
                 snapshot=snapshot,
-            )
+            ),
+            "subscribe_order",
         )
-
-    async def _subscribed(
-        self, subscribe: Callable[[], Awaitable[Subscription[T]]]
-    ) -> AioSubscription[T]:
-        subscription = await self._call(subscribe, unclaimed=_aclose)
-        return AioSubscription(subscription, self._guest)
 
     def track_order(
         self, order_id: str, *, stop_at_partial: bool = False, buffer_size: int = 64
     ) -> AbstractAsyncContextManager[AioSubscription[Order]]:
-        """Follow an order to its final status, whatever happens to the connection meanwhile.
+        """Follow an order to its final status, through lost pushes and outages.
 
-        Arguments and errors are `BrokerWSClient.track_order`'s.
+        ``async with`` returns a channel of the order's states from then on. No state is older than
+        the last one or equal to it. The channel ends after a final status: FILLED, FAILED or
+        CANCELLED. The client subscribes to the order and requests its state. It requests the state
+        again after every reconnection, and after `poll_interval` seconds without an update. So a
+        lost push or a silent broker can't block it. If the broker doesn't know the order, the
+        client keeps asking.
+
+        One client can track thousands of orders. Subscriptions have precedence for the
+        connection's channels. Orders without a channel are polled in turn. Leaving the block ends
+        the channel and its clones.
+
+        Args:
+            order_id: The order's id at the broker, or its client order id.
+            stop_at_partial: Whether to end after a partial fill, too.
+            buffer_size: The maximum number of buffered messages, at least 1; the oldest are
+                dropped.
 
         Returns:
-            A context manager that gives a channel of the order's states, which ends by itself.
+            A context manager. Entering it doesn't wait for the broker. It raises
+            `NotConnectedError` if the client can't connect any more. An iteration ends
+            after a final status, or when the client is closed.
+
+        Raises:
+            TypeError: An argument has the wrong type.
+            ValueError: An argument is out of its range.
+            MessageTooLargeError: The id is too long.
         """
-        return self._tracking(
-            self._client.track_order(
-                order_id, stop_at_partial=stop_at_partial, buffer_size=buffer_size
+        return self._tracked(
+            partial(
+                self._client.track_order,
+                order_id,
+                stop_at_partial=stop_at_partial,
+                buffer_size=buffer_size,
             )
         )
-
-    @asynccontextmanager
-    async def _tracking(
-        self, tracked: AbstractAsyncContextManager[Subscription[Order]]
-    ) -> AsyncIterator[AioSubscription[Order]]:
-        # Entered and left by different tasks of Trio's, which it allows: it holds no scope.
-        async def leave(_: object = None) -> None:
-            await tracked.__aexit__(None, None, None)
-
-        progress = await self._call(tracked.__aenter__, unclaimed=leave)
-        async with AsyncExitStack() as stack:
-            stack.push_async_callback(self._call, leave)
-            yield AioSubscription(progress, self._guest)
 
     async def unsubscribe(self, channel: str) -> None:
         """End all subscriptions to a channel, here and at the broker.
 
-        Arguments and errors are `BrokerWSClient.unsubscribe`'s.
+        They end at once, even if this call is cancelled. If there are none, nothing is sent. A
+        tracked order continues to be tracked, and may keep its channel.
+
+        Args:
+            channel: The channel's name.
+
+        Raises:
+            TypeError: The name isn't a str.
+            ValueError: The name is empty, or has a character that can't be sent.
+            NotConnectedError: The client is not connected and can't connect any more.
         """
         await self._call(partial(self._client.unsubscribe, channel))
 
-    # --- Operations ------------------------------------------------------------------------
-
     async def get_balances(self) -> tuple[Balance, ...]:
-        """Ask for the account's balances. Errors are `BrokerWSClient.get_balances`'s."""
+        """Request the account's balances. Cancelling is safe.
+
+        Raises:
+            NotSentError: It could not be sent in time, or there is no connection.
+            ServerError: The broker refused.
+            RequestTimeoutError: The broker didn't reply in time.
+            ConnectionLostError: The connection was lost before the reply.
+            ProtocolError: The reply can't be read.
+        """
         return await self._call(self._client.get_balances)
 
     async def estimate_swap(
@@ -288,9 +364,24 @@ class AioBrokerClient:
         network: str | None = None,
         account: str | None = None,
     ) -> SwapEstimate:
-        """Ask what a swap would bring now.
+        """Request an estimate of a swap. Cancelling is safe.
 
-        Arguments and errors are `BrokerWSClient.estimate_swap`'s.
+        Args:
+            amount_in: The amount to sell: a plain decimal text, an int or a `Decimal`, above 0.
+            asset_in: The asset to sell.
+            asset_out: The asset to buy.
+            filter_sources: The allowed liquidity sources: ``binance``, ``bybit``, ``gate``.
+            network: The network, if needed.
+            account: A wallet's address, if needed.
+
+        Raises:
+            TypeError: An argument has the wrong type (floats are refused).
+            ValueError: An argument is out of its range.
+            NotSentError: It could not be sent in time, or there is no connection.
+            ServerError: The broker refused.
+            RequestTimeoutError: The broker didn't reply in time.
+            ConnectionLostError: The connection was lost before the reply.
+            ProtocolError: The reply can't be read.
         """
         return await self._call(
             partial(
@@ -316,14 +407,52 @@ class AioBrokerClient:
         account: str | None = None,
         client_order_id: str | None = None,
     ) -> SwapReceipt:
-        """Swap. It is sent at most once. Arguments and errors are `BrokerWSClient.do_swap`'s.
+        """Swap. The swap is sent at most once, and only over the current connection.
 
-        Cancelling doesn't take back what has left: pass a client order id of your own if you may
-        be cancelled. The swap is in `unresolved_swaps` then until its outcome is known, which an
-        event tells. If the outcome came at the very moment of the cancellation, `resolve_swap`
-        gives it at once, and a log record of a receipt that nobody took has both of its ids.
+        If its reply is missing, the client looks up the order by its client order id, on this
+        connection or the next, for up to `resolve_timeout`.
+
+        With `min_out`, the client requests an estimate first, and sends nothing if it is too low.
+        The swap then also carries the accepted slippage, which the broker should enforce. The check
+        alone guarantees nothing: the price may change before the broker receives the swap, and the
+        broker measures the slippage from its own expectation.
+
+        Cancelling doesn't undo a sent swap: pass your own client order id if you may be cancelled.
+        The swap is in `unresolved_swaps` until its outcome is known. The event `SwapResolved` or
+        `SwapUnresolved` reports it.
+
+        If the receipt arrives just when the task is cancelled, `resolve_swap` returns it at once,
+        and a warning in `logger` has both of its IDs.
+
+        Args:
+            amount_in: The amount to sell: a plain decimal text, an int or a `Decimal`, above 0.
+            asset_in: The asset to sell.
+            asset_out: The asset to buy.
+            min_out: The minimum amount to buy, above 0.
+            slippage_bps: The accepted slippage, 0 to 10,000 basis points. With `min_out`, the
+                stricter of the two applies.
+            filter_sources: The allowed liquidity sources: ``binance``, ``bybit``, ``gate``.
+            account: A wallet's address, if needed.
+            client_order_id: A unique id for this swap, 1 to 64 characters. By default the client
+                makes one.
+
+        Returns:
+            The broker's receipt: it has accepted the swap.
+
+        Raises:
+            TypeError: An argument has the wrong type (floats are refused). Nothing was sent.
+            ValueError: An argument is out of its range. Nothing was sent.
+            NotSentError: Nothing was sent: repeating is safe.
+            SlippageError: The estimate is below `min_out`. Nothing was sent.
+            QuoteExpiredError: The estimate has expired. Nothing was sent.
+            DuplicateClientOrderIdError: Another swap with this id was possibly sent. Nothing was
+                sent for this one. `outcome` is the outcome of the other swap.
+            ServerError: The broker refused: nothing was executed.
+            BrokerError: With `min_out`, the errors of `estimate_swap`. Nothing was sent.
+            SwapOutcomeUnknownError: It was possibly sent, and its outcome is unknown: don't repeat
+                it, look it up with `resolve_swap`.
         """
-        return await self._call(
+        return await self._call_swap(
             partial(
                 self._client.do_swap,
                 amount_in,
@@ -334,8 +463,7 @@ class AioBrokerClient:
                 filter_sources=filter_sources,
                 account=account,
                 client_order_id=client_order_id,
-            ),
-            unclaimed=partial(self._tell_unclaimed, client_order_id),
+            )
         )
 
     async def swap_and_wait(
@@ -350,14 +478,33 @@ class AioBrokerClient:
         account: str | None = None,
         client_order_id: str | None = None,
     ) -> Order:
-        """Swap, and follow the order to its end.
+        """Swap, and follow the order to its final status.
 
-        Arguments and errors are `BrokerWSClient.swap_and_wait`'s. Cancelling takes nothing back, as
-        with `do_swap`.
+        Cancelling doesn't undo a sent swap. If you may be cancelled, pass your own client order id,
+        and continue with `track_order` of that id. If cancelled after the receipt, both ids are in
+        a log record.
+
+        Args:
+            amount_in: The amount to sell: a plain decimal text, an int or a `Decimal`, above 0.
+            asset_in: The asset to sell.
+            asset_out: The asset to buy.
+            min_out: The minimum amount to buy, above 0, as with `do_swap`.
+            slippage_bps: The accepted slippage, 0 to 10,000 basis points. With `min_out`, the
+                stricter of the two applies.
+            filter_sources: The allowed liquidity sources: ``binance``, ``bybit``, ``gate``.
+            account: A wallet's address, if needed.
+            client_order_id: A unique id for this swap, 1 to 64 characters. By default the client
+                makes one.
+
+        Returns:
+            The order in its final status. Check it, because FAILED and CANCELLED are final too.
+
+        Raises:
+            OrderUnfinishedError: The broker accepted the swap, and the client ended before the
+                order did.
+            BrokerError: The errors of `do_swap`.
         """
-        if client_order_id is None:
-            client_order_id = new_client_order_id()  # An order needn't name it.
-        return await self._call(
+        return await self._call_swap(
             partial(
                 self._client.swap_and_wait,
                 amount_in,
@@ -368,49 +515,83 @@ class AioBrokerClient:
                 filter_sources=filter_sources,
                 account=account,
                 client_order_id=client_order_id,
-            ),
-            unclaimed=partial(self._tell_unclaimed, client_order_id),
-        )
-
-    async def _tell_unclaimed(
-        self, client_order_id: str | None, taken: SwapReceipt | Order
-    ) -> None:
-        self.logger.warning(
-            "swap %s was taken as order %s (%s), and its caller was cancelled",
-            client_order_id or taken.client_order_id,
-            taken.order_id,
-            taken.status,
+            )
         )
 
     def unresolved_swaps(self) -> tuple[UnresolvedSwap, ...]:
-        """The swaps that may have left, and whose outcome isn't known now; oldest first.
+        """The swaps that were possibly sent and whose outcome is unknown, oldest first.
 
-        It may be called after the client's end as well.
+        They include swaps in flight and, with a journal, unresolved swaps of earlier processes.
+        This also works after the client was closed.
         """
         return self._client.unresolved_swaps()
 
     async def resolve_swap(self, client_order_id: str) -> SwapReceipt:
-        """Ask for a swap's outcome. Arguments and errors are `BrokerWSClient.resolve_swap`'s."""
+        """Look up a swap's outcome, for up to `resolve_timeout`. Cancelling is safe.
+
+        Args:
+            client_order_id: The swap's id. The client need not know it.
+
+        Returns:
+            The receipt: the broker accepted the swap. It returns at once if this is already known.
+
+        Raises:
+            TypeError: The id isn't a str.
+            ValueError: The id is empty, too long, or has a character that can't be sent.
+            NotSentError: The swap was waiting to be sent, and in the end nothing was sent.
+            ServerError: The broker refused the swap: nothing was executed.
+            SwapOutcomeUnknownError: The broker didn't reply, or doesn't know the order, or there is
+                no connection. The swap may or may not have been executed.
+        """
         return await self._call(partial(self._client.resolve_swap, client_order_id))
 
     async def reconcile(self) -> tuple[SwapFinding, ...]:
-        """Ask for every unresolved swap. Errors are `BrokerWSClient.reconcile`'s."""
+        """Look up every unresolved swap, one after another. Cancelling is safe.
+
+        If the broker doesn't know a swap that may still be executed, the lookup is repeated for
+        `resolve_timeout`. If the swap's signature has expired, it is looked up once. In both cases
+        it stays unresolved until `settle_swap` closes it.
+
+        Returns:
+            The results, one per swap, oldest first.
+
+        Raises:
+            NotConnectedError: The client is not connected and can't connect any more.
+        """
         return await self._call(self._client.reconcile)
 
     async def settle_swap(self, client_order_id: str, note: str) -> None:
-        """Close an unresolved swap by hand.
+        """Close an unresolved swap by hand, after you have found its outcome in another way.
 
-        Arguments and errors are `BrokerWSClient.settle_swap`'s.
+        Its id stays used. Cancelling is safe: the swap is closed, but may not be in the journal
+        yet.
+
+        Args:
+            client_order_id: The swap's id.
+            note: How you found the outcome, or why it doesn't matter; the journal keeps it.
+
+        Raises:
+            TypeError: An argument isn't a str.
+            ValueError: No swap with this id is unresolved, it is being looked up now, or the note
+                is empty.
+            JournalError: The swap is closed for this client, but the journal could not be written.
+                Unless a later write succeeds, the next client will find it unresolved again.
         """
         await self._call(partial(self._client.settle_swap, client_order_id, note))
 
     async def get_order_status(self, order_id: str) -> Order:
-        """Ask for an order's state.
+        """Request an order's state. Cancelling is safe.
 
-        Arguments and errors are `BrokerWSClient.get_order_status`'s.
+        Args:
+            order_id: The order's id at the broker.
+
+        Raises:
+            TypeError: The id isn't a str.
+            ValueError: The id is empty, or has a character that can't be sent.
+            NotSentError: It could not be sent in time, or there is no connection.
+            ServerError: The broker refused, for example because it doesn't know the order.
+            RequestTimeoutError: The broker didn't reply in time.
+            ConnectionLostError: The connection was lost before the reply.
+            ProtocolError: The reply can't be read.
         """
         return await self._call(partial(self._client.get_order_status, order_id))
-
-
-async def _aclose(subscription: Subscription[T]) -> None:
-    await subscription.aclose()

@@ -1,4 +1,4 @@
-"""The Trio run that is a guest of an asyncio event loop, and calls into it."""
+"""The Trio run that is a guest of an asyncio event loop, and calls into Trio."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import os
 import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
-from types import TracebackType
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
+from trio_broker._log_fields import fields
 from trio_broker.client import BrokerWSClient
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ logger: Final = logging.getLogger("trio_broker.aio")
 
 
 class _Here(threading.local):
-    """What this thread has."""
+    """The guest of this thread."""
 
     guest: Guest | None = None
 
@@ -33,92 +33,32 @@ class _Here(threading.local):
 _here: Final = _Here()
 
 
-class _Call(Generic[T]):
-    """A call from asyncio, carried out by a Trio task.
-
-    Args:
-        function: What is called there.
-    """
-
-    def __init__(self, function: Callable[[], Awaitable[T]]) -> None:
-        self._function = function
-        self.scope: Final = trio.CancelScope()
-        self.over: Final = asyncio.Event()
-        self.results: Final[list[T]] = []
-        self.error: BaseException | None = None
-
-    async def perform(self) -> None:
-        """The Trio task."""
-        try:
-            with self.scope:
-                self.results.append(await self._function())
-        except trio.Cancelled:
-            raise  # From outside of the scope: Trio breaks down, and `Guest` wakes who waits.
-        except BaseException as error:  # noqa: BLE001 - it is raised again, on the other side
-            self.error = error
-        self.over.set()
-
-
-class _HeldBack:
-    """Holds the cancellations of an asyncio task back, while it waits for what must be waited for.
-
-    Args:
-        on_cancel: Called for each.
-
-    Attributes:
-        first: The first one.
-    """
-
-    def __init__(self, on_cancel: Callable[[], object]) -> None:
-        self._on_cancel = on_cancel
-        self.first: asyncio.CancelledError | KeyboardInterrupt | None = None
-
-    def __enter__(self) -> None:
-        """What it is around may be cancelled."""
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool:
-        # A second Ctrl-C is raised wherever the program is: it waits likewise.
-        if not isinstance(exc_value, asyncio.CancelledError | KeyboardInterrupt):
-            return False
-        self.first = self.first or exc_value
-        self._on_cancel()
-        return True
-
-
 async def _outlast(
     over: asyncio.Event, on_cancel: Callable[[], object]
 ) -> asyncio.CancelledError | KeyboardInterrupt | None:
-    """Wait for something that will come, however often this task is cancelled meanwhile.
+    """Wait for an event, however often this task is cancelled.
 
-    Args:
-        over: What is waited for.
-        on_cancel: Called for each cancellation.
-
-    Returns:
-        The first cancellation, to be raised when all is done.
+    `on_cancel` is called for each cancellation, and the first one is returned, to be raised later.
     """
-    held_back = _HeldBack(on_cancel)
+    first: asyncio.CancelledError | KeyboardInterrupt | None = None
     while not over.is_set():
-        with held_back:
+        try:
             await over.wait()
-    return held_back.first
+        except (asyncio.CancelledError, KeyboardInterrupt) as error:  # noqa: ASYNC103 - returned
+            first = first or error
+            on_cancel()
+    return first
 
 
 class Guest:
-    """The Trio run of one event loop. `join` makes it; who has joined it has to leave it.
-
-    Args:
-        loop: The event loop.
+    """The Trio run of one event loop. Each `join` needs a `leave`.
 
     Attributes:
         loop: The event loop.
-        process: The process that it runs in; one that is forked from it has but a picture of it.
-        waking: Called if the run breaks down, for those who wait for something of it.
+        process: The ID of the process that it runs in. It can't run in a forked process.
+        users: How often it was joined and not left. It ends when the last user leaves.
+        ended: Set when the run has ended.
+        waking: Functions that are called if the run breaks down, to wake tasks that wait for it.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -132,13 +72,8 @@ class Guest:
         self._has_nursery = trio.Event()
         self._unused = trio.Event()
 
-    @property
-    def is_ending(self) -> bool:
-        """Whether the last user has left."""
-        return self.users == 0
-
     def start(self) -> None:
-        """Begin, in a context that is empty: nobody's context variables are to live that long."""
+        """Start the run, in an empty context: it must not keep the caller's variables alive."""
         contextvars.Context().run(
             partial(
                 trio.lowlevel.start_guest_run,
@@ -146,9 +81,9 @@ class Guest:
                 run_sync_soon_threadsafe=self.loop.call_soon_threadsafe,
                 run_sync_soon_not_threadsafe=self.loop.call_soon,
                 done_callback=self._end,
-                # Asyncio does on Unix for its signal handlers, and on Windows always.
+                # Asyncio sets it on Unix for its signal handlers, and on Windows always.
                 host_uses_signal_set_wakeup_fd=True,
-                # Ctrl-C comes to `_main` alone: in a task of a client it would end them all.
+                # Only `_main` gets Ctrl-C. In a client's task, it would end the whole run.
                 restrict_keyboard_interrupt_to_checkpoints=True,
             )
         )
@@ -162,10 +97,9 @@ class Guest:
                 try:
                     await self._unused.wait()
                 except KeyboardInterrupt:
-                    # Where the program hasn't `asyncio.run` see to Ctrl-C, Trio does, and gives it
-                    # to this task. It is the loop's.
+                    # Without `asyncio.run`, Trio handles Ctrl-C. It belongs to the loop.
                     self.loop.call_soon(_interrupt)
-            # Whatever ended them, no client's task may keep from its end who waits for this.
+            # No task of a client may delay the end.
             nursery.cancel_scope.cancel()
 
     def _end(self, outcome: Outcome[None]) -> None:
@@ -175,26 +109,23 @@ class Guest:
         if error is not None and _is_interrupt(error):
             self.loop.call_soon(_interrupt)
         elif error is not None:
-            logger.critical("Trio has broken down", exc_info=error)
+            logger.critical("Trio has broken down", exc_info=error, extra=fields())
         self.ended.set()
         for wake in tuple(self.waking):
             wake()
 
     def check(self) -> None:
-        """Refuse to go on after a breakdown, or in another event loop.
-
-        Raises:
-            RuntimeError: Trio has broken down, or this is another loop.
-            KeyboardInterrupt: It was a Ctrl-C that broke it.
-        """
+        """Raise an error after a breakdown of Trio, or in another event loop."""
         if asyncio.get_running_loop() is not self.loop:
-            raise RuntimeError("this belongs to a client of another event loop: open one in this")
+            raise RuntimeError(
+                "this belongs to a client of another event loop: open a client in this one"
+            )
         if self._failure is not None:
             if _is_interrupt(self._failure):
                 raise KeyboardInterrupt from self._failure
             raise RuntimeError(
-                "Trio has broken down, and with it this client: what was under way may have been "
-                "done, or not"
+                "Trio has broken down, and this client with it: calls under way may have been "
+                "completed or not"
             ) from self._failure
 
     async def run(
@@ -202,69 +133,71 @@ class Guest:
         function: Callable[[], Awaitable[T]],
         unclaimed: Callable[[T], Awaitable[object]] | None = None,
     ) -> T:
-        """Have an asynchronous function called in a Trio task, and wait for its end.
+        """Call an async function in a Trio task, and wait until it has ended.
 
-        Args:
-            function: The function. It runs in a copy of this task's context. Cancelled when this
-                task is cancelled.
-            unclaimed: Called in a Trio task with a result that came in spite of that.
-
-        Returns:
-            What it returned.
+        The function is cancelled when this task is cancelled. If it returns a result nevertheless,
+        `unclaimed` is called with it, also in a Trio task.
 
         Raises:
-            asyncio.CancelledError: This task was cancelled; the function has ended.
-            BaseException: What the function has raised.
+            asyncio.CancelledError: This task was cancelled, and the function has ended.
+            BaseException: Whatever the function raised.
             RuntimeError: Trio has broken down.
         """
         self.check()
-        call = _Call(function)
-        self.waking.add(call.over.set)
-        trio.lowlevel.spawn_system_task(
-            call.perform, name=function, context=contextvars.copy_context()
-        )
+        scope, over = trio.CancelScope(), asyncio.Event()
+        results: list[T] = []
+        errors: list[BaseException | None] = [None]
+
+        async def perform() -> None:
+            try:
+                with scope:
+                    results.append(await function())
+            except trio.Cancelled:
+                raise  # From outside the scope: Trio breaks down, and `_end` wakes this task.
+            except BaseException as error:  # noqa: BLE001 - it is raised again in this task
+                errors.append(error)
+            over.set()
+
+        self.waking.add(over.set)
+        trio.lowlevel.spawn_system_task(perform, name=function, context=contextvars.copy_context())
         try:
-            cancelled = await _outlast(call.over, call.scope.cancel)
+            cancelled = await _outlast(over, scope.cancel)
         finally:
-            self.waking.discard(call.over.set)
-        error, call.error = call.error, None  # which would hold this frame, by its traceback
+            self.waking.discard(over.set)
+        error = errors.pop()  # its traceback holds the list
         try:
             if cancelled is not None and (error is None or isinstance(error, Exception)):
-                if call.results and unclaimed is not None:
-                    await self.run(partial(unclaimed, call.results[0]))
+                if results and unclaimed is not None:
+                    await self.run(partial(unclaimed, results[0]))
                 raise cancelled from error
             if error is not None:
                 raise error
             self.check()
-            return call.results[0]
+            return results[0]
         finally:
             del error, cancelled
 
     async def connect(self, client: BrokerWSClient) -> None:
-        """In a Trio task: connect a client, whose own tasks are the guest's until it is closed.
-
-        Args:
-            client: The client.
-        """
+        """Connect a client, in a Trio task. Its own tasks run in this guest's nursery."""
         await self._has_nursery.wait()
         await client.connect(self._nursery)
 
     async def leave(self) -> None:
-        """Need it no longer. The last one ends it, and waits for its end."""
+        """Leave. The last user ends the run, and waits until it has ended."""
         if self.users == 1:
-            self._unused.set()  # first: a Ctrl-C between the two may not leave it without an end
+            self._unused.set()  # first, because a Ctrl-C between the two must not skip it
         self.users -= 1
-        if self.is_ending and not self.ended.is_set():
-            cancelled = await _outlast(self.ended, _do_nothing)
+        if self.users == 0 and not self.ended.is_set():
+            cancelled = await _outlast(self.ended, lambda: None)
             if cancelled is not None:
                 raise cancelled
 
 
 async def join() -> Guest:
-    """The guest of the loop that runs, for whoever leaves it again; started if there is none.
+    """Join the guest of the running loop. It is started if there is none.
 
     Raises:
-        RuntimeError: There can't be one here; the message says why.
+        RuntimeError: Trio can't run here; the message says why.
     """
     if trio.lowlevel.in_trio_task():
         raise RuntimeError("this is a Trio program: use BrokerWSClient without trio_broker.aio")
@@ -272,36 +205,36 @@ async def join() -> Guest:
         loop = asyncio.get_running_loop()
     except RuntimeError:
         raise RuntimeError("trio_broker.aio needs a running asyncio event loop") from None
-    while (guest := _here.guest) is not None and guest.loop is loop and guest.is_ending:
+    while (guest := _here.guest) is not None and guest.loop is loop and not guest.users:
         await guest.ended.wait()
     if guest is None:
         if trio.lowlevel.in_trio_run():
             raise RuntimeError(
-                "another Trio run is a guest of this thread already: use BrokerWSClient within it"
+                "another Trio run is a guest of this thread already: use BrokerWSClient in it"
             )
         guest = Guest(loop)
         guest.start()
     elif guest.process != os.getpid():
         raise RuntimeError(
-            "this process was forked from one with clients open, and Trio can't run in it: start "
-            "it by spawn"
+            "this process was forked from one with clients open, and Trio can't run in it: use "
+            "the start method 'spawn'"
         )
     elif guest.loop.is_closed():
         raise RuntimeError(
             "an event loop of this thread was closed while clients of it were open, and Trio can't "
-            "run in this thread any more: use another one"
+            "run in this thread any more: use another thread"
         )
     elif guest.loop is not loop:
         raise RuntimeError(
-            "a client of another event loop in this thread was never closed, and Trio can't be "
-            "the guest of two: close it in its loop first"
+            "a client of another event loop in this thread was never closed: close it in its loop "
+            "first"
         )
     guest.users += 1
     return guest
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
-    """Whether there is nothing but Ctrl-C at the bottom of an error."""
+    """Whether an error is a Ctrl-C, or was caused only by one."""
     if isinstance(error, BaseExceptionGroup):
         return all(map(_is_interrupt, error.exceptions))
     if isinstance(error, trio.TrioInternalError):
@@ -311,7 +244,3 @@ def _is_interrupt(error: BaseException | None) -> bool:
 
 def _interrupt() -> None:
     raise KeyboardInterrupt
-
-
-def _do_nothing() -> None:
-    """There is nothing to be done about a cancellation."""

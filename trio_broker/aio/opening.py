@@ -1,50 +1,24 @@
-"""Opening a client from asyncio, and closing it."""
+"""Opening and closing a client in asyncio."""
 
 from __future__ import annotations
 
-import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import TypedDict, Unpack
+from typing import Unpack
 
 import trio
 
-from trio_broker.aio.client import AioBrokerClient
+from trio_broker._secret import Secret
+from trio_broker.aio.client import AioBrokerClient, ClientOptions
 from trio_broker.aio.guest import Guest, join
 from trio_broker.client import BrokerWSClient
-from trio_broker.journal import SwapJournal
-from trio_broker.settings import Limits, ReconnectPolicy, TransportName
-from trio_broker.signing import SigningKey
-
-
-class ClientOptions(TypedDict, total=False):
-    """The keyword options of `BrokerWSClient`, which says what each means, and its default."""
-
-    reconnect: ReconnectPolicy | None
-    limits: Limits | None
-    connect_timeout: float
-    auth_timeout: float
-    heartbeat_interval: float
-    heartbeat_timeout: float
-    write_timeout: float
-    request_timeout: float
-    reply_grace: float
-    resolve_timeout: float
-    poll_interval: float
-    close_timeout: float
-    transport: TransportName
-    signing_key: SigningKey
-    ssl_context: ssl.SSLContext | None
-    allow_insecure: bool
-    journal: SwapJournal | None
-    clock: Callable[[], float]
 
 
 def open_broker(
     api_key: str, secret_key: str, ws_url: str, **options: Unpack[ClientOptions]
 ) -> AbstractAsyncContextManager[AioBrokerClient]:
-    """A client of the broker, for as long as an ``async with`` block lasts; for asyncio.
+    """Open a client of the broker for the length of an ``async with`` block, in asyncio.
 
     Args:
         api_key: The API key.
@@ -53,28 +27,31 @@ def open_broker(
         **options: The keyword options of `BrokerWSClient`.
 
     Returns:
-        What `open_client` gives for such a client.
+        A context manager, as from `open_client`.
 
     Raises:
-        ConfigurationError: An option can't work; the message names it.
+        ConfigurationError: An option is invalid; the message names it.
     """
-    return open_client(BrokerWSClient(api_key, secret_key, ws_url, **options))
+    keys_and_url = [Secret(api_key), Secret(secret_key), Secret(ws_url)]
+    api_key = secret_key = ws_url = ""  # for tracebacks with locals
+    return open_client(BrokerWSClient(*[one.reveal() for one in keys_and_url], **options))
 
 
 @asynccontextmanager
 async def open_client(client: BrokerWSClient) -> AsyncIterator[AioBrokerClient]:
-    """The same for a client that was made already, and not used yet.
+    """Open a `BrokerWSClient` that wasn't used yet, in asyncio.
 
-    ``open_client(BrokerWSClient.from_env())`` takes keys and URL from the environment.
+    For example, ``open_client(BrokerWSClient.from_env())`` takes the keys and the URL from the
+    environment.
 
-    Leaving the block closes the client, and takes its `close_timeout` at most; left by a
-    cancellation, it closes at once. An exception of the block's comes through as it was raised.
+    Leaving the block closes the client, which takes at most its `close_timeout`. If the block is
+    cancelled, it closes at once. An exception of the block is raised unchanged.
 
     Args:
-        client: The client. It mustn't be used in any other way.
+        client: The client. Don't use it in any other way.
 
     Returns:
-        A context manager, whose block is given the client as asyncio uses it.
+        A context manager that returns the client for asyncio.
 
     Raises:
         RuntimeError: The client was used before. Or Trio can't run here: there is no asyncio loop,

@@ -1,4 +1,4 @@
-"""Streams, as asyncio reads them: a view of the library's own."""
+"""Streams for asyncio. Each one reads the buffer of a Trio stream."""
 
 from __future__ import annotations
 
@@ -9,25 +9,30 @@ from typing import Generic, Self, TypeVar
 
 import trio
 
+from trio_broker._sealed import Run, Sealed
+from trio_broker._streams.subscription import MAX_RUN, BoundedReceiveChannel, Subscription
 from trio_broker.aio.guest import Guest
 from trio_broker.models import Message
-from trio_broker.subscription import MAX_RUN, BoundedReceiveChannel, Subscription
 
 T_co = TypeVar("T_co", covariant=True)
 
 
-class AioChannel(Generic[T_co]):
+class AioChannel(Sealed, Generic[T_co]):
     """A `trio_broker.BoundedReceiveChannel` for asyncio, as `client.events()` gives it.
 
-    A slow consumer holds nobody up: when the buffer is full, the oldest item is dropped and counted
-    in `dropped`. Handles are made by the client and by `clone`; ``async with`` or ``with`` closes
-    them. Several tasks may receive at a time: each item goes to one of them.
+    A slow consumer doesn't delay others: when the buffer is full, the oldest item is dropped and
+    counted in `dropped`. ``async with`` or ``with`` closes a handle. Several tasks may receive at
+    the same time: each item goes to one of them.
     """
+
+    __slots__ = ("__dict__", "__weakref__", "_channel", "_guest", "_run")
+
+    _instead = "write 'async for' over this"
 
     def __init__(self, channel: BoundedReceiveChannel[T_co], guest: Guest) -> None:
         self._channel = channel
         self._guest = guest
-        self._run = 0  # how many items an iteration took since the loop had its turn
+        self._run = Run()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._channel!r}>"
@@ -40,7 +45,7 @@ class AioChannel(Generic[T_co]):
     def statistics(self) -> trio.MemoryChannelStatistics:
         """The buffer's state, for all clones together, as Trio's memory channels have it.
 
-        Who waits here is none of the tasks that it counts.
+        Tasks that wait in asyncio aren't counted.
         """
         return self._channel.statistics()
 
@@ -58,13 +63,13 @@ class AioChannel(Generic[T_co]):
     async def receive(self) -> T_co:
         """Wait for the next item and take it.
 
-        The loop has its turn before the item is taken: cancelling is safe, no item is lost by it.
+        Other tasks run before the item is taken. Cancelling is safe: no item is lost.
 
         Raises:
             trio.EndOfChannel: The channel has ended, and everything has been received.
             trio.ClosedResourceError: This handle was closed, before or meanwhile.
-            BrokerError: What the channel ended with; a subscription's `ChannelError` as well,
-                which doesn't end it.
+            BrokerError: The error that ended the channel, or a `ChannelError`, which doesn't end a
+                subscription.
             RuntimeError: Trio has broken down.
         """
         await asyncio.sleep(0)
@@ -80,12 +85,12 @@ class AioChannel(Generic[T_co]):
     async def __anext__(self) -> T_co:
         """Like `receive`, but faster while something is buffered.
 
-        Cancelling is safe; other tasks get their turn when it has to wait, and every 16 items at
-        the latest.
+        Cancelling is safe. Other tasks run when it has to wait, and at least every 16 items.
         """
-        self._run += 1
-        if self._run >= MAX_RUN:
-            self._run = 0
+        run = self._run
+        run.length += 1
+        if run.length >= MAX_RUN:
+            run.length = 0
             await asyncio.sleep(0)
         while True:
             try:
@@ -93,7 +98,7 @@ class AioChannel(Generic[T_co]):
             except trio.EndOfChannel:
                 raise StopAsyncIteration from None
             except trio.WouldBlock:
-                self._run = 0
+                run.length = 0
             await self._ready()
 
     def clone(self) -> Self:
@@ -107,13 +112,13 @@ class AioChannel(Generic[T_co]):
     def close(self) -> None:
         """Close this handle. Closing it twice is fine.
 
-        Tasks that wait in it get `trio.ClosedResourceError`. With the last handle, what is buffered
-        goes away.
+        Tasks that wait in it get `trio.ClosedResourceError`. With the last handle, the buffered
+        items are discarded.
         """
         self._channel.close()
 
     async def aclose(self) -> None:
-        """`close`; there is nothing to wait for."""
+        """Close this handle, as `close` does. This doesn't wait for anything."""
         self.close()
 
     def __enter__(self) -> Self:
@@ -139,7 +144,7 @@ class AioChannel(Generic[T_co]):
         self.close()
 
     async def _ready(self) -> None:
-        """Wait until something may have come; look, and wait again if not."""
+        """Wait until there may be an item. The caller looks, and waits again if there is none."""
         self._guest.check()
         called = asyncio.Event()
         forget = self._channel.when_ready(called.set)
@@ -152,10 +157,12 @@ class AioChannel(Generic[T_co]):
 
 
 class AioSubscription(AioChannel[Message[T_co]]):
-    """A `trio_broker.Subscription` for asyncio, as `client.subscribe` gives it.
+    """A `trio_broker.Subscription` for asyncio, as `client.subscribe` returns it.
 
-    What it delivers, how it ends, and what a slow consumer misses is said there.
+    That class documents what it delivers, how it ends, and what a slow consumer misses.
     """
+
+    __slots__ = ("_subscription",)
 
     def __init__(self, subscription: Subscription[T_co], guest: Guest) -> None:
         super().__init__(subscription, guest)
@@ -169,7 +176,7 @@ class AioSubscription(AioChannel[Message[T_co]]):
     def batch_nowait(self) -> list[Message[T_co]]:
         """Take everything that has arrived, at least one message.
 
-        Where the broker pushed an error, the list ends before it, and the next call raises it.
+        If the broker pushed an error, the list ends before it, and the next call raises it.
 
         Raises:
             trio.WouldBlock: Nothing is buffered.
@@ -182,9 +189,9 @@ class AioSubscription(AioChannel[Message[T_co]]):
     def batches(self) -> AsyncIterator[list[Message[T_co]]]:
         """Iterate over lists: everything that has arrived, at least one message.
 
-        In each step the loop has its turn before anything is taken: cancelling is safe. Where the
-        broker pushed an error, the list ends before it, and the next step raises `ChannelError`;
-        iterate on after that.
+        In each step, other tasks run before anything is taken. Cancelling is safe. If the broker
+        pushed an error, the list ends before it, and the next step raises `ChannelError`. The
+        iteration can go on after that.
         """
         return _Batches(self)
 
@@ -198,7 +205,7 @@ class AioSubscription(AioChannel[Message[T_co]]):
 
 
 class _Batches(AsyncIterator[list[Message[T_co]]]):
-    """What `AioSubscription.batches` gives; no generator, as it goes on after a `ChannelError`."""
+    """What `batches` returns. It isn't a generator because it goes on after a `ChannelError`."""
 
     def __init__(self, subscription: AioSubscription[T_co]) -> None:
         self._subscription = subscription

@@ -1,9 +1,13 @@
-"""The command ``trio-broker``: one module a command, and a few that they share.
+"""The ``trio-broker`` command line.
 
-`account` says whose account it is, `options` has their common flags, `output` prints, and `ending`
-ends.
+- `commands/`: one module for each command.
+- `doctor/`, `watch/`, `demo/`, `sandbox/`: the implementation of these commands.
+- `trading/`: code that the commands for swaps and orders share.
+- `terminal/`: output, prompts, progress and signals.
+- `account`, `options`: the settings and flags that commands share.
+- `runner`, `errors`: how a command runs, and its exit status.
 
-It needs the extra ``cli``; without it, it says so and nothing more.
+The command line needs the extra ``cli``. Without it, `main` prints how to install it.
 """
 
 from __future__ import annotations
@@ -14,18 +18,18 @@ from collections.abc import Sequence
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line; it always ends in `SystemExit`.
+    """Run the command line; it always ends with `SystemExit`.
 
     Args:
-        args: The arguments, ``sys.argv``'s if None.
+        args: The arguments; None means ``sys.argv[1:]``.
 
     Raises:
-        SystemExit: With one of `Status`.
+        SystemExit: With an exit status of `Status`.
     """
     needed = ("click", "dotenv", "platformdirs", "rich")
     if any(importlib.util.find_spec(name) is None for name in needed):
         sys.exit("trio-broker: the command needs its extra: pip install 'trio-broker[cli]'")
-    # Not at the top, since it needs the extra.
+    # Imported here because it needs the extra.
     from trio_broker.cli.app import app  # noqa: PLC0415
 
     app.main(args, prog_name="trio-broker")

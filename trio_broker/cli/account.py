@@ -1,11 +1,12 @@
-"""Whose account a command works with: from its flags, then the environment, then a .env file.
+"""The account of a command: from the flags, the environment or a .env file, in this order.
 
-The secret key is never a flag, as the list of processes shows those to everybody on the machine.
+The secret key is never a flag, because every user of the machine can list the flags of processes.
 """
 
 from __future__ import annotations
 
 import getpass
+import io
 import os
 import sys
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ import attrs
 import click
 
 from trio_broker import BrokerWSClient, ConfigurationError
+from trio_broker.cli.terminal.output import hide
 from trio_broker.settings import (
     Endpoint,
     TransportName,
@@ -26,7 +28,8 @@ from trio_broker.settings import (
 from trio_broker.signing import SigningKey
 
 ENV_FILE: Final = Path(".env")
-HOW_TO_SET: Final = "set it in the environment or in a .env file (the URL by --url too)"
+_LARGEST_FILE: Final = 1_000_000  # characters
+HOW_TO_SET: Final = "set it in the environment or in a .env file (--url sets the URL too)"
 
 _API_KEY: Final = "BROKER_API_KEY"
 _SECRET_KEY: Final = "BROKER_SECRET_KEY"  # noqa: S105 - the variable's name
@@ -37,16 +40,16 @@ _NAMES: Final = (_API_KEY, _SECRET_KEY, _WS_URL, _BASE_URL)
 
 @attrs.frozen(kw_only=True)
 class Account:
-    """An account at a broker, and how it is reached.
+    """An account at a broker, and how to connect to it.
 
     Attributes:
         api_key: The API key.
         secret_key: The secret key.
-        ws_url: The WebSocket's URL, whose query isn't for every eye.
-        endpoint: Where the broker is.
-        signing_key: How messages are signed.
-        transport: The library that speaks WebSocket.
-        allow_insecure: Whether ``ws://`` may leave this machine.
+        ws_url: The WebSocket URL; its query may contain secrets.
+        endpoint: The parts of the URL that may be shown.
+        signing_key: The key that messages are signed with.
+        transport: The WebSocket library.
+        allow_insecure: Allow plaintext connections to remote hosts.
     """
 
     api_key: str = attrs.field(repr=False)
@@ -59,23 +62,19 @@ class Account:
 
     @property
     def is_sandbox(self) -> bool:
-        """Whether it is play money: the documented keys, at an address of this machine."""
-        # The sandbox isn't imported where it isn't needed.
+        """Whether the account has play money: a documented sandbox key at a local address."""
+        # Imported here, because few commands need it.
         from trio_broker.sandbox import is_play_money  # noqa: PLC0415
 
         return is_play_money(self.api_key, self.ws_url)
 
     @property
     def label(self) -> str:
-        """``SANDBOX`` or ``LIVE``: what isn't certainly play money is real."""
+        """``SANDBOX`` if the account certainly has play money, otherwise ``LIVE``."""
         return "SANDBOX" if self.is_sandbox else "LIVE"
 
     def client(self, **options: Any) -> BrokerWSClient:
-        """A client of it, not yet connected.
-
-        Args:
-            options: Options of `BrokerWSClient`.
-        """
+        """Create a client, not yet connected, with further options of `BrokerWSClient`."""
         return BrokerWSClient(
             self.api_key,
             self.secret_key,
@@ -88,13 +87,13 @@ class Account:
 
 
 @attrs.frozen(kw_only=True)
-class Found:
-    """What was found of an account, before anybody looks whether it can work.
+class FoundSettings:
+    """The settings of an account, not yet checked.
 
     Attributes:
-        values: The settings, by the names of their variables.
-        sources: Where each was found: a flag, ``the environment``, or a file's name.
-        secret_file: The file that holds a secret key, whether that one counts or not.
+        values: The settings, by variable name.
+        sources: The source of each setting: a flag, ``the environment``, or a file name.
+        secret_file: The file that contains a secret key, even if a different key is used.
     """
 
     values: Mapping[str, str] = attrs.field(repr=False)
@@ -107,116 +106,109 @@ def find_account(
     url: str | None = None,
     env_file: Path | None = None,
     secret_key_stdin: bool = False,
-    environ: Mapping[str, str] = os.environ,
+    environ: Mapping[str, str] | None = None,
     **options: Any,
 ) -> Account:
-    """Look an account up.
+    """Find the settings of an account, and check them.
 
     Args:
-        url: The flag: a WebSocket URL, or a base URL.
-        env_file: The flag: a file with variables; None for ``.env``, if there is one.
-        secret_key_stdin: Whether the secret key is the first line of standard input.
-        environ: The environment.
-        **options: The other attributes of the account.
+        url: A WebSocket URL or a base URL.
+        env_file: A file with variables; None means ``.env``, if it exists.
+        secret_key_stdin: Read the secret key from the first line of standard input.
+        environ: The environment; None means `os.environ`.
+        **options: Further attributes of `Account`.
 
     Raises:
-        click.UsageError: Something is missing, or can't work; the message names it.
+        click.UsageError: A setting is missing or invalid; the message names it.
     """
-    found = gather(url=url, env_file=env_file, secret_key_stdin=secret_key_stdin, environ=environ)
+    found = find_settings(
+        url=url, env_file=env_file, secret_key_stdin=secret_key_stdin, environ=environ
+    )
     try:
-        return account_of(found, **options)
+        return make_account(found, **options)
     except ConfigurationError as error:
         raise click.UsageError(f"{error}; {HOW_TO_SET}") from None
 
 
-def gather(
+def find_settings(
     *,
     url: str | None = None,
     env_file: Path | None = None,
     secret_key_stdin: bool = False,
-    environ: Mapping[str, str] = os.environ,
-) -> Found:
-    """Find the settings of an account, each where it counts most.
-
-    Args:
-        url: As in `find_account`, and so the others.
-        env_file: The file.
-        secret_key_stdin: Whether the secret key is read from standard input.
-        environ: The environment.
+    environ: Mapping[str, str] | None = None,
+) -> FoundSettings:
+    """Find the settings of an account without checking them; see `find_account`.
 
     Raises:
-        click.UsageError: A flag names what isn't there, or can't be read.
+        click.UsageError: A file is missing or can't be read, or no secret key was entered.
     """
     path = env_file if env_file is not None else ENV_FILE
-    in_file = _named(_from_file(path, is_wanted=env_file is not None))
+    in_file = _account_settings(_variables_of(path, is_required=env_file is not None))
     values: dict[str, str] = {}
     sources: dict[str, str] = {}
     for source, settings in (
         (str(path), in_file),
-        ("the environment", _named(environ)),
+        ("the environment", _account_settings(os.environ if environ is None else environ)),
         ("--url", {} if url is None else {_WS_URL: url}),
-        ("--secret-key-stdin", {_SECRET_KEY: _first_line()} if secret_key_stdin else {}),
+        ("--secret-key-stdin", {_SECRET_KEY: _read_secret()} if secret_key_stdin else {}),
     ):
+        hide(*(settings[name] for name in (_API_KEY, _SECRET_KEY) if name in settings))
         if settings.keys() & {_WS_URL, _BASE_URL}:
-            # One place's base URL mustn't lose to another's WebSocket URL, which counts less.
+            # A URL replaces one of lower priority, even if only one of them is a base URL.
             for name in (_WS_URL, _BASE_URL):
                 values.pop(name, None)
                 sources.pop(name, None)
         values.update(settings)
         sources.update(dict.fromkeys(settings, source))
-    return Found(
+    return FoundSettings(
         values=values, sources=sources, secret_file=path if _SECRET_KEY in in_file else None
     )
 
 
-def setting(
-    name: str, *, env_file: Path | None = None, environ: Mapping[str, str] = os.environ
-) -> str:
-    """A setting that isn't an account's, from the environment or else from the file; or empty.
-
-    Args:
-        name: The variable's name.
-        env_file: As in `find_account`.
-        environ: The environment.
+def find_setting(name: str, *, env_file: Path | None = None) -> str:
+    """Return any setting, from the environment or the file; empty if it isn't set.
 
     Raises:
         click.UsageError: The file can't be read.
     """
-    value = environ.get(name, "").strip()
+    value = os.environ.get(name, "").strip()
     if value:
         return value
     path = env_file if env_file is not None else ENV_FILE
-    return (_from_file(path, is_wanted=env_file is not None).get(name) or "").strip()
+    return (_variables_of(path, is_required=env_file is not None).get(name) or "").strip()
 
 
-def account_of(found: Found, **options: Any) -> Account:
-    """The account that settings make.
-
-    Args:
-        found: The settings.
-        **options: The other attributes of the account.
+def make_account(found: FoundSettings, **options: Any) -> Account:
+    """Check settings, and create an account with further attributes.
 
     Raises:
-        ConfigurationError: Something is missing, or can't work; the message names it.
+        ConfigurationError: A setting is missing or invalid; the message names it.
     """
     values = dict(found.values)
+    name = "--url" if found.sources.get(_WS_URL) == "--url" else _WS_URL
     if values.get(_WS_URL, "").startswith(("https://", "http://")):
-        values[_WS_URL] = stream_url(values[_WS_URL])
+        values[_WS_URL] = stream_url(values[_WS_URL], name=name)
+    if name == "--url":
+        # Checked before `from_environment`, whose errors name the variable instead of the flag.
+        parse_url(values[_WS_URL], allow_insecure=True, name=name)
     api_key, secret_key, ws_url = from_environment(values)
-    endpoint = parse_url(ws_url, allow_insecure=options.get("allow_insecure", False))
+    if _WS_URL not in values:
+        name = _BASE_URL
+    allow_insecure = options.get("allow_insecure", False)
+    endpoint = parse_url(ws_url, allow_insecure=allow_insecure, name=name)
     return Account(
         api_key=api_key, secret_key=secret_key, ws_url=ws_url, endpoint=endpoint, **options
     )
 
 
-def _named(variables: Mapping[str, str | None]) -> dict[str, str]:
-    """Those of the variables that are an account's, and set."""
+def _account_settings(variables: Mapping[str, str | None]) -> dict[str, str]:
+    """Select the variables that belong to an account and aren't empty."""
     texts = {name: (variables.get(name) or "").strip() for name in _NAMES}
     return {name: text for name, text in texts.items() if text}
 
 
-def _first_line() -> str:
-    # A terminal would show it, and keep it in its scrollback.
+def _read_secret() -> str:
+    """Read the secret key from standard input, without echo on a terminal."""
     is_typed = sys.stdin.isatty()
     try:
         line = (getpass.getpass("Secret key: ") if is_typed else sys.stdin.readline()).strip()
@@ -227,35 +219,39 @@ def _first_line() -> str:
     return line
 
 
-def _from_file(path: Path, *, is_wanted: bool) -> Mapping[str, str | None]:
-    """The variables in a file, which is read once a command: a pipe is empty the second time."""
+def _variables_of(path: Path, *, is_required: bool) -> Mapping[str, str | None]:
+    """Read the variables in a file, once per command: a pipe can't be read twice."""
     context = click.get_current_context(silent=True)
     files = {} if context is None else context.meta.setdefault(__name__, {})
     if path not in files:
-        files[path] = _read(path, is_wanted=is_wanted)
+        files[path] = _read_variables(path, is_required=is_required)
     variables: Mapping[str, str | None] = files[path]
     return variables
 
 
-def _read(path: Path, *, is_wanted: bool) -> Mapping[str, str | None]:
-    # Not dotenv's own `dotenv_values`: it takes a `$` in a secret for a variable, and logs a line
-    # that it can't read, and goes on without it.
+def _read_variables(path: Path, *, is_required: bool) -> Mapping[str, str | None]:
+    # Not `dotenv_values`, which expands a `$` in a secret and only logs invalid lines.
     from dotenv.parser import parse_stream  # noqa: PLC0415 - `--help` doesn't need it
 
-    # It may be a pipe, as a shell makes for a password manager's output.
-    if path.is_dir() or not path.exists():
-        if is_wanted:
-            raise click.UsageError(f"--env-file: there is no file {str(path)!r}")
-        return {}
     try:
+        # Not `is_file`: the path may be a pipe, for example from a password manager.
+        if path.is_dir() or not path.exists():
+            if is_required:
+                raise click.UsageError(f"--env-file: there is no file {str(path)!r}")
+            return {}
         with path.open(encoding="utf-8") as file:
-            lines = list(parse_stream(file))
-    except (OSError, UnicodeError) as error:
+            text = file.read(_LARGEST_FILE + 1)
+    # ValueError: the name contains a NUL, or the text isn't UTF-8.
+    except (OSError, ValueError) as error:
         raise click.UsageError(f"{str(path)!r} can't be read: {error}") from None
+    if len(text) > _LARGEST_FILE:
+        # For example /dev/zero, which never ends.
+        raise click.UsageError(f"{str(path)!r} is too large for a settings file")
+    lines = list(parse_stream(io.StringIO(text)))
     for line in lines:
-        # Other programs' lines may be in it, and are theirs.
+        # Invalid lines of other programs are ignored.
         if line.error and any(name in line.original.string for name in _NAMES):
             raise click.UsageError(
-                f"line {line.original.line} of {str(path)!r} can't be read: is a quote not closed?"
+                f"line {line.original.line} of {str(path)!r} can't be read: is a quote missing?"
             )
     return {line.key: line.value for line in lines if line.key is not None}

@@ -1,4 +1,4 @@
-"""The flags that commands have in common."""
+"""Options that several commands have."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any, Final, TypeAlias, get_args
 import click
 from click.core import ParameterSource
 
-from trio_broker.cli.account import Account, find_account
-from trio_broker.cli.output import Output
+from trio_broker.cli.account import find_account
+from trio_broker.cli.terminal.output import Output
 from trio_broker.settings import TransportName
 from trio_broker.signing import SigningKey
 
 Command: TypeAlias = Callable[..., Any]
 
 _OUTPUT: Final = (
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line."),
-    click.option("-q", "--quiet", is_flag=True, help="Print nothing but results and errors."),
-    click.option("-v", "--verbose", count=True, help="Show the log; twice for all of it."),
-    click.option("--debug", is_flag=True, help="Show an error's traceback."),
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line."),
+    click.option("-q", "--quiet", is_flag=True, help="Print only results and errors."),
+    click.option("-v", "--verbose", count=True, help="Show the log; -vv adds debug messages."),
+    click.option("--debug", is_flag=True, help="Show the tracebacks of errors."),
 )
 
 _ACCOUNT: Final = (
@@ -34,39 +34,34 @@ _ACCOUNT: Final = (
         "--env-file",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="A file, or a pipe, with BROKER_API_KEY and so on, instead of .env.",
+        help="Read the settings from this file or pipe instead of .env.",
     ),
     click.option(
         "--secret-key-stdin",
         is_flag=True,
-        help="Read the secret key from the first line of standard input; a terminal asks for it.",
+        help="Read the secret key from the first line of standard input, or prompt for it.",
     ),
     click.option(
         "--signing-key",
         type=click.Choice(get_args(SigningKey)),
         default="derived",
         show_default=True,
-        help="Sign as the broker's own clients do, or with the secret itself.",
+        help="Sign with a key derived from the secret key, as the official clients do, or with the "
+        "secret key itself.",
     ),
     click.option(
         "--transport",
         type=click.Choice(get_args(TransportName)),
         default="trio-websocket",
         show_default=True,
-        help="The library that speaks WebSocket.",
+        help="The WebSocket library.",
     ),
-    click.option(
-        "--allow-insecure", is_flag=True, help="Allow ws:// to a broker on another machine."
-    ),
+    click.option("--allow-insecure", is_flag=True, help="Allow ws:// to a remote host."),
 )
 
 
 def output_options(function: Command) -> Command:
-    """Give a command ``--json``, ``--quiet``, ``--verbose`` and ``--debug``, as `Output`.
-
-    Args:
-        function: The command, which takes ``output``.
-    """
+    """Add ``--json``, ``--quiet``, ``--verbose`` and ``--debug``, passed as ``output``."""
 
     @functools.wraps(function)
     def command(
@@ -80,42 +75,18 @@ def output_options(function: Command) -> Command:
 
 
 def account_options(function: Command) -> Command:
-    """Give a command the flags that say whose account it works with, as `Account`.
-
-    Args:
-        function: The command, which takes ``account``.
-    """
-
-    @lazy_account_options
-    @functools.wraps(function)
-    def command(*args: Any, find: Callable[[], Account], **kwargs: Any) -> Any:
-        return function(*args, account=find(), **kwargs)
-
-    return command
-
-
-def lazy_account_options(function: Command) -> Command:
-    """Give a command the same flags, for an account that it may do without.
-
-    Args:
-        function: The command, which takes ``find``: it gives the `Account`, or raises
-            `click.UsageError`.
-    """
+    """Add the flags for the account, which is found and passed as ``account``."""
 
     @account_flags
     @functools.wraps(function)
     def command(*args: Any, flags: dict[str, Any], **kwargs: Any) -> Any:
-        return function(*args, find=functools.partial(find_account, **flags), **kwargs)
+        return function(*args, account=find_account(**flags), **kwargs)
 
     return command
 
 
 def account_flags(function: Command) -> Command:
-    """Give a command the same flags as they are: it looks the account up by itself.
-
-    Args:
-        function: The command, which takes ``flags``: arguments of `find_account`.
-    """
+    """Add the flags for the account, passed as ``flags``: the arguments of `find_account`."""
 
     @functools.wraps(function)
     def command(*args: Any, **kwargs: Any) -> Any:
@@ -126,9 +97,9 @@ def account_flags(function: Command) -> Command:
 
 
 def given_account_flags() -> list[str]:
-    """The account's flags as this command was given them, to be shown in another command.
+    """Return the account flags of this call, to be shown as part of a follow-up command.
 
-    A query in the URL isn't for every eye, and is left out.
+    The query of the URL is omitted, because it may contain secrets.
     """
     context = click.get_current_context()
     words = []

@@ -7,24 +7,33 @@
 
 from __future__ import annotations
 
-from trio_broker.sandbox.accounts import Account as Account, is_play_money as is_play_money
-from trio_broker.sandbox.broker import Connection as Connection, Received as Received
-from trio_broker.sandbox.disturbance import Fault as Fault
-from trio_broker.sandbox.embedded import Sandbox as Sandbox, open_sandbox as open_sandbox
+from trio_broker.sandbox.accounts import Account, is_play_money
+from trio_broker.sandbox.broker import Connection, Received
+from trio_broker.sandbox.disturbance import Fault
+from trio_broker.sandbox.embedded import Sandbox, open_sandbox
 from trio_broker.sandbox.events import (
-    ClientAsked as ClientAsked,
-    ClientCame as ClientCame,
-    ClientLeft as ClientLeft,
-    ClientTurnedAway as ClientTurnedAway,
-    OrderMoved as OrderMoved,
-    SandboxEvent as SandboxEvent,
+    ClientAsked,
+    ClientCame,
+    ClientLeft,
+    ClientTurnedAway,
+    OrderMoved,
+    SandboxEvent,
 )
-from trio_broker.sandbox.faults import Faults as Faults
-from trio_broker.sandbox.orders import Order as Order, Outcome as Outcome, Terms as Terms
-from trio_broker.sandbox.rules import Rules as Rules, Settings as Settings
-from trio_broker.sandbox.testing import BrokerClients as BrokerClients
+from trio_broker.sandbox.faults import Faults
+from trio_broker.sandbox.orders import Order, Outcome, Terms
+from trio_broker.sandbox.rules import Rules, Settings
+from trio_broker.sandbox.testing import BrokerClients
 from trio_broker.sandbox.threads import (
-    SandboxOptions as SandboxOptions,
-    ThreadedSandbox as ThreadedSandbox,
-    open_threaded_sandbox as open_threaded_sandbox,
+    SandboxOptions,
+    ThreadedSandbox,
+    open_threaded_sandbox,
 )
+
+# fmt: off
+__all__ = [
+    "Account", "BrokerClients", "ClientAsked", "ClientCame", "ClientLeft", "ClientTurnedAway",
+    "Connection", "Fault", "Faults", "Order", "OrderMoved", "Outcome", "Received", "Rules",
+    "Sandbox", "SandboxEvent", "SandboxOptions", "Settings", "Terms", "ThreadedSandbox",
+    "is_play_money", "open_sandbox", "open_threaded_sandbox",
+]
+# fmt: on

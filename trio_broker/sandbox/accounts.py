@@ -1,4 +1,4 @@
-"""Who may talk to the sandbox: accounts, and the check of every signed message."""
+"""The accounts of the sandbox, and the check of every signed message."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Account:
     Attributes:
         api_key: Its API key.
         secret_key: Its secret key.
-        balances: What it holds when the sandbox opens, by asset.
+        balances: Its balances when the sandbox opens, by asset.
     """
 
     api_key: str = attrs.field(repr=False, validator=attrs.validators.min_len(1))
@@ -67,7 +67,7 @@ class Account:
             if asset not in ASSETS:
                 raise ConfigurationError(f"the sandbox has no asset {asset!r}")
             if not (amount.is_finite() and amount >= 0):
-                raise ConfigurationError(f"an account can't begin with {amount} {asset}")
+                raise ConfigurationError(f"an account can't have {amount} {asset}")
 
 
 # The accounts that the broker's documentation names for development.
@@ -77,13 +77,8 @@ DOCUMENTED_ACCOUNTS: Final = (
 )
 
 
-class Doorkeeper:
-    """Checks signed messages.
-
-    Args:
-        accounts: Who may come in.
-        signing_key: Which HMAC key they sign with.
-    """
+class SignatureChecker:
+    """Checks signed messages."""
 
     def __init__(self, accounts: Iterable[Account], signing_key: SigningKey) -> None:
         self._signers = {
@@ -92,15 +87,10 @@ class Doorkeeper:
         self._nonces: dict[str, dict[str, int]] = {api_key: {} for api_key in self._signers}
 
     def check(self, api_key: str, envelope: Envelope, moment: Moment) -> None:
-        """Let a signed message pass, once.
+        """Check a signed message, and use up its nonce.
 
-        The order matters: only who has the secret learns whether a timestamp or a nonce is good,
-        and nobody else can use up a nonce.
-
-        Args:
-            api_key: Whose signature it must have.
-            envelope: The message.
-            moment: The time.
+        The order matters: without the secret, a client can't learn whether a timestamp or a nonce
+        is valid, and can't use up a nonce.
 
         Raises:
             Refusal: The key is unknown, the signature is wrong or missing, the timestamp is
@@ -131,9 +121,9 @@ class Doorkeeper:
 
 
 def is_play_money(api_key: str, url: str) -> bool:
-    """Whether an account certainly is a sandbox's: a documented key, at an address of this machine.
+    """Whether an account is certainly a sandbox's: a documented key at an address of this machine.
 
-    What isn't certain is real money, a URL that can't be read included.
+    If it isn't certain, the account counts as real money, for example for an unreadable URL.
 
     Args:
         api_key: The API key.

@@ -1,9 +1,8 @@
 """The broker's side of the protocol, without a socket, a clock or a task.
 
 Texts go in with the connection that they came from and the time; texts come out with the
-connection that they go to. So all of the protocol can be tested as plain synchronous code, over
-hours that take no time. What is left to the server around it is what needs sockets: deadlines of
-a connection's life, and the size of a message.
+connection that they go to. So the whole protocol can be tested as plain synchronous code.
+The server around it does what needs sockets: a connection's deadlines, and the size of a message.
 
 Where the documentation of the broker is silent, this one does as follows. A refused `auth` may be
 tried again. Subscribing twice and unsubscribing what isn't subscribed are acknowledged.
@@ -20,7 +19,7 @@ from typing import Final
 
 import attrs
 
-from trio_broker.sandbox.accounts import Account, Doorkeeper
+from trio_broker.sandbox.accounts import Account, SignatureChecker
 from trio_broker.sandbox.events import ClientAsked, OrderMoved, SandboxEvent
 from trio_broker.sandbox.exchange import Change, Exchange, logger
 from trio_broker.sandbox.market import known_asset
@@ -29,8 +28,8 @@ from trio_broker.sandbox.messages import (
     EstimateBody,
     StatusBody,
     SwapBody,
-    parse,
     parse_body,
+    parse_or_empty,
     print_message,
 )
 from trio_broker.sandbox.moment import Moment
@@ -72,15 +71,15 @@ class Received:
 
 @attrs.define(eq=False)
 class Connection:
-    """A client's connection: what the broker knows of it. To be read only, from outside.
+    """The broker's state of a client's connection. Tests may read it, but not change it.
 
     Attributes:
-        number: Which one it is, counted from 1.
-        opened_at: When its handshake was done, on Trio's clock.
+        number: Its number, counted from 1.
+        opened_at: The time of its handshake, on Trio's clock.
         closed_at: When it ended; None while it is open.
-        api_key: Whom it is authenticated as; None until then.
-        channels: What it is subscribed to, in the order in which it subscribed.
-        received: The last messages that came, refused ones included.
+        api_key: The API key of its account, None until it is authenticated.
+        channels: The subscribed channels, in the order of subscription.
+        received: The last received messages, including refused ones.
     """
 
     number: int
@@ -113,7 +112,7 @@ class Outgoing:
     """A text for a client.
 
     Attributes:
-        connection: Where it goes.
+        connection: The recipient.
         text: The text.
     """
 
@@ -124,14 +123,8 @@ class Outgoing:
 class Broker:
     """Answers messages, and pushes what changes.
 
-    Args:
-        accounts: The accounts that there are.
-        exchange: Where their business is done.
-        rules: The sandbox's settings.
-        on_event: Called with what happens; None if nobody looks on.
-
     Attributes:
-        exchange: Where their business is done.
+        exchange: The exchange.
         connections: The last connections, closed ones included, in the order of opening.
     """
 
@@ -146,7 +139,7 @@ class Broker:
         self._on_event = on_event
         self.connections: deque[Connection] = deque(maxlen=rules.history_size)
         self._rules = rules
-        self._doorkeeper = Doorkeeper(accounts, rules.signing_key)
+        self._signatures = SignatureChecker(accounts, rules.signing_key)
         self._opened = 0
         # Connections by API key: pushes go to those of one account alone.
         self._authenticated: dict[str, dict[Connection, None]] = {}
@@ -158,11 +151,7 @@ class Broker:
         }
 
     def open(self, at: float) -> Connection:
-        """Begin a connection.
-
-        Args:
-            at: The time on Trio's clock.
-        """
+        """Begin a connection."""
         self._opened += 1
         received: deque[Received] = deque(maxlen=self._rules.history_size)
         connection = Connection(self._opened, at, received)
@@ -171,12 +160,7 @@ class Broker:
         return connection
 
     def close(self, connection: Connection, at: float) -> None:
-        """End a connection.
-
-        Args:
-            connection: The connection.
-            at: The time on Trio's clock.
-        """
+        """End a connection."""
         connection.closed_at = at
         connection.channels.clear()
         if connection.api_key is not None:
@@ -186,18 +170,9 @@ class Broker:
     def receive(
         self, connection: Connection, message: str | bytes, moment: Moment
     ) -> list[Outgoing]:
-        """Answer a message.
-
-        Args:
-            connection: Where it came from.
-            message: The message: str for a text message, bytes for a binary one.
-            moment: The time.
-
-        Returns:
-            The answer, and then the pushes that the message has caused.
-        """
-        envelope, unreadable = _read(message)
-        op, channel = self._note(connection, envelope, moment.at)
+        """Answer a message: the reply, and then the pushes that the message caused."""
+        envelope, unreadable = parse_or_empty(message)
+        op, channel = self._record(connection, envelope, moment.at)
         try:
             connection.pace(moment.at, self._rules.messages_per_second)
             if unreadable is not None:
@@ -205,31 +180,21 @@ class Broker:
             answer = self._answer(connection, envelope, moment)
         except Refusal as refusal:
             logger.info("connection %d: refused %r: %s", connection.number, op, refusal)
-            self._tell_asked(connection, op, channel, error=str(refusal))
+            self._report_request(connection, op, channel, error=str(refusal))
             return [Outgoing(connection, print_message(op=op, ch=channel, error=str(refusal)))]
         logger.debug("connection %d: answered %r %s", connection.number, op, channel or "")
-        self._tell_asked(connection, op, channel, order=answer.order)
+        self._report_request(connection, op, channel, order=answer.order)
         nonce = envelope.nonce if self._rules.echo_nonce else None
         text = print_message(op=op, ch=answer.channel, nonce=nonce, data=answer.data)
         return [Outgoing(connection, text), *self._pushes(answer.change)]
 
-    def note(self, connection: Connection, message: str | bytes, at: float) -> None:
-        """Remember that a message came which is never handled.
+    def record(self, connection: Connection, message: str | bytes, at: float) -> None:
+        """Record a message that is never handled."""
+        op, channel = self._record(connection, parse_or_empty(message)[0], at)
+        self._report_request(connection, op, channel, was_handled=False)
 
-        Args:
-            connection: Where it came from.
-            message: The message.
-            at: The time on Trio's clock.
-        """
-        op, channel = self._note(connection, _read(message)[0], at)
-        self._tell_asked(connection, op, channel, was_handled=False)
-
-    def tell(self, event: SandboxEvent) -> None:
-        """Tell whoever looks on that something has happened.
-
-        Args:
-            event: It.
-        """
+    def report(self, event: SandboxEvent) -> None:
+        """Report an event to `on_event`."""
         if self._on_event is not None:
             self._on_event(event)
 
@@ -238,30 +203,23 @@ class Broker:
         return self.exchange.next_deadline()
 
     def advance(self, moment: Moment) -> list[Outgoing]:
-        """Do what is due.
-
-        Args:
-            moment: The time.
-
-        Returns:
-            The pushes that it has caused.
-        """
+        """Take every step that is due: the pushes that this caused."""
         changes = self.exchange.advance(moment)
         for change in changes:
-            self.tell(OrderMoved(order=change.order))
+            self.report(OrderMoved(order=change.order))
         return [push for change in changes for push in self._pushes(change)]
 
-    def _note(
+    def _record(
         self, connection: Connection, envelope: Envelope, at: float
     ) -> tuple[str | None, str | None]:
         """Remember a message: its operation and its channel, as an answer repeats them."""
         op = None if envelope.op is None else shortened(envelope.op)
-        # An answer must not be as long as whatever a client takes for a channel.
+        # A client can send a channel of any length, but the answer must stay short.
         channel = None if len(envelope.ch or "") > _LONGEST_CHANNEL else envelope.ch
         connection.received.append(Received(at, op, channel))
         return op, channel
 
-    def _tell_asked(
+    def _report_request(
         self,
         connection: Connection,
         op: str | None,
@@ -280,7 +238,7 @@ class Broker:
             error=error,
             was_handled=was_handled,
         )
-        self.tell(event)
+        self.report(event)
 
     def _answer(self, connection: Connection, envelope: Envelope, moment: Moment) -> _Answer:
         match envelope.op:
@@ -295,13 +253,13 @@ class Broker:
             raise Refusal(UNKNOWN_OPERATION, envelope.op or "")
         if connection.api_key is None:
             raise Refusal(NOT_AUTHENTICATED)
-        self._doorkeeper.check(connection.api_key, envelope, moment)
+        self._signatures.check(connection.api_key, envelope, moment)
         return operation(connection.api_key, envelope, moment)
 
     def _authenticate(self, connection: Connection, envelope: Envelope, moment: Moment) -> _Answer:
         if envelope.key is None:
             raise Refusal(INVALID_API_KEY)
-        self._doorkeeper.check(envelope.key, envelope, moment)
+        self._signatures.check(envelope.key, envelope, moment)
         if connection.api_key not in {None, envelope.key}:
             raise Refusal(ALREADY_AUTHENTICATED)
         peers = self._authenticated.setdefault(envelope.key, {})
@@ -386,20 +344,12 @@ class Broker:
 
 @attrs.frozen
 class _Answer:
-    """What a message that isn't refused brings: a body, what changed, and the order it is about."""
+    """The reply to an accepted message: its body, the change, and the order."""
 
     data: dict[str, object]
     channel: str | None = None
     change: Change | None = None
     order: Order | None = None
-
-
-def _read(message: str | bytes) -> tuple[Envelope, Refusal | None]:
-    """A message, an empty one in place of what can't be read; and why it can't."""
-    try:
-        return parse(message), None
-    except Refusal as refusal:
-        return Envelope(), refusal
 
 
 def _terms(body: EstimateBody | SwapBody) -> Terms:

@@ -1,12 +1,11 @@
-"""What makes the sandbox's server misbehave: the rules that are in force, and how they act.
+"""The active faults of the sandbox's server, as rules, and their effects.
 
-The server asks at each of its seams: `Disturbances.greeting` for a stream that it accepted,
-`intercept` for a message that came, `altered` for the texts that go out. `FaultyStream` is the
-stream under the WebSocket and asks for itself. Nothing here knows the names that tests have for
-faults: those are in `faults`.
+The server calls `Disturbances.greeting` for each accepted stream, `intercept` for each received
+message, and `altered` for the texts to send. `FaultyStream` is the stream under the WebSocket and
+reads the rules itself. The methods with which tests start faults are in `faults`.
 
-Rules act in the order in which they were made. They are few and short-lived, so they are looked
-through each time.
+Rules are applied in the order in which they were made. They are few, so a list is searched each
+time.
 """
 
 from __future__ import annotations
@@ -26,15 +25,14 @@ import msgspec
 import trio
 
 from trio_broker.sandbox.broker import Connection, Outgoing
-from trio_broker.sandbox.messages import Envelope, parse, print_message
-from trio_broker.sandbox.refusals import Refusal
+from trio_broker.sandbox.messages import parse_or_empty, print_message
 
-# To close a socket that has it resets the connection.
+# With this option, closing a socket resets the connection.
 _NO_LINGER: Final = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
 
 _Rule = TypeVar("_Rule")
 
-# A text, and how many seconds later it goes out.
+# A delay in seconds, and the text to send after it.
 Later: TypeAlias = tuple[float, str]
 
 
@@ -45,11 +43,11 @@ def _at_least_once(_: object, _attribute: attrs.Attribute[Any], times: int | Non
 
 @attrs.define(eq=False)
 class Fault:
-    """A fault that lasts until it is lifted; as a context manager, until the block is left.
+    """A fault that lasts until it is lifted, or as a context manager until the end of its block.
 
     Attributes:
-        times: How often it strikes before it ends by itself; None if it doesn't.
-        uses: How often it has struck. Faults that can't be counted stay at 0.
+        times: After how many uses it ends by itself, None for no limit.
+        uses: How often it was used. It stays 0 for faults that can't be counted.
         is_lifted: Whether it is over.
     """
 
@@ -77,7 +75,7 @@ class Fault:
 
 @attrs.frozen
 class Selector:
-    """Which messages a rule is for.
+    """The messages that a rule affects.
 
     Attributes:
         op: Only requests and replies with this operation.
@@ -91,13 +89,7 @@ class Selector:
     api_key: str | None = None
 
     def selects(self, op: str | None, channel: str | None, api_key: str | None) -> bool:
-        """Whether a message is among them.
-
-        Args:
-            op: Its operation; None for a push.
-            channel: Its channel.
-            api_key: Whose connection it is.
-        """
+        """Whether a message is among them; `op` is None for a push."""
         if self.api_key not in {None, api_key}:
             return False
         if self.channel is not None and (channel is None or not self._names(channel)):
@@ -113,7 +105,7 @@ class Selector:
 
 @attrs.frozen
 class Greeting:
-    """What a new client gets instead of a handshake.
+    """The response to a new client instead of a handshake.
 
     Attributes:
         how: The bytes of an HTTP response, or what else happens to the socket.
@@ -124,11 +116,11 @@ class Greeting:
 
 @attrs.frozen
 class Interception:
-    """Requests never reach the broker.
+    """Keep requests from the broker.
 
     Attributes:
         selector: Which.
-        error: What they are refused with; None if they aren't answered at all.
+        error: The error of the reply, None for no reply.
     """
 
     selector: Selector
@@ -137,11 +129,11 @@ class Interception:
 
 @attrs.frozen
 class Alteration:
-    """What goes out is changed.
+    """Change the sent texts.
 
     Attributes:
         selector: Which texts.
-        alter: What becomes of one: from how late it is and the text to what goes out in its place.
+        alter: Called with a delay and a text; returns what to send instead.
     """
 
     selector: Selector
@@ -150,7 +142,7 @@ class Alteration:
 
 @attrs.frozen
 class Stall:
-    """Nothing moves on some streams.
+    """Stop some streams.
 
     Attributes:
         streams: Which.
@@ -165,7 +157,7 @@ class Stall:
 
 @attrs.frozen
 class Drip:
-    """What goes out goes in single bytes.
+    """Send single bytes.
 
     Attributes:
         delay: Between two bytes, in seconds of Trio's clock.
@@ -177,7 +169,7 @@ class Drip:
 
 
 class _Head(msgspec.Struct):
-    """What a text to a client is recognized by."""
+    """The members that identify a text to a client."""
 
     op: str | None = None
     ch: str | None = None
@@ -192,12 +184,8 @@ class Disturbances:
         self._late: list[tuple[float, int, Outgoing]] = []
         self._numbers = itertools.count()
 
-    def last(self, rule: object, times: int | None = None) -> Fault:
-        """Put a rule in force.
-
-        Args:
-            rule: A `Greeting`, `Interception`, `Alteration`, `Stall` or `Drip`.
-            times: How often it strikes; None until it is lifted.
+    def add(self, rule: object, times: int | None = None) -> Fault:
+        """Put a rule in force: a `Greeting`, `Interception`, `Alteration`, `Stall` or `Drip`.
 
         Raises:
             ValueError: `times` is less than 1.
@@ -212,27 +200,19 @@ class Disturbances:
             fault.lift()
 
     def greeting(self) -> bytes | str | None:
-        """What a client that has just connected gets; None for a handshake."""
+        """The greeting of a new client, None for a handshake."""
         for fault, rule in self._of(Greeting):
             self._use(fault)
             return rule.how
         return None
 
     def intercept(self, connection: Connection, message: str | bytes) -> list[Outgoing] | None:
-        """What is answered to a message that mustn't reach the broker; None if it may.
-
-        Args:
-            connection: Where it came from.
-            message: The message: str for a text message, bytes for a binary one.
-        """
+        """The replies to a message that is kept from the broker; None if it isn't."""
         rules = list(self._of(Interception))
-        # Nearly always; then the message needn't be read.
+        # The usual case: the message needn't be parsed.
         if not rules:
             return None
-        try:
-            envelope = parse(message)
-        except Refusal:
-            envelope = Envelope()
+        envelope, _ = parse_or_empty(message)
         api_key = connection.api_key or envelope.key
         for fault, rule in rules:
             if rule.selector.selects(envelope.op, envelope.ch, api_key):
@@ -244,12 +224,7 @@ class Disturbances:
         return None
 
     def altered(self, outgoing: Iterable[Outgoing], at: float) -> list[Outgoing]:
-        """What goes out now; what goes out later is kept until it is `due`.
-
-        Args:
-            outgoing: What the broker says.
-            at: The time on Trio's clock.
-        """
+        """The texts to send now; those to send later are kept until they are `due`."""
         now: list[Outgoing] = []
         for message in outgoing:
             for late, text in self._alter(message):
@@ -261,11 +236,7 @@ class Disturbances:
         return now
 
     def due(self, at: float) -> list[Outgoing]:
-        """What was kept back long enough.
-
-        Args:
-            at: The time on Trio's clock.
-        """
+        """The delayed texts that are due."""
         due: list[Outgoing] = []
         while self.next_deadline() <= at:
             due.append(heapq.heappop(self._late)[2])
@@ -276,21 +247,12 @@ class Disturbances:
         return self._late[0][0] if self._late else math.inf
 
     def drip(self, api_key: str | None) -> float | None:
-        """How long to wait after every byte, in seconds; None if they needn't go singly.
-
-        Args:
-            api_key: Whose connection it is.
-        """
+        """Seconds to wait after every byte; None if bytes aren't sent one by one."""
         delays = [rule.delay for _, rule in self._of(Drip) if rule.api_key in {None, api_key}]
         return max(delays, default=None)
 
     def stalls(self, stream: FaultyStream, *, writing: bool) -> bool:
-        """Whether a stream is held.
-
-        Args:
-            stream: The stream.
-            writing: Asks for writing to it; False for reading.
-        """
+        """Whether writing to a stream is blocked, or reading from it."""
         return any(
             stream in rule.streams and (rule.writing if writing else rule.reading)
             for _, rule in self._of(Stall)
@@ -307,13 +269,13 @@ class Disturbances:
 
     def _alter(self, message: Outgoing) -> list[Later]:
         rules = list(self._of(Alteration))
-        # Nearly always; then the text needn't be read.
+        # The usual case: the text needn't be parsed.
         if not rules:
             return [(0.0, message.text)]
         head = msgspec.json.decode(message.text, type=_Head)
         texts = [(0.0, message.text)]
         for fault, rule in rules:
-            # A fault isn't used up by what another has swallowed.
+            # A text that another fault has swallowed doesn't count as a use.
             if texts and rule.selector.selects(head.op, head.ch, message.connection.api_key):
                 self._use(fault)
                 texts = [late for text in texts for late in rule.alter(*text)]
@@ -331,14 +293,14 @@ class Disturbances:
 
 
 class FaultyStream(trio.abc.HalfCloseableStream):
-    """A client's stream, as far as faults let it through.
+    """A client's stream, with faults applied.
 
-    What is sent goes out whole before anything else does. That makes it safe to put bytes
-    between the frames of the WebSocket.
+    Each `send_all` is completed before the next one begins. So bytes can be sent between the frames
+    of the WebSocket.
 
     Attributes:
-        connection: Whose stream it is; None before the handshake is done.
-        heard_at: When something came last, pings included, on Trio's clock.
+        connection: The connection; None before the handshake is done.
+        heard_at: When bytes were last received, on Trio's clock.
     """
 
     def __init__(self, stream: trio.SocketStream, disturbances: Disturbances) -> None:
@@ -350,7 +312,7 @@ class FaultyStream(trio.abc.HalfCloseableStream):
 
     @property
     def is_slowed(self) -> bool:
-        """Whether a fault makes writing take longer than a client is to blame for."""
+        """Whether a fault slows writing, so that the client isn't to blame."""
         return self._drip() is not None
 
     @property
@@ -369,11 +331,7 @@ class FaultyStream(trio.abc.HalfCloseableStream):
             await self._disturbances.wait_lifted()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send bytes, once no fault forbids to write.
-
-        Args:
-            data: The bytes.
-        """
+        """Send bytes, once no fault forbids to write."""
         async with self._sending:
             while data:
                 await self.wait_writable()
@@ -385,13 +343,9 @@ class FaultyStream(trio.abc.HalfCloseableStream):
                     await trio.sleep(delay)
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Receive some bytes, once no fault forbids to read.
-
-        Args:
-            max_bytes: How many at most; None for what suits Trio.
-        """
+        """Receive some bytes, once no fault forbids to read."""
         data = await self._stream.receive_some(max_bytes)
-        # Only now: it was waiting for the socket, most likely, when the fault began.
+        # After the read: a fault usually starts while this waits for the socket.
         await self.wait_readable()
         self.heard_at = trio.current_time()
         return data
@@ -418,10 +372,9 @@ class FaultyStream(trio.abc.HalfCloseableStream):
 
 
 def reset(stream: trio.SocketStream) -> None:
-    """Reset a connection, at once; one that is closed already is left as it is.
+    """Reset a connection at once; one that is closed already stays as it is.
 
-    Args:
-        stream: Its stream. Tasks that wait for it get a `trio.ClosedResourceError`.
+    Tasks that use the stream get a `trio.ClosedResourceError`.
     """
     if stream.socket.fileno() != -1:
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)

@@ -35,7 +35,7 @@ class Sandbox:
     """A running sandbox; `open_sandbox` makes one.
 
     Attributes:
-        url: Where it listens, for clients on this machine.
+        url: Its URL, for clients on this machine.
         api_key: The API key of its first account, ``test_key_1``.
         secret_key: That account's secret key, ``test_secret_1``.
         accounts: All accounts: the two documented ones, then those that were added.
@@ -63,7 +63,7 @@ class Sandbox:
         """A client of this sandbox, not yet connected.
 
         Args:
-            account: Whose: its position in `accounts`, or its API key.
+            account: The account's position in `accounts`, or its API key.
             options: Options of `BrokerWSClient`. Clock and signing key are the sandbox's,
                 unless they are given here.
         """
@@ -79,7 +79,7 @@ class Sandbox:
         return BrokerWSClient(chosen.api_key, chosen.secret_key, self.url, **options)
 
     def balances(self, account: int | str = 0) -> dict[str, Balance]:
-        """What an account holds now, by asset.
+        """An account's balances now, by asset.
 
         Args:
             account: Its position in `accounts`, or its API key.
@@ -91,16 +91,16 @@ class Sandbox:
         }
 
     def orders(self, account: int | str | None = None) -> tuple[Order, ...]:
-        """The orders that were taken, in their order: one for every swap that was accepted.
+        """The orders in the order of their acceptance, one for every accepted swap.
 
         Args:
-            account: Whose: a position in `accounts`, or an API key; None for all.
+            account: The account's position in `accounts`, or its API key; None for all.
         """
-        everybodys = tuple(self._exchange.orders.values())
+        all_orders = tuple(self._exchange.orders.values())
         if account is None:
-            return everybodys
+            return all_orders
         api_key = self._account(account).api_key
-        return tuple(order for order in everybodys if order.api_key == api_key)
+        return tuple(order for order in all_orders if order.api_key == api_key)
 
     def order(self, order_id: str) -> Order:
         """An order as it is now.
@@ -114,7 +114,7 @@ class Sandbox:
         return self._exchange.orders[order_id]
 
     def next_outcome(self, *outcomes: Outcome | str) -> None:
-        """Decide how the next orders go: the first outcome for the next, and so on.
+        """Set the outcomes of the next orders: the first for the next order, and so on.
 
         Orders after that go as the seed has it.
 
@@ -132,28 +132,25 @@ class Sandbox:
         return tuple(self._broker.connections)
 
     def push(self, text: str, account: int | str | None = None) -> int:
-        """Send any text to clients, as a broker that says something odd.
+        """Send any text to clients, for example an unexpected message.
 
         Args:
             text: The text.
             account: Only to clients of this account; None for all.
 
         Returns:
-            To how many clients it goes.
+            The number of clients.
         """
-        links = self._server.links(self._api_key(account))
-        for link in links:
-            link.post(text)
-        return len(links)
+        return self._server.post(text, self._api_key(account))
 
     def drop_connections(self, account: int | str | None = None) -> int:
-        """Close clients' sockets at once, without a word.
+        """Close clients' sockets at once, without a close frame.
 
         Args:
             account: Only of clients of this account; None for all.
 
         Returns:
-            How many are closed.
+            The number of closed connections.
         """
         links = self._server.links(self._api_key(account))
         for link in links:
@@ -184,55 +181,54 @@ async def open_sandbox(
     on_event: Callable[[SandboxEvent], object] | None = None,
     **settings: Unpack[Settings],
 ) -> AsyncIterator[Sandbox]:
-    """Run a broker for as long as the block lasts.
+    """Run a sandbox broker during the block.
 
-    It speaks the broker's whole protocol on a real socket, and trades play money. Entering it
-    returns once clients can connect. Leaving it closes their connections with code 1001; left
-    by an exception or cancelled, it closes them at once. Nothing that a client does raises here.
+    It implements the broker's whole protocol on a real socket, and trades play money. Entering it
+    returns once clients can connect. Leaving it closes their connections with code 1001. After an
+    exception or a cancellation, it closes them at once. No action of a client raises here.
 
-    Timers go by Trio's clock, so that hours take no time under `trio.testing.MockClock`; stamps,
-    and the window of clients' timestamps, go by `clock`.
+    Timers use Trio's clock, so that hours take no real time under `trio.testing.MockClock`. The
+    messages' timestamps use `clock`.
 
     Args:
-        seed: What prices, and how orders go, depend on. The same seed and the same swaps at the
-            same times give the same prices and the same orders. None for the one of `state`,
-            or 0 if there is none.
-        host: The address to listen on. There is no TLS: anybody who reaches it can read along.
-        port: The TCP port, 0 for any that is free.
+        seed: The seed of the prices and of the orders' outcomes. The same seed and the same swaps
+            at the same times give the same prices and orders. None for the seed of `state`, or 0.
+        host: The address to listen on. There is no TLS: everyone who can reach it can read the
+            traffic.
+        port: The TCP port, 0 for any free port.
         clock: The wall clock, in seconds since the epoch.
-        accounts: Accounts besides the two that the broker's documentation names.
-        state: A file for what it holds: balances, orders and what is still to come of them, and
-            where prices began. A sandbox that is started with it again goes on from there,
-            however the one before has ended; what was due since then happens at once. None for a
-            sandbox that is forgotten. `accounts` that the file knows have the balances that it
-            tells of, and keys of others stay with it.
-        on_event: Called with everything that happens, as it happens, for a log or a screen. It
-            runs in the sandbox's own tasks: it mustn't take long, and mustn't raise.
-        settings: Limits, timings and the like: the attributes of `Rules`.
+        accounts: Further accounts, in addition to the two that the broker's documentation names.
+        state: A file for balances, orders with their future steps, and the start of the prices. A
+            later sandbox with this file continues from there, even if the earlier one was killed.
+            Steps that were due in between happen at once. None for a sandbox that isn't saved. If
+            the file has one of `accounts`, the file's balances count. It also keeps other accounts.
+        on_event: Called with every event, for a log or a screen. It is called in the sandbox's own
+            tasks, so it must return quickly and must not raise.
+        settings: Limits and timings: the attributes of `Rules`.
 
     Raises:
-        ConfigurationError: A setting, or an account, can't be; or the file of `state` isn't one,
-            is damaged, has another seed, or is in use by another sandbox.
-        OSError: It can't listen there, or can't read or write the file. Once it can't write a
+        ConfigurationError: A setting or an account is invalid; or the file of `state` is invalid,
+            damaged, has another seed, or is in use by another sandbox.
+        OSError: It can't listen there, or can't read or write the file. If it can't write a
             change, the block is cancelled, and this is raised from its end.
     """
     rules = Rules(**settings)
-    everybody = (*DOCUMENTED_ACCOUNTS, *accounts)
-    opening = {account.api_key: account.balances for account in everybody}
-    if len(opening) != len(everybody):
+    all_accounts = (*DOCUMENTED_ACCOUNTS, *accounts)
+    opening = {account.api_key: account.balances for account in all_accounts}
+    if len(opening) != len(all_accounts):
         raise ConfigurationError("two accounts of the sandbox have the same API key")
     scope = trio.CancelScope()
     moment = Moment(trio.current_time(), clock())
     with open_exchange(state, seed, opening, rules, moment, stop=scope.cancel) as exchange, scope:
-        broker = Broker(everybody, exchange, rules, on_event)
-        async with _serving(broker, everybody, rules, clock, (host, port)) as sandbox:
+        broker = Broker(all_accounts, exchange, rules, on_event)
+        async with _serving(broker, all_accounts, rules, clock, (host, port)) as sandbox:
             yield sandbox
 
 
 @asynccontextmanager
 async def _serving(
     broker: Broker,
-    everybody: tuple[Account, ...],
+    all_accounts: tuple[Account, ...],
     rules: Rules,
     clock: Callable[[], float],
     address: tuple[str, int],
@@ -242,7 +238,7 @@ async def _serving(
     try:
         listeners = await trio.open_tcp_listeners(port, host=host)
     except OSError as failure:
-        # The system doesn't say where.
+        # The system's error doesn't name the address.
         raise type(failure)(failure.errno, failure.strerror, f"{host}, port {port}") from failure
     bound_port = listeners[0].socket.getsockname()[1]
     host = _ANY_ADDRESS.get(host, host)
@@ -253,12 +249,12 @@ async def _serving(
         async with trio.open_nursery() as nursery:
             await nursery.start(server.serve, listeners)
             try:
-                yield Sandbox(url, everybody, server, clock)
+                yield Sandbox(url, all_accounts, server, clock)
             except (Exception, KeyboardInterrupt, SystemExit) as raised:  # noqa: BLE001 - see below
                 # Kept back until the nursery is done, which would wrap it into a group.
                 error = raised
             else:
-                await server.say_goodbye()
+                await server.close_connections()
             nursery.cancel_scope.cancel()
     finally:
         if error is not None:

@@ -1,6 +1,6 @@
-"""What happens at a sandbox, for somebody who looks on: what `open_sandbox`'s `on_event` gets.
+"""The events of a sandbox, with which `open_sandbox` calls `on_event`.
 
-They are plain values, as things were at that moment. No secret and no signature is in any.
+They are plain values from the time of the event. They contain no secret and no signature.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from trio_broker.sandbox.orders import Order
 
 @attrs.frozen(kw_only=True)
 class SandboxEvent:
-    """Something that happened at a sandbox."""
+    """Base class of a sandbox's events."""
 
 
 @attrs.frozen(kw_only=True)
 class ClientTurnedAway(SandboxEvent):
-    """A fault kept somebody from connecting: there was no handshake."""
+    """A fault refused a connection: there was no handshake."""
 
 
 @attrs.frozen(kw_only=True)
@@ -33,16 +33,16 @@ class ClientCame(SandboxEvent):
 
 @attrs.frozen(kw_only=True)
 class ClientAsked(SandboxEvent):
-    """A client sent a message, and its answer is decided: faults may lose it yet.
+    """A client sent a message, and its reply is decided. Faults may still lose the reply.
 
     Attributes:
         connection: The client's `Connection.number`.
-        api_key: Whom it is authenticated as, with this message perhaps; None if it isn't.
+        api_key: The API key of its account, None if it isn't authenticated.
         op: The operation, cut if it is long; None if the message couldn't be read.
         channel: The channel, if it named one.
-        order: The order that a swap has become, or that it asked for.
-        error: What it was refused with; None if it wasn't.
-        was_handled: Whether the broker got to see it; False if a fault came between.
+        order: The order of the swap, or the requested order.
+        error: The error that refused it, None if it wasn't refused.
+        was_handled: Whether the broker handled it; False if a fault dropped it.
     """
 
     connection: int
@@ -56,7 +56,7 @@ class ClientAsked(SandboxEvent):
 
 @attrs.frozen(kw_only=True)
 class OrderMoved(SandboxEvent):
-    """An order went a step on in its life.
+    """An order's state changed.
 
     Attributes:
         order: The order as it is now.
@@ -71,11 +71,11 @@ class ClientLeft(SandboxEvent):
 
     Attributes:
         connection: Its `Connection.number`.
-        api_key: Whom it was authenticated as; None if it wasn't.
-        code: The close code, whichever side began; None if there was no goodbye.
-        reason: What was said with it.
-        was_dropped: Whether it was the sandbox that ended it without a goodbye: for a fault, or
-            since the client didn't read.
+        api_key: The API key of its account, None if it wasn't authenticated.
+        code: The close code of either side, None without a close frame.
+        reason: The text of the close frame.
+        was_dropped: Whether the sandbox ended it without a close frame, because of a fault or
+            because the client didn't read.
     """
 
     connection: int

@@ -1,10 +1,10 @@
-"""The business behind the protocol: takes swaps, and takes each through its life.
+"""The exchange behind the protocol: accepts swaps, and executes their orders step by step.
 
-It knows nothing of messages or connections. Time comes in as a `Moment`; randomness comes from
-the seed and the number of an order alone, so the same swaps at the same times go the same way.
+It knows nothing of messages or connections. Time comes in as a `Moment`. Randomness depends only
+on the seed and the number of an order, so the same swaps at the same times have the same results.
 
-Within, times are seconds since the exchange was opened; Trio's clock, which begins anywhere, is
-met at the border alone. So what an exchange holds means the same to another process.
+Internal times are seconds since the exchange was opened. Only the public methods use Trio's clock,
+which starts anywhere. So the state of an exchange means the same in another process.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _REASONS: Final = {
 
 @attrs.frozen
 class Change:
-    """What an order's step, or a new order, changed.
+    """The change by an order's step or by a new order.
 
     Attributes:
         order: The order as it is now.
@@ -59,22 +59,22 @@ class Exchange:
     """Accounts' holdings, their orders, and a market.
 
     Args:
-        seed: What prices and lives depend on.
-        opened_at: When it was opened, on Trio's clock: prices begin there. One that is taken up
-            again was opened before that clock began, perhaps.
-        opening: What each account begins with, by API key and asset.
+        seed: The seed of prices and orders.
+        opened_at: When it was opened, on Trio's clock: prices begin there. A
+            resumed exchange may have been opened before that clock began.
+        opening: The opening balances of each account, by API key and asset.
         rules: The sandbox's settings.
 
     Attributes:
-        seed: What prices and lives depend on.
+        seed: The seed of prices and orders.
         opened_at: When it was opened, on Trio's clock.
         market: Where prices come from.
-        ledger: Who holds how much.
-        orders: All orders by id, in the order in which they were taken.
-        forced: How the next orders go, each for one order, before the rules' `outcomes`.
-        on_change: Called with every order that is new or has moved, once the ledger has followed
-            and before anybody hears of it. What it raises comes out of `swap` or `advance`, and
-            the exchange is of no more use.
+        ledger: The balances.
+        orders: All orders by id, in the order of their acceptance.
+        forced: The outcomes of the next orders, one each, before the rules' `outcomes` apply.
+        on_change: Called with every new or changed order, after the ledger has changed and before
+            anything is sent. Its exception is raised by `swap` or `advance`, and then the exchange
+            can no longer be used.
     """
 
     def __init__(
@@ -96,50 +96,36 @@ class Exchange:
         self._due: list[tuple[float, str]] = []
 
     def resume(self, orders: Iterable[Order]) -> None:
-        """Take up orders of an exchange with the same seed, each where it was.
+        """Resume orders of an earlier exchange with the same seed.
 
-        The ledger is left alone: what they have locked must be locked in it already.
-
-        Args:
-            orders: The orders, in the order in which they were taken.
+        The ledger doesn't change: the amounts that they lock must be locked already.
         """
         for order in orders:
             self._remember(order)
 
     def quote(self, terms: Terms, at: float) -> Quote:
-        """What a swap would bring at one time.
-
-        Args:
-            terms: What the client asked for.
-            at: The time on Trio's clock.
+        """Quote a swap at a time on Trio's clock.
 
         Raises:
             Refusal: An asset or a source can't be used, or the amount is too little.
         """
         quote = self._quote(terms, terms.amount_in, at - self.opened_at)
         if not quote.expected_out:
-            raise Refusal(INVALID_AMOUNT)  # So little that nothing is left of it.
+            raise Refusal(INVALID_AMOUNT)  # nothing is left after rounding
         return quote
 
     def swap(
         self, api_key: str, terms: Terms, client_order_id: str | None, moment: Moment
     ) -> tuple[Order, Change | None]:
-        """Take a swap.
+        """Accept a swap.
 
         A client order id that the account used before gives that order again if the terms are
         the same. This is the sandbox's choice, since the broker's documentation doesn't say.
 
-        Args:
-            api_key: The account's key.
-            terms: What the client asked for.
-            client_order_id: The id that it gave, if it did.
-            moment: The time.
-
-        Returns:
-            The order, and what changed: None where the order was there before.
+        Returns the order, and what changed: None for an earlier order.
 
         Raises:
-            Refusal: The swap isn't taken, and nothing has changed.
+            Refusal: The swap isn't accepted, and nothing has changed.
         """
         quote = self.quote(terms, moment.at)
         if client_order_id is not None:
@@ -164,10 +150,6 @@ class Exchange:
     def find(self, api_key: str, order_id: str) -> Order:
         """An order of an account, by its id or its client order id.
 
-        Args:
-            api_key: The account's key.
-            order_id: The id.
-
         Raises:
             Refusal: The account has no such order.
         """
@@ -181,16 +163,9 @@ class Exchange:
         return self.opened_at + self._due[0][0] if self._due else None
 
     def advance(self, moment: Moment) -> list[Change]:
-        """Take every step that is due.
-
-        Args:
-            moment: The time.
-
-        Returns:
-            What has changed, in the order in which it did.
-        """
+        """Take every step that is due: what changed, in that order."""
         changes = []
-        # The very sum that `next_deadline` told: rounded otherwise, it could be due for ever.
+        # The same sum as in `next_deadline`. With another rounding, a step could stay due forever.
         while (deadline := self.next_deadline()) is not None and deadline <= moment.at:
             _, order_id = heapq.heappop(self._due)
             changes.append(self._step(self.orders[order_id], moment))
@@ -229,7 +204,7 @@ class Exchange:
         )
 
     def _plan(self, terms: Terms, now: float) -> tuple[Step, ...]:
-        # A generator for each order: what others do changes nothing about how this one goes.
+        # A generator for each order, so that other orders don't change its outcome.
         chance = random.Random(f"{self.seed}/{len(self.orders)}")  # noqa: S311 - it is a game
         outcomes = self._rules.outcomes
         (outcome,) = chance.choices(list(outcomes), list(outcomes.values()))
@@ -259,7 +234,7 @@ class Exchange:
         return Change(changed, assets)
 
     def _trade(self, order: Order, step: Step, moment: Moment) -> Order:
-        """Trade with the market, or end the order where its rate got too bad."""
+        """Trade with the market, or end the order if its rate is too bad."""
         terms = order.terms
         # The step's own time, not the moment's, so that a late timer doesn't change a price.
         quote = self._quote(terms, step.amount_in, step.at)

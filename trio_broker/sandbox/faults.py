@@ -1,20 +1,19 @@
-"""Faults on demand: what a test asks of a sandbox so that its broker misbehaves.
+"""Faults that a test can inject into a sandbox.
 
 >>> with sandbox.faults.stop_pushing():
-...     ...  # whoever waits for a push had better ask.
+...     ...  # the client gets no pushes here
 >>> sandbox.faults.swallow(op="swap", times=1)
 >>> sandbox.faults.reset(mid_frame=True)
 
-Three kinds of methods. Some ask for a fault that lasts: they give a `Fault`, which ends when it is
-lifted, when its ``with`` block is left, or after it has struck `times` times. Some do something
-once, to the connections whose handshake is done by now: they give the number of these. And
-`kill` ends the server, until `revive`.
+There are three kinds of methods. Some start a lasting fault and return a `Fault`. It ends when it
+is lifted, at the end of its ``with`` block, or after `times` uses. Some act once on the connections
+whose handshake is done, and return their number. And `kill` stops the server until `revive`.
 
-Faults that last disturb what the broker itself says and hears. What a test sends, with
-`Sandbox.push` or from here, is never swallowed, delayed or changed. Several faults on one message
-act in the order in which they were asked for, each on what the one before has left.
+Lasting faults affect only the broker's own messages. Messages that a test sends, with
+`Sandbox.push` or from here, are never swallowed, delayed or changed. Several faults on one message
+are applied in the order in which they were started, each to the result of the one before.
 
-All of it acts at the broker's end of a real socket: the client has to find out by itself.
+All faults act at the broker's end of a real socket, so the client has to detect them by itself.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+import trio
 
 from trio_broker.sandbox.disturbance import (
     Alteration,
@@ -57,19 +57,19 @@ _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 class Faults:
     """The faults of a running sandbox: `Sandbox.faults`.
 
-    Wherever a method has them, these parameters mean the same:
+    These parameters mean the same in all methods:
 
     - `account`: only connections of this account: its position in `Sandbox.accounts`, or its API
       key; None for all. A connection is an account's from its authentication on.
     - `op`: only requests with this operation, and replies to them: ``"swap"``.
-    - `channel`: with `op`, only where the channel is this one. Without `op`, only pushes to this
-      channel. A ``*`` at its end stands for anything: ``"orders:*"``, or ``"*"`` for every push.
-      With neither of the two, it is about everything that the broker says.
-    - `times`: after so many strikes the fault ends by itself; None for never. ValueError if it is
-      less than 1.
+    - `channel`: with `op`, only requests and replies with this channel. Without `op`, only pushes
+      to this channel. A ``*`` at its end matches anything: ``"orders:*"``, or ``"*"`` for every
+      push. Without `op` and `channel`, every message of the broker is affected.
+    - `times`: after so many uses the fault ends by itself; None for never. ValueError if it is less
+      than 1.
 
-    Where something is said to raise LookupError, the sandbox doesn't have the account
-    (IndexError for a position). All times are seconds of Trio's clock.
+    A method raises LookupError if the sandbox doesn't have the account (IndexError for a position).
+    All times are seconds of Trio's clock.
 
     Args:
         server: The sandbox's server.
@@ -106,17 +106,17 @@ class Faults:
             ValueError: The status or a header can't be in an HTTP response.
         """
         greeting = Greeting("reset" if status is None else _response(status, headers))
-        return self._disturbances.last(greeting, times)
+        return self._disturbances.add(greeting, times)
 
     def stall_handshakes(self, *, times: int | None = None) -> Fault:
-        """Accept new connections and say nothing, with no end.
+        """Accept new connections, but never reply to their handshakes.
 
-        Whoever is caught by it stays so when it is lifted.
+        Connections that it has stalled stay stalled after it is lifted.
 
         Args:
-            times: How many connections it catches.
+            times: How many connections it stalls.
         """
-        return self._disturbances.last(Greeting("silence"), times)
+        return self._disturbances.add(Greeting("silence"), times)
 
     # ---- Requests
 
@@ -127,9 +127,10 @@ class Faults:
         account: int | str | None = None,
         times: int | None = None,
     ) -> Fault:
-        """Lose requests: nobody handles them, and nobody answers.
+        """Lose requests: they are neither handled nor answered.
 
-        `Connection.received` has them all the same. To execute them and lose the answer, `swallow`.
+        `Connection.received` still has them. To execute requests and lose the replies, use
+        `swallow`.
 
         Args:
             op: Only requests with this operation; None for whatever a client sends.
@@ -140,7 +141,7 @@ class Faults:
             LookupError: There is no such account.
         """
         selector = Selector(op, None, self._api_key(account))
-        return self._disturbances.last(Interception(selector), times)
+        return self._disturbances.add(Interception(selector), times)
 
     def refuse_auth(
         self,
@@ -149,10 +150,10 @@ class Faults:
         account: int | str | None = None,
         times: int | None = None,
     ) -> Fault:
-        """Refuse authentication, whoever asks for it with whatever signature.
+        """Refuse authentication, even with a valid signature.
 
         Args:
-            error: What the client is told.
+            error: The error in the reply.
             account: Only with this account's API key.
             times: How often it refuses.
 
@@ -160,7 +161,7 @@ class Faults:
             LookupError: There is no such account.
         """
         selector = Selector("auth", None, self._api_key(account))
-        return self._disturbances.last(Interception(selector, error), times)
+        return self._disturbances.add(Interception(selector, error), times)
 
     def refuse_channel(
         self,
@@ -170,11 +171,11 @@ class Faults:
         account: int | str | None = None,
         times: int | None = None,
     ) -> Fault:
-        """Refuse to subscribe to a channel. What is subscribed stays so.
+        """Refuse to subscribe to a channel. Existing subscriptions stay.
 
         Args:
             channel: The channel; a ``*`` at its end stands for anything.
-            error: What the client is told.
+            error: The error in the reply.
             account: Only to this account.
             times: How often it refuses.
 
@@ -182,7 +183,7 @@ class Faults:
             LookupError: There is no such account.
         """
         selector = Selector("subscribe", channel, self._api_key(account))
-        return self._disturbances.last(Interception(selector, error), times)
+        return self._disturbances.add(Interception(selector, error), times)
 
     # ---- Replies and pushes
 
@@ -194,7 +195,7 @@ class Faults:
         account: int | str | None = None,
         times: int | None = None,
     ) -> Fault:
-        """Lose replies or pushes: what a request asks for is done, but the client isn't told.
+        """Lose replies or pushes: requests are executed, but the client gets no reply.
 
         Args:
             op: Only replies to this operation.
@@ -227,9 +228,9 @@ class Faults:
         account: int | str | None = None,
         times: int | None = None,
     ) -> Fault:
-        """Send replies or pushes later. All the others go at once, and so overtake them.
+        """Send replies or pushes later. Other messages aren't delayed, so they may overtake them.
 
-        Those that are held back when it is lifted still come at their time.
+        Messages that are delayed when it is lifted are still sent at their time.
 
         Args:
             seconds: How much later.
@@ -248,7 +249,7 @@ class Faults:
     def delay_auth(
         self, seconds: float, *, account: int | str | None = None, times: int | None = None
     ) -> Fault:
-        """Answer authentication later. The broker takes the client for authenticated at once.
+        """Delay the reply to an authentication. The broker authenticates the client at once.
 
         Args:
             seconds: How much later.
@@ -296,7 +297,7 @@ class Faults:
         """Send something else in place of replies or pushes.
 
         Args:
-            message: Any text, or what is to be printed as a JSON object.
+            message: Any text, or a mapping that is sent as a JSON object.
             op: Only replies to this operation.
             channel: Only those about this channel.
             account: Only to this account.
@@ -304,7 +305,7 @@ class Faults:
 
         Raises:
             LookupError: There is no such account.
-            TypeError: The object can't be printed.
+            TypeError: The mapping can't be encoded as JSON.
         """
         new = message if isinstance(message, str) else msgspec.json.encode(dict(message)).decode()
         return self._alter(lambda late, _text: [(late, new)], op, channel, account, times)
@@ -312,10 +313,10 @@ class Faults:
     # ---- The flow of bytes
 
     def stall_reading(self, *, account: int | str | None = None) -> Fault:
-        """Stop reading the sockets that there are now, as a server that hangs.
+        """Stop reading the existing sockets, like a server that hangs.
 
-        What clients send is read when it is lifted. Connections that come later are read; to
-        hold those up, `stall_handshakes`.
+        The clients' messages are read when it is lifted. Later connections are read; to block
+        those, use `stall_handshakes`.
 
         Args:
             account: Only of this account.
@@ -326,10 +327,10 @@ class Faults:
         return self._stall(account, reading=True)
 
     def stall_writing(self, *, account: int | str | None = None) -> Fault:
-        """Stop writing to the sockets that there are now: no message, no pong, no close.
+        """Stop writing to the existing sockets: no message, no pong, no close.
 
-        It all goes out when it is lifted. A client for which more than `Rules.outbox_size`
-        messages wait is dropped as ever. Connections that come later are written to.
+        Everything is sent when it is lifted. A client with more than `Rules.outbox_size` waiting
+        messages is dropped as usual. Later connections aren't affected.
 
         Args:
             account: Only of this account.
@@ -340,9 +341,9 @@ class Faults:
         return self._stall(account, writing=True)
 
     def go_silent(self, *, account: int | str | None = None) -> Fault:
-        """Neither read nor write, on the sockets that there are now: as when a cable is pulled.
+        """Neither read nor write on the existing sockets, as if a cable was pulled.
 
-        Connections that come later work.
+        Later connections aren't affected.
 
         Args:
             account: Only of this account.
@@ -355,7 +356,7 @@ class Faults:
     def drip(self, delay: float = 0.0, *, account: int | str | None = None) -> Fault:
         """Send everything in single bytes, handshakes and new connections included.
 
-        No deadline of the server's counts for what it makes slow.
+        The server's own deadlines don't apply to the delays that it causes.
 
         Args:
             delay: Between two bytes.
@@ -366,7 +367,7 @@ class Faults:
             ValueError: `delay` is negative.
         """
         _check_seconds(delay)
-        return self._disturbances.last(Drip(delay, self._api_key(account)))
+        return self._disturbances.add(Drip(delay, self._api_key(account)))
 
     # ---- At once
 
@@ -392,7 +393,7 @@ class Faults:
         return len(links)
 
     def hang_up(self, account: int | str | None = None) -> int:
-        """End connections without a close frame (TCP's FIN), once what waits is sent.
+        """End connections without a close frame (TCP's FIN), after the waiting messages are sent.
 
         Args:
             account: Only of this account.
@@ -406,10 +407,10 @@ class Faults:
         return self._post(Raw(b"", ends=True), account)
 
     def close(self, code: int, reason: str = "", account: int | str | None = None) -> int:
-        """Send a close frame and end connections, once what waits is sent.
+        """Send a close frame and end connections, after the waiting messages are sent.
 
         Args:
-            code: The close code: any, those that may never be sent included.
+            code: Any close code, including those that must not be sent.
             reason: The reason, of at most 123 bytes.
             account: Only of this account.
 
@@ -420,10 +421,12 @@ class Faults:
             LookupError: There is no such account.
             ValueError: Code or reason don't fit into a close frame.
         """
-        told = reason.encode()
-        if not 0 <= code <= 0xFFFF or len(told) > _LONGEST_REASON:
+        payload = reason.encode()
+        if not 0 <= code <= 0xFFFF or len(payload) > _LONGEST_REASON:
             raise ValueError("a close frame has a code of 16 bits and a reason of up to 123 bytes")
-        return self._post(Raw(_frame(_CLOSE, struct.pack("!H", code) + told), ends=True), account)
+        return self._post(
+            Raw(_frame(_CLOSE, struct.pack("!H", code) + payload), ends=True), account
+        )
 
     def send_text(self, text: str, account: int | str | None = None) -> int:
         """Send a text message.
@@ -433,7 +436,7 @@ class Faults:
             account: Only to this account.
 
         Returns:
-            To how many connections it goes.
+            The number of connections.
 
         Raises:
             LookupError: There is no such account.
@@ -448,7 +451,7 @@ class Faults:
             account: Only to this account.
 
         Returns:
-            To how many connections it goes.
+            The number of connections.
 
         Raises:
             LookupError: There is no such account.
@@ -466,7 +469,7 @@ class Faults:
             account: Only to this account.
 
         Returns:
-            To how many connections it goes.
+            The number of connections.
 
         Raises:
             LookupError: There is no such account.
@@ -494,7 +497,7 @@ class Faults:
             account: Only to this account.
 
         Returns:
-            To how many connections they go.
+            The number of connections.
 
         Raises:
             LookupError: There is no such account.
@@ -510,7 +513,7 @@ class Faults:
             account: Only to this account.
 
         Returns:
-            To how many connections they go.
+            The number of connections.
 
         Raises:
             LookupError: There is no such account.
@@ -527,7 +530,7 @@ class Faults:
     def kill(self) -> None:
         """Stop listening and reset every connection, as when the broker's process is killed.
 
-        Accounts and orders survive, and orders go on living. Faults that last stay.
+        Accounts and orders survive, and orders continue. Lasting faults stay.
 
         Raises:
             RuntimeError: It is killed already.
@@ -542,6 +545,7 @@ class Faults:
         Raises:
             RuntimeError: It isn't killed.
         """
+        await trio.lowlevel.checkpoint()
         if not self.is_killed:
             raise RuntimeError("the sandbox isn't killed")
         await self._server.revive()
@@ -555,22 +559,19 @@ class Faults:
         times: int | None,
     ) -> Fault:
         selector = Selector(op, channel, self._api_key(account))
-        return self._disturbances.last(Alteration(selector, alter), times)
+        return self._disturbances.add(Alteration(selector, alter), times)
 
     def _stall(
         self, account: int | str | None, *, reading: bool = False, writing: bool = False
     ) -> Fault:
         streams = frozenset(link.stream for link in self._links(account))
-        return self._disturbances.last(Stall(streams, reading, writing))
+        return self._disturbances.add(Stall(streams, reading, writing))
 
     def _links(self, account: int | str | None) -> list[Link]:
         return self._server.links(self._api_key(account))
 
     def _post(self, item: Raw, account: int | str | None) -> int:
-        links = self._links(account)
-        for link in links:
-            link.post(item)
-        return len(links)
+        return self._server.post(item, self._api_key(account))
 
 
 def _check_seconds(seconds: float) -> None:

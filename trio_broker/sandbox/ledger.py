@@ -1,9 +1,9 @@
-"""Who holds how much.
+"""The ledger: the balances of all accounts.
 
-The law of this file: what the accounts, the market's book and the fees hold together never
-changes, asset by asset. A trade moves amounts between them, and nothing is made or lost. An
-account never holds less than nothing, and never has more locked than it holds. The book takes
-the other side of every trade: it begins with nothing, and its amounts may well be negative.
+The law of this file: for each asset, the sum of the accounts, the market's book and the fees never
+changes. A trade only moves amounts between them. A balance is never negative, and never less than
+its locked part. The book is the other side of every trade. It starts empty, and its amounts may be
+negative.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from trio_broker.sandbox.refusals import INSUFFICIENT_BALANCE, Refusal
 
 @attrs.frozen
 class Holding:
-    """What an account holds of one asset.
+    """An account's balance of one asset.
 
     Attributes:
-        total: All of it, what is locked included.
+        total: The total amount, including `locked`.
         locked: What swaps that are under way have set aside.
     """
 
@@ -30,30 +30,22 @@ class Holding:
     locked: Decimal = ZERO
 
     def __attrs_post_init__(self) -> None:
-        """Refuse what can't be: a mistake of the sandbox must not go on unseen."""
+        """Raise for impossible values, so that a bug in the sandbox is noticed."""
         if not ZERO <= self.locked <= self.total:
             raise ArithmeticError(f"the ledger doesn't add up: {self}")
 
     @property
     def available(self) -> Decimal:
-        """What isn't locked."""
+        """The amount that isn't locked."""
         return CONTEXT.subtract(self.total, self.locked)
 
     def changed(self, *, total: Decimal = ZERO, locked: Decimal = ZERO) -> Holding:
-        """This holding after a change.
-
-        Args:
-            total: What is added to the total; may be negative.
-            locked: What is added to the locked part; may be negative.
-        """
+        """This holding after a change. Both amounts are added, and may be negative."""
         return Holding(CONTEXT.add(self.total, total), CONTEXT.add(self.locked, locked))
 
 
 class Ledger:
     """The holdings of all accounts, the book's and the fees. Plain data throughout.
-
-    Args:
-        opening: What each account begins with, by asset.
 
     Attributes:
         accounts: Each account's holdings by asset.
@@ -70,21 +62,11 @@ class Ledger:
         self.fees: dict[str, Decimal] = {}
 
     def holding(self, account: str, asset: str) -> Holding:
-        """What an account holds of an asset.
-
-        Args:
-            account: The account.
-            asset: The asset.
-        """
+        """An account's balance of an asset."""
         return self.accounts[account].get(asset, Holding())
 
     def lock(self, account: str, asset: str, amount: Decimal) -> None:
         """Set an amount aside.
-
-        Args:
-            account: The account.
-            asset: The asset.
-            amount: How much.
 
         Raises:
             Refusal: Not so much is available.
@@ -95,26 +77,17 @@ class Ledger:
         self.accounts[account][asset] = holding.changed(locked=amount)
 
     def release(self, account: str, asset: str, amount: Decimal) -> None:
-        """Give back what was locked.
-
-        Args:
-            account: The account.
-            asset: The asset.
-            amount: How much.
-        """
+        """Release a locked amount."""
         holding = self.holding(account, asset)
         self.accounts[account][asset] = holding.changed(locked=amount.copy_negate())
 
     def settle(
         self, account: str, gives: tuple[str, Decimal], gets: tuple[str, Decimal], fee: Decimal
     ) -> None:
-        """Trade what was locked with the market's book.
+        """Trade a locked amount with the market's book.
 
-        Args:
-            account: The account.
-            gives: An asset and how much of it the account gives, out of what it has locked.
-            gets: Another asset and how much of it the account gets.
-            fee: What the book pays in fees on top, in the asset that the account gets.
+        The account gives an amount of an asset, which it has locked, and gets an amount of another
+        one. The book also pays the fee, in the asset that the account gets.
         """
         (asset_in, amount_in), (asset_out, amount_out) = gives, gets
         spent = amount_in.copy_negate()  # Unlike a minus sign, it never rounds.
@@ -126,7 +99,7 @@ class Ledger:
         _add(self.fees, asset_out, fee)
 
     def sums(self) -> Mapping[str, Decimal]:
-        """What accounts, book and fees hold together, by asset: always the same."""
+        """The sums of accounts, book and fees by asset, which never change."""
         sums: dict[str, Decimal] = {}
         for holdings in self.accounts.values():
             for asset, holding in holdings.items():

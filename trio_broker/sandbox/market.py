@@ -1,10 +1,10 @@
-"""Prices, and what a swap brings at them.
+"""Prices and quotes.
 
 A price is a pure function of seed, asset and time, so a run can be repeated exactly, at any time,
-in any order, and nothing has to be remembered. It wanders like a random walk: it is the sum of
-waves of random heights, each four times as long as the one before and twice as high, just as a
-random walk gets twice as far in four times as long. Unlike a walk it never gets away: after a
-year BTC is still within some percent of its base, and a sandbox that runs on stays believable.
+in any order, and nothing has to be remembered. It is the sum of waves of random heights. Each wave
+is four times as long as the one before and twice as high, as a random walk gets twice as far in
+four times the time. Unlike a random walk, it is bounded: after a year, BTC is still within some
+percent of its base.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ ASSETS: Final = {
 
 @attrs.frozen
 class Quote:
-    """What a swap brings at one time.
+    """The result of a swap at one time.
 
     Attributes:
         route: The trades that it takes: one, or two by way of USDT. The amounts are before the
             fee, so the last step's `amount_out` is `expected_out` and `fee` together.
         rate: Units bought for one sold, after the fee, not rounded to the asset's decimals.
         price: `expected_out` divided by the amount sold.
-        expected_out: What is bought, after the fee.
+        expected_out: The bought amount, after the fee.
         fee: The fee, in the asset that is bought.
     """
 
@@ -87,9 +87,6 @@ class Quote:
 def known_asset(symbol: str) -> Asset:
     """The asset of a symbol.
 
-    Args:
-        symbol: The symbol, as the client wrote it.
-
     Raises:
         Refusal: There is none.
     """
@@ -100,11 +97,9 @@ def known_asset(symbol: str) -> Asset:
 
 
 class Market:
-    """Where the sandbox's swaps are priced.
+    """Prices the sandbox's swaps.
 
-    Args:
-        seed: What the prices depend on, besides the time.
-        fee_bps: The fee of a swap, in hundredths of a percent of what is bought.
+    `fee_bps` is the fee in hundredths of a percent of what is bought.
     """
 
     def __init__(self, seed: int, fee_bps: int) -> None:
@@ -114,9 +109,7 @@ class Market:
     def price(self, symbol: str, at: float) -> Decimal:
         """An asset's price in USDT, to six digits after its base's.
 
-        Args:
-            symbol: A known asset.
-            at: Seconds since the sandbox was opened.
+        The time is in seconds since the sandbox was opened.
         """
         asset = ASSETS[symbol]
         # Whole parts per million, since floats differ in their last digits between machines.
@@ -132,14 +125,9 @@ class Market:
         at: float,
         sources: Sequence[str] = (),
     ) -> Quote:
-        """What a swap brings at one time, each of its trades at the source that gives most.
+        """Quote a swap, with each of its trades at the best of the sources.
 
-        Args:
-            amount_in: The amount that is sold, more than zero.
-            asset_in: The asset that is sold.
-            asset_out: The asset that is bought.
-            at: Seconds since the sandbox was opened.
-            sources: The liquidity sources that may be used; all of them if empty.
+        The time is in seconds since the sandbox was opened. Without `sources`, all may be used.
 
         Raises:
             Refusal: An asset or a source is unknown, or the assets are the same.

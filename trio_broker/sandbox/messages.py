@@ -19,7 +19,7 @@ _LONGEST_NONCE: Final = 128
 
 
 class Envelope(msgspec.Struct, frozen=True):
-    """A client's message. A member that is null is taken for missing."""
+    """A client's message. A null member counts as missing."""
 
     op: str | None = None
     ch: str | None = None
@@ -37,9 +37,9 @@ class Envelope(msgspec.Struct, frozen=True):
 
 
 class EstimateBody(msgspec.Struct, rename="camel"):
-    """The body of an `estimate`. `network` is taken and changes nothing."""
+    """The body of an `estimate`. `network` is accepted and has no effect."""
 
-    # Whatever it is: a wrong type is an invalid amount, like a wrong text.
+    # Of any type: a wrong type is an invalid amount, like a wrong text.
     amount_in: Any
     asset_in: str
     asset_out: str
@@ -75,9 +75,6 @@ _envelopes = msgspec.json.Decoder(Envelope)
 def parse(message: str | bytes) -> Envelope:
     """The parts of a client's message.
 
-    Args:
-        message: What a WebSocket message held: str for a text message, bytes for a binary one.
-
     Raises:
         Refusal: It isn't a JSON object in a text message, or a member has the wrong type.
     """
@@ -85,7 +82,7 @@ def parse(message: str | bytes) -> Envelope:
         raise Refusal(BINARY_MESSAGE)
     try:
         envelope = _envelopes.decode(message)
-        # A member of `data` can hold what no text may hold; then its bytes can't be read either.
+        # `data` may have bytes that aren't UTF-8.
         envelope.body  # noqa: B018 - read here so that it can be read from now on
     except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
         raise Refusal(MALFORMED_MESSAGE, str(error)) from None
@@ -94,12 +91,16 @@ def parse(message: str | bytes) -> Envelope:
     return envelope
 
 
+def parse_or_empty(message: str | bytes) -> tuple[Envelope, Refusal | None]:
+    """Parse a message: the envelope, which is empty for an unreadable message, and the error."""
+    try:
+        return parse(message), None
+    except Refusal as refusal:
+        return Envelope(), refusal
+
+
 def parse_body(envelope: Envelope, kind: type[_Body]) -> _Body:
     """The body of a message.
-
-    Args:
-        envelope: The message.
-        kind: What it must be.
 
     Raises:
         Refusal: It is missing, or isn't of that kind.
@@ -111,10 +112,6 @@ def parse_body(envelope: Envelope, kind: type[_Body]) -> _Body:
 
 
 def print_message(**members: object) -> str:
-    """A message as text.
-
-    Args:
-        members: Its members; one that is None is left out.
-    """
+    """Encode a message; members that are None are left out."""
     present = {name: value for name, value in members.items() if value is not None}
     return msgspec.json.encode(present).decode()

@@ -1,4 +1,4 @@
-"""Exact decimal amounts, independent of the decimal context of whoever runs the sandbox."""
+"""Exact decimal amounts, independent of the user's decimal context."""
 
 from __future__ import annotations
 
@@ -19,10 +19,6 @@ _AMOUNT: Final = re.compile(r"[0-9]{1,18}(\.[0-9]{1,18})?")
 def parse_amount(text: object, decimals: int) -> Decimal:
     """The amount that a client sent.
 
-    Args:
-        text: The value of the JSON member.
-        decimals: How many decimals the asset has.
-
     Raises:
         Refusal: It isn't a decimal string in plain notation, isn't more than zero, has more than
             18 digits before its point, or more decimals than the asset.
@@ -36,30 +32,16 @@ def parse_amount(text: object, decimals: int) -> Decimal:
 
 
 def plain(amount: Decimal) -> str:
-    """An amount as text: no exponent, no zeros at the end.
-
-    Args:
-        amount: A finite amount.
-    """
+    """A finite amount as text: no exponent, no zeros at the end."""
     text = format(amount, "f")
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def round_down(amount: Decimal, decimals: int) -> Decimal:
-    """An amount with no more than so many decimals, never more than it was.
-
-    Args:
-        amount: An amount that isn't negative.
-        decimals: The number of decimals.
-    """
+    """Round an amount that isn't negative down to a number of decimals."""
     return amount.quantize(Decimal(1).scaleb(-decimals, CONTEXT), ROUND_DOWN, CONTEXT)
 
 
 def round_up(amount: Decimal, decimals: int) -> Decimal:
-    """An amount with no more than so many decimals, never less than it was.
-
-    Args:
-        amount: An amount that isn't negative.
-        decimals: The number of decimals.
-    """
+    """Round an amount that isn't negative up to a number of decimals."""
     return amount.quantize(Decimal(1).scaleb(-decimals, CONTEXT), ROUND_UP, CONTEXT)

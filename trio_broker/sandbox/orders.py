@@ -5,9 +5,9 @@
        │            │        │                      └───► CANCELLED
        └────────────┴────────┴──────────────────────────► FAILED or CANCELLED
 
-A life is planned when its order is taken: a list of steps, each with its time. So an order is
-plain data that can be written down and taken up again, and what happens next depends on
-nothing but time. An order is never changed: each step makes a new one of it.
+The steps are planned when the order is accepted, each with its time. So an order is plain data that
+can be saved and loaded, and the next step depends only on the time. An order is immutable: each
+step makes a new one.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from trio_broker.sandbox.money import CONTEXT, ZERO, round_down
 
 
 class Outcome(enum.StrEnum):
-    """How an order goes."""
+    """The outcome of an order."""
 
     FILLED = "filled"
     FILLED_IN_PARTS = "filled_in_parts"
     PARTLY_FILLED = "partly_filled"
-    """In parts; then what is left is cancelled."""
+    """Filled in parts; then the rest is cancelled."""
     FAILED = "failed"
     CANCELLED = "cancelled"
 
@@ -51,7 +51,7 @@ NEXT: Final = {
 
 @attrs.frozen
 class Terms:
-    """What a client asks for with a swap. Two requests with equal terms are the same request.
+    """The terms of a swap. Two requests with equal terms are the same request.
 
     Attributes:
         amount_in: The amount that is sold.
@@ -93,13 +93,13 @@ class Order:
     Attributes:
         order_id: Its id.
         api_key: The key of the account that it belongs to.
-        terms: What the client asked for.
+        terms: The terms of the swap.
         client_order_id: The id that the client gave it, if it did.
         rate: Units bought for one sold, after the fee, when it was taken.
         updated_at: When it last changed, in milliseconds since the epoch. It grows with every
             change, even if the clock stands still.
-        steps: What is still to come.
-        status: How far it is.
+        steps: Its future steps.
+        status: Its status.
         filled_in: How much was sold so far.
         filled_out: How much was bought so far.
         tx_hash: The transaction's hash, once anything was traded.
@@ -174,7 +174,7 @@ def plan_life(
     """The steps that an order will take.
 
     Args:
-        outcome: How it goes.
+        outcome: Its outcome.
         amount_in: The amount that is sold.
         decimals: How many decimals the amounts of the asset sold have.
         now: The time, in seconds since the exchange was opened.

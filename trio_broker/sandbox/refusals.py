@@ -1,4 +1,4 @@
-"""What the sandbox says when it refuses: the documented texts, and its own where there is none."""
+"""The texts of refusals: the documented ones, and the sandbox's own."""
 
 from __future__ import annotations
 
@@ -46,9 +46,5 @@ class Refusal(Exception):  # noqa: N818 - it is an answer to a client, not an er
 
 
 def shortened(text: str) -> str:
-    """At most the first 64 characters of what a client sent, for an answer or a log line.
-
-    Args:
-        text: The client's text.
-    """
+    """The first 64 characters of a client's text, for a reply or a log line."""
     return text if len(text) <= _LONGEST_QUOTATION else text[:_LONGEST_QUOTATION] + "…"

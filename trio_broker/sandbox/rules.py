@@ -1,4 +1,4 @@
-"""What can be set about a sandbox: the limits that it keeps, and how its orders go."""
+"""The settings of a sandbox: its limits, timings and the outcomes of its orders."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DEFAULT_OUTCOMES: Final[Mapping[Outcome, float]] = MappingProxyType(
 
 
 class Settings(TypedDict, total=False):
-    """The keyword settings of `open_sandbox`. `Rules` says what each means, and its default."""
+    """The keyword settings of `open_sandbox`. `Rules` documents them."""
 
     signing_key: SigningKey
     echo_nonce: bool

@@ -1,20 +1,19 @@
 """The sockets around the sandbox's broker.
 
-Each client's socket has a `Link` with a nursery of its own: trio-websocket's reader, a task that
-takes the client's messages to the broker, one that writes, and one that watches the deadlines of
-a connection's life. The laws of this file:
+Each client's socket has a `Link` with its own nursery. It runs trio-websocket's reader, a task that
+passes the client's messages to the broker, a task that writes, and a task that watches the
+connection's deadlines. The laws of this file:
 
-- Whatever a client does stays within its own link: it may send garbage, vanish or stop reading.
-  trio-websocket's reader lets protocol errors out into its nursery, so that nursery is the link's,
-  and the link contains every error. (Its own server would end with the first of them.)
-- Nobody waits for a client. What goes to one is put into its bounded outbox; a client whose
-  outbox is full, or who doesn't take a message in time, is dropped.
-- Everything passes one place, and there the faults that a test asks for are asked: an accepted
-  stream `Server._accept`, a message from a client `Link._arrived`, what the broker says
-  `Server.dispatch`, and bytes the `FaultyStream` under the WebSocket. A slowness that a fault
-  brings about is never held against the client.
-- A server can be killed and revived: its listeners and links live in a nursery of their own,
-  inside the one in which time goes on.
+- A client can affect only its own link: it may send garbage, disconnect or stop reading.
+  trio-websocket's reader raises protocol errors into its nursery. So that nursery is the link's,
+  and the link handles every error. (trio-websocket's own server would end with the first one.)
+- The server never waits for a client. Messages go into the client's bounded outbox. A client is
+  dropped if its outbox is full, or if it doesn't read a message in time.
+- Faults are applied in one place each: to accepted streams in `Server._accept`, to received
+  messages in `Link._handle`, to sent messages in `Server.dispatch`, and to bytes in the
+  `FaultyStream` under the WebSocket. A client is never dropped for a delay that a fault causes.
+- A server can be killed and revived. Its listeners and links have their own nursery, inside of the
+  nursery of the task that advances the orders.
 """
 
 from __future__ import annotations
@@ -41,11 +40,11 @@ from trio_broker.sandbox.rules import Rules
 logger: Final = logging.getLogger("trio_broker.sandbox")
 
 _READ_SIZE: Final = 64 * 1024
-_NO_GOODBYE: Final = 1006  # what a WebSocket library says when there was no close frame
-_BACKLOG: Final = 0xFFFF  # As Trio's own listeners; systems reduce it to what they can.
+_NO_CLOSE_FRAME: Final = 1006  # wsproto's code if there was no close frame
+_BACKLOG: Final = 0xFFFF  # As Trio's own listeners; systems reduce it to their limit.
 
-# What a client brings about by going away, or by not speaking WebSocket.
-_CLIENTS_FAULTS: Final = (
+# Errors of a client that disconnects or breaks the WebSocket protocol.
+_CLIENT_ERRORS: Final = (
     trio_websocket.ConnectionClosed,
     wsproto.utilities.ProtocolError,
     trio.BrokenResourceError,
@@ -56,11 +55,6 @@ _CLIENTS_FAULTS: Final = (
 
 class Server:
     """Serves a broker to WebSocket clients.
-
-    Args:
-        broker: The broker.
-        rules: The sandbox's settings.
-        clock: The wall clock, in seconds since the epoch.
 
     Attributes:
         broker: The broker.
@@ -88,10 +82,9 @@ class Server:
         return Moment(trio.current_time(), self._clock())
 
     def links(self, api_key: str | None = None) -> list[Link]:
-        """The clients whose handshake is done, and who aren't dropped.
+        """The clients whose handshake is done and that aren't dropped.
 
-        Args:
-            api_key: Only those that are authenticated with this key.
+        With `api_key`, only those that are authenticated with it.
         """
         return [
             link
@@ -105,12 +98,7 @@ class Server:
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Serve until cancelled; every socket is closed then.
-
-        Args:
-            listeners: Where clients come in.
-            task_status: Told once clients are accepted.
-        """
+        """Serve until cancelled; every socket is closed then."""
         self._sockets = [listener.socket for listener in listeners]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_time)
@@ -120,29 +108,29 @@ class Server:
 
     @property
     def is_killed(self) -> bool:
-        """Whether nobody listens, since `kill`."""
+        """Whether the server is killed and not revived."""
         return not self._alive.is_set()
 
     def kill(self) -> None:
-        """Stop listening and reset every socket, at once. Time goes on."""
+        """Stop listening and reset every socket. Orders continue."""
         self._alive, self._revived = trio.Event(), trio.Event()
-        # First, so that the tasks are cancelled and don't find their sockets closed.
+        # First, so that the tasks are cancelled before their sockets are closed.
         self._life.cancel()
         for link in self.links():
             link.drop()
         for stream in self._streams:
             reset(stream)
-        self._sockets = [_successor(listening) for listening in self._sockets]
+        self._sockets = [_bind_again(listening) for listening in self._sockets]
 
     async def revive(self) -> None:
-        """Listen again where it did before."""
+        """Listen again, at the same address."""
         for bound in self._sockets:
             bound.listen(_BACKLOG)
         self._revived.set()
         await self._alive.wait()
 
-    async def say_goodbye(self) -> None:
-        """Close every connection politely, with code 1001, within `close_timeout`.
+    async def close_connections(self) -> None:
+        """Close every connection with code 1001, within `close_timeout`.
 
         Cancelling is safe: what isn't closed then is closed when `serve` is cancelled.
         """
@@ -153,35 +141,30 @@ class Server:
                 await self._left.wait()
 
     def dispatch(self, outgoing: Iterable[Outgoing]) -> None:
-        """Hand texts to the clients that they go to.
-
-        Args:
-            outgoing: The texts.
-        """
+        """Send texts to their clients, as far as faults allow it."""
         self._deliver(self.disturbances.altered(outgoing, trio.current_time()))
         if self._next_deadline() < self._deadline:
             self._sooner.set()
 
-    def register(self, link: Link) -> Connection:
-        """Begin a connection.
+    def post(self, item: str | Raw, api_key: str | None) -> int:
+        """Send a text or bytes to all `links` of an account, and return their number."""
+        links = self.links(api_key)
+        for link in links:
+            link.post(item)
+        return len(links)
 
-        Args:
-            link: Its socket.
-        """
+    def register(self, link: Link) -> Connection:
+        """Begin a connection."""
         connection = self.broker.open(trio.current_time())
         self._links[connection] = link
-        self.broker.tell(ClientCame(connection=connection.number))
+        self.broker.report(ClientCame(connection=connection.number))
         return connection
 
     def forget(self, connection: Connection) -> None:
-        """End a connection.
-
-        Args:
-            connection: The connection.
-        """
+        """End a connection."""
         self.broker.close(connection, trio.current_time())
         link = self._links.pop(connection)
-        code, reason = link.goodbye()
+        code, reason = link.close_frame()
         left = ClientLeft(
             connection=connection.number,
             api_key=connection.api_key,
@@ -189,7 +172,7 @@ class Server:
             reason=reason,
             was_dropped=link.is_cut_off,
         )
-        self.broker.tell(left)
+        self.broker.report(left)
         self._left.set()
         self._left = trio.Event()
 
@@ -212,7 +195,7 @@ class Server:
         try:
             greeting = self.disturbances.greeting()
             if greeting is not None:
-                self.broker.tell(ClientTurnedAway())
+                self.broker.report(ClientTurnedAway())
             await Link(self, stream).run(greeting)
         finally:
             self._streams.remove(stream)
@@ -222,7 +205,7 @@ class Server:
 
     def _deliver(self, messages: Iterable[Outgoing]) -> None:
         for message in messages:
-            # What was delayed may come when the client is gone.
+            # The client of a delayed message may have disconnected.
             link = self._links.get(message.connection)
             if link is not None:
                 link.post(message.text)
@@ -233,7 +216,7 @@ class Server:
         return late if deadline is None else min(late, deadline)
 
     async def _keep_time(self) -> None:
-        """Take orders through their lives, and let go what was delayed."""
+        """Advance the orders, and send delayed messages."""
         while True:
             self._sooner = trio.Event()
             self._deadline = self._next_deadline()
@@ -243,15 +226,15 @@ class Server:
             self._deliver(self.disturbances.due(trio.current_time()))
 
 
-def _successor(listening: trio.socket.SocketType) -> trio.socket.SocketType:
+def _bind_again(listening: trio.socket.SocketType) -> trio.socket.SocketType:
     """Close a listening socket, and bind another to its address, which doesn't listen.
 
-    As long as it doesn't, clients are refused, but the system gives the port to nobody else.
+    As long as it doesn't, clients are refused, but no other process can take the port.
     """
     address = listening.getsockname()
     bound = socket.socket(listening.family, socket.SOCK_STREAM)
     listening.close()
-    # On Windows it would let others have the port as well.
+    # On Windows, it would let other processes use the port too.
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, os.name != "nt")
     if bound.family == socket.AF_INET6:
         bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -286,7 +269,7 @@ class Link:
     """One client's socket, from its acceptance to its end.
 
     Attributes:
-        stream: What the WebSocket writes to and reads from.
+        stream: The stream under the WebSocket.
     """
 
     def __init__(self, server: Server, stream: trio.SocketStream) -> None:
@@ -298,16 +281,15 @@ class Link:
         )
         self._scope = trio.CancelScope()
         self._websocket: trio_websocket.WebSocketConnection
-        self._last_word: _Close | Raw | None = None
+        self._final_item: _Close | Raw | None = None
 
     async def run(self, greeting: bytes | str | None = None) -> None:
-        """Serve the client until either side ends it. No error comes out, whatever it does.
+        """Serve the client until either side ends the connection. It raises no error.
 
-        Trio closes the socket after it, forcefully, however it ends.
+        Trio always closes the socket after it.
 
-        Args:
-            greeting: What the client gets instead of a handshake: an HTTP response, ``"reset"``
-                or ``"silence"``.
+        With `greeting`, the client gets that instead of a handshake: an HTTP response,
+        ``"reset"`` or ``"silence"``.
         """
         try:
             with self._scope:
@@ -318,17 +300,13 @@ class Link:
                 else:
                     await self._handshake_and_talk(greeting)
                 await self._linger()
-        except* _CLIENTS_FAULTS as errors:
+        except* _CLIENT_ERRORS as errors:
             logger.debug("a client went wrong: %r", errors.exceptions)
         except* Exception:
             logger.exception("serving a client failed: this is a mistake in the sandbox")
 
     def post(self, item: str | Raw | _Close) -> None:
-        """Send a text to the client, soon; one that comes after the end is lost.
-
-        Args:
-            item: The text, bytes for the socket, or the close that ends the connection.
-        """
+        """Queue a text, bytes for the socket, or a close. After the end, it is dropped."""
         try:
             self._outbox.send_nowait(item)
         except trio.WouldBlock:
@@ -339,46 +317,37 @@ class Link:
 
     @property
     def is_dropped(self) -> bool:
-        """Whether the socket is closed, or as good as."""
+        """Whether the socket is closed, or about to be."""
         return self._scope.cancel_called
 
     @property
     def is_cut_off(self) -> bool:
-        """Whether it was this side that ended it without a goodbye."""
-        return self.is_dropped or isinstance(self._last_word, Raw)
+        """Whether this side ended it without a close frame."""
+        return self.is_dropped or isinstance(self._final_item, Raw)
 
-    def goodbye(self) -> tuple[int | None, str]:
-        """The close code and the reason that it ended with, for one that has talked.
-
-        Returns:
-            No code if there was no goodbye.
-        """
+    def close_frame(self) -> tuple[int | None, str]:
+        """The code and reason of the close frame; no code if there was none."""
         if self.is_cut_off:
             return None, ""
-        if isinstance(self._last_word, _Close):
-            return self._last_word.code, self._last_word.reason
+        if isinstance(self._final_item, _Close):
+            return self._final_item.code, self._final_item.reason
         closed = self._websocket.closed
-        if closed is None or closed.code == _NO_GOODBYE:
+        if closed is None or closed.code == _NO_CLOSE_FRAME:
             return None, ""
         return closed.code, closed.reason or ""
 
     def drop(self) -> None:
-        """Close the socket at once, without a word."""
+        """Close the socket at once, without a close frame."""
         self._scope.cancel()
 
     def reset(self) -> None:
         """Reset the connection at once."""
-        # First, so that the tasks are cancelled and don't find the socket closed.
+        # First, so that the tasks are cancelled before the socket is closed.
         self.drop()
         self.stream.reset()
 
     def hang_up(self, code: int, reason: str) -> None:
-        """Close the WebSocket once all texts before are sent.
-
-        Args:
-            code: The close code.
-            reason: What the client is told.
-        """
+        """Close the WebSocket once all texts before are sent."""
         logger.info("a connection is closed with code %d: %s", code, reason)
         self.post(_Close(code, reason))
 
@@ -394,7 +363,7 @@ class Link:
                 request = await trio_websocket.wrap_server_stream(
                     nursery,
                     self.stream,
-                    # It counts characters, so the limit, in bytes, is kept in `_read` as well.
+                    # It counts characters, so `_read` checks the limit in bytes.
                     max_message_size=self._rules.max_message_size,
                     receive_buffer_size=_READ_SIZE,
                 )
@@ -403,10 +372,10 @@ class Link:
                 else:
                     self._websocket = await request.accept()
             if refusal is None and not handshake.cancelled_caught:
-                await self._be_connected()
+                await self._serve_connection()
             nursery.cancel_scope.cancel()
 
-    async def _be_connected(self) -> None:
+    async def _serve_connection(self) -> None:
         connection = self._server.register(self)
         self.stream.connection = connection
         try:
@@ -429,24 +398,24 @@ class Link:
                 if size > self._rules.max_message_size:
                     self.hang_up(1009, "the message is too large")
                     return
-                self._arrived(connection, message)
+                self._handle(connection, message)
 
-    def _arrived(self, connection: Connection, message: str | bytes) -> None:
+    def _handle(self, connection: Connection, message: str | bytes) -> None:
         server = self._server
         answer = server.disturbances.intercept(connection, message)
         if answer is None:
             answer = server.broker.receive(connection, message, server.now())
         else:
-            server.broker.note(connection, message, trio.current_time())
+            server.broker.record(connection, message, trio.current_time())
         server.dispatch(answer)
 
     async def _write(self) -> None:
-        """Send what is posted, until a close or until the reader has found the end."""
+        """Send the queued items, until a close or until the reader has ended."""
         async for item in self._to_send:
-            # Here, so that what a fault holds back isn't late.
+            # Before the timeout, so that a fault's delay doesn't count.
             await self.stream.wait_writable()
             if isinstance(item, _Close):
-                self._last_word = item
+                self._final_item = item
                 with trio.move_on_after(self._unless_slowed(self._rules.close_timeout)):
                     await self._websocket.aclose(item.code, item.reason)
                 return
@@ -461,7 +430,7 @@ class Link:
             elif isinstance(item, Raw) and item.resets:
                 self.reset()
             elif isinstance(item, Raw) and item.ends:
-                self._last_word = item
+                self._final_item = item
                 return
 
     def _unless_slowed(self, timeout: float) -> float:
@@ -485,8 +454,8 @@ class Link:
             await trio.sleep_until(min(idle_at, late_at))
 
     async def _linger(self) -> None:
-        # To close a socket with something unread in it resets the connection, and the client
-        # may never see why it was closed: so what it still sends is read and thrown away.
+        # Closing a socket with unread data resets the connection, and the client may never see
+        # the close frame. So the rest is read and thrown away.
         gone = contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError)
         with trio.move_on_after(self._rules.close_timeout), gone:
             await self.stream.send_eof()

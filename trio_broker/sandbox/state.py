@@ -1,25 +1,25 @@
-"""What of a sandbox outlives its process: a file that the next one takes up.
+"""The state file of a sandbox, from which a later sandbox continues.
 
-The file has a line of JSON for everything that it tells. The first is a snapshot: the seed, every
-holding and every order, with the steps that are still to come. Each one after it is a change: an
-order as it is since then, and what of the ledger that moved. A change is appended before the reply
-or the push that tells of it can leave, so nobody was ever told of what isn't in the file. It costs
-the same however many orders there are; the next sandbox makes one snapshot of it all.
+Each line of the file is JSON. The first is a snapshot: the seed, every holding and every order,
+with its future steps. Each further line is a change: the new state of an order, and the ledger's
+entries that it changed. A change is appended before its reply or push is sent, so no client knows
+anything that isn't in the file. The cost of a change doesn't depend on the number of orders. The
+next sandbox writes everything as one snapshot.
 
 The laws of this file:
 
-- Killed at any moment, a process leaves a file that can be taken up: a snapshot replaces the file
-  as a whole, and a change that was cut off within its line was told to nobody, and is dropped.
-- A file that can't be taken up is left as it is.
-- Once a change couldn't be written, the sandbox ends: it would have to forget what it has done.
+- If the process is killed at any moment, the file stays usable. A snapshot replaces the whole file
+  atomically. A change whose line was cut off was not sent to any client, and is dropped.
+- A file that can't be used is not changed.
+- If a change can't be written, the sandbox ends, because its state would be lost later.
 
-Appended lines aren't forced to the disk. They are the system's once they are written, whatever
-becomes of the process; a machine that loses its power may lose the last of them.
+Appended lines aren't forced to the disk. They survive the end of the process, but the last ones may
+be lost if the machine loses power.
 
-Times are seconds since the sandbox was first opened. Each line has the wall clock's time as well,
-so that the time in which no sandbox ran counts too. What was due in it is done when the file is
-taken up, each step at its own time's price. Connections, subscriptions, nonces and outcomes that
-a test has asked for end with the process.
+Times are seconds since the sandbox was first opened. Each line also has the wall clock's time, so
+that the time between two sandboxes counts too. Steps that were due in between are done when the
+file is loaded, each at the price of its own time. Connections, subscriptions, nonces and
+`next_outcome` end with the process.
 """
 
 from __future__ import annotations
@@ -56,15 +56,15 @@ FORMAT: Final = "trio-broker sandbox"
 VERSION: Final = 1
 
 
-class _Mark(msgspec.Struct):
-    """What every version's first line tells."""
+class _Header(msgspec.Struct):
+    """The members that the first line has in every version."""
 
     format: str
     version: int
 
 
 class _Snapshot(msgspec.Struct):
-    """The first line. The seed is text, since JSON's integers end somewhere."""
+    """The first line. The seed is text, since JSON integers have a limited size."""
 
     format: str
     version: int
@@ -76,8 +76,8 @@ class _Snapshot(msgspec.Struct):
     fees: dict[str, Decimal]
     orders: dict[str, Order]
 
-    def follow(self, change: _Change) -> None:
-        """Become what a change has made of it."""
+    def apply(self, change: _Change) -> None:
+        """Apply a change."""
         order = change.order
         self.at, self.wall = change.at, change.wall
         self.orders[order.order_id] = order
@@ -86,10 +86,10 @@ class _Snapshot(msgspec.Struct):
         self.fees |= change.fees
 
     def check(self) -> None:
-        """Refuse what no sandbox has written: lines may be missing, or changed by hand.
+        """Check that a sandbox has written it: lines may be missing, or changed by hand.
 
         Raises:
-            ValueError: It doesn't add up.
+            ValueError: The orders and the balances don't fit together.
         """
         locked: dict[tuple[str, str], Decimal] = {}
         for number, (order_id, order) in enumerate(self.orders.items(), 1):
@@ -108,7 +108,7 @@ class _Snapshot(msgspec.Struct):
 
 
 class _Change(msgspec.Struct):
-    """Every other line: amounts as they are since then, of the two assets that were swapped."""
+    """Every other line: the new amounts of the two assets that were swapped."""
 
     at: float
     wall: float
@@ -119,10 +119,10 @@ class _Change(msgspec.Struct):
 
 
 def _check_life(order: Order) -> None:
-    """Refuse an order whose steps can't be taken.
+    """Check an order and its future steps.
 
     Raises:
-        ValueError: They can't.
+        ValueError: A step is impossible.
     """
     status, left = order.status, order.unfilled
     for step in order.steps:
@@ -152,20 +152,20 @@ def open_exchange(
     *,
     stop: Callable[[], object],
 ) -> Iterator[Exchange]:
-    """An exchange for as long as the block lasts: a new one, or one that a file tells of.
+    """Open an exchange during the block: a new one, or the one in a state file.
 
     Args:
-        path: The file; it is made if it isn't there, or is empty. None for an exchange that ends
-            with its process.
-        seed: What prices and lives depend on; None for the file's, or 0 if there is none.
-        opening: What each account begins with that the file doesn't know, by API key and asset.
+        path: The file, which is created if it is missing or empty. None for an exchange that isn't
+            saved.
+        seed: The seed of prices and orders; None for the file's seed, or 0.
+        opening: The opening balances of accounts that the file doesn't have, by API key and asset.
         rules: The sandbox's settings.
         moment: The time.
-        stop: Called when a change couldn't be written. It must end the block, with nothing more
-            told to anybody.
+        stop: Called when a change couldn't be written. It must end the block without sending
+            anything more to clients.
 
     Raises:
-        ConfigurationError: The file can't be taken up, has another seed, or is in use.
+        ConfigurationError: The file is invalid, has another seed, or is in use.
         OSError: It can't be read or written; from the end of the block if a change couldn't be.
     """
     if path is None:
@@ -175,16 +175,16 @@ def open_exchange(
     if file.exists() and not file.is_file():
         raise ConfigurationError(f"{file} isn't a file")
     if not file.parent.is_dir():
-        # Said here, as otherwise it would be said of the lock's file.
+        # Otherwise the error would name the lock file.
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file.parent))
-    with _held(file):
+    with _locked(file):
         saved = _read(file)
         if saved is None:
             exchange = Exchange(seed or 0, moment.at, opening, rules)
         elif seed not in {None, int(saved.seed)}:
             raise ConfigurationError(f"{file} is of a sandbox with seed {saved.seed}, not {seed}")
         else:
-            exchange = _taken_up(saved, opening, rules, moment)
+            exchange = _resumed(saved, opening, rules, moment)
         _replace(file, _snapshot(exchange, moment))
         with _Journal(file, exchange, stop):
             exchange.advance(moment)
@@ -215,7 +215,7 @@ class _Journal:
         failure = self._failure
         if failure is None:
             return
-        # Out of a task it comes in a group. Errors of the block's own go before it.
+        # A task raises it in a group. The block's own errors have precedence.
         grouped = isinstance(error, BaseExceptionGroup) and error.subgroup(
             lambda each: each is failure
         )
@@ -262,7 +262,7 @@ def _snapshot(exchange: Exchange, moment: Moment) -> _Snapshot:
     )
 
 
-def _taken_up(
+def _resumed(
     saved: _Snapshot,
     opening: Mapping[str, Mapping[str, Decimal]],
     rules: Rules,
@@ -280,7 +280,7 @@ def _taken_up(
 
 
 def _read(path: Path) -> _Snapshot | None:
-    """What a file tells; None if it isn't there, or is empty.
+    """Read a file, None if it is missing or empty.
 
     Raises:
         ConfigurationError: It isn't a sandbox's, is of another version, or is damaged.
@@ -290,23 +290,26 @@ def _read(path: Path) -> _Snapshot | None:
         return None
     first, *changes = content.split(b"\n")
     try:
-        mark = msgspec.json.decode(first, type=_Mark)
+        header = msgspec.json.decode(first, type=_Header)
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
-        mark = _Mark("", 0)
-    if mark.format != FORMAT or not changes:
+        header = _Header("", 0)
+    if header.format != FORMAT or not changes:
         raise ConfigurationError(f"{path} isn't the state of a sandbox")
-    if mark.version != VERSION:
+    if header.version != VERSION:
         raise ConfigurationError(
-            f"{path} is of version {mark.version}; this sandbox takes up version {VERSION}"
+            f"{path} is of version {header.version}; this sandbox takes up version {VERSION}"
         )
     number = 1
     try:
         saved = _snapshots.decode(first)
         # What follows the last line's end is nothing, or a line that was cut off.
         for number, line in enumerate(changes[:-1], 2):  # noqa: B007 - an error tells it
-            saved.follow(_changes.decode(line))
+            saved.apply(_changes.decode(line))
         saved.check()
-    except (ValueError, LookupError, ArithmeticError, RecursionError) as error:
+    # Before msgspec 0.21 its errors are no ValueErrors.
+    except (
+        msgspec.MsgspecError, ValueError, LookupError, ArithmeticError, RecursionError,
+    ) as error:  # fmt: skip
         raise ConfigurationError(f"{path} is damaged at line {number}: {error}") from error
     return saved
 
@@ -328,7 +331,7 @@ def _replace(path: Path, snapshot: _Snapshot) -> None:
 
 
 @contextmanager
-def _held(path: Path) -> Iterator[None]:
+def _locked(path: Path) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             stack.enter_context(lockfile.held(path))

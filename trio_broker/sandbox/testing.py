@@ -1,7 +1,7 @@
-"""What a test may wish for, and the clients that it opens: the pytest plugin's half of Trio.
+"""The part of the pytest plugin that needs Trio: the marker's options, and clients for tests.
 
-Nothing here knows pytest, and the plugin itself knows neither Trio nor the sandbox until a test
-asks for one of its fixtures.
+This module doesn't import pytest. The plugin imports this module only when a test uses one of its
+fixtures.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from trio_broker.sandbox.threads import SandboxOptions
 if TYPE_CHECKING:
     from trio_broker import BrokerWSClient
 
-# Those that last and have an effect on connections to come: before a test begins, there are none
-# that could be reset, stalled or silenced.
+# The faults that last and also affect later connections. Before a test begins, there are no
+# connections that could be reset or stalled.
 LASTING_FAULTS: Final = (
     "delay",
     "delay_auth",
@@ -43,7 +43,7 @@ LASTING_FAULTS: Final = (
 
 _OPTIONS: Final = frozenset(SandboxOptions.__optional_keys__)
 _SETTINGS: Final = frozenset(Settings.__optional_keys__)
-# What else there is has to be of a kind, or would fail deep inside, in words of the system's.
+# `Rules` checks the other options. These would fail later, with an error of the system.
 _KINDS: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
     "seed": ("an int", lambda value: value is None or isinstance(value, int)),
     "host": ("a str", lambda value: isinstance(value, str)),
@@ -62,12 +62,10 @@ class BrokerClients(Protocol):
     """Opens clients of a test's sandbox: the fixture ``broker_clients``."""
 
     async def __call__(self, account: int | str = 0, **options: Any) -> BrokerWSClient:
-        """Open a client. It is closed after the test.
-
-        Cancelled, it leaves nothing behind.
+        """Open a client. It is closed after the test. Cancelling is safe.
 
         Args:
-            account: Whose: its position in `Sandbox.accounts`, or its API key.
+            account: The account's position in `Sandbox.accounts`, or its API key.
             options: Options of `BrokerWSClient`.
 
         Returns:
@@ -75,21 +73,18 @@ class BrokerClients(Protocol):
 
         Raises:
             LookupError: There is no such account.
-            BrokerError: What `BrokerWSClient.connect` raises.
+            BrokerError: The errors of `BrokerWSClient.connect`.
         """
         ...
 
 
 @asynccontextmanager
 async def open_clients(sandbox: Sandbox) -> AsyncIterator[BrokerClients]:
-    """A block in which clients can be opened, by any task; at its end all are closed.
-
-    Args:
-        sandbox: Whose clients.
-    """
+    """Run a block in which any task can open clients; all are closed at its end."""
     clients: list[BrokerWSClient] = []
 
     async def open_client(account: int | str = 0, **options: Any) -> BrokerWSClient:
+        await trio.lowlevel.checkpoint()
         client = sandbox.client(account, **options)
         await client.connect(nursery)
         clients.append(client)
@@ -104,92 +99,84 @@ async def open_clients(sandbox: Sandbox) -> AsyncIterator[BrokerClients]:
 
 
 @attrs.frozen
-class _WishedFault:
-    """A fault by its name.
-
-    Attributes:
-        name: A method of `Faults`.
-        arguments: Its keyword arguments.
-    """
+class _NamedFault:
+    """A method of `Faults`, with its keyword arguments."""
 
     name: str
     arguments: Mapping[str, Any]
 
-    def begin(self, faults: Faults) -> None:
+    def start(self, faults: Faults) -> None:
         try:
             getattr(faults, self.name)(**self.arguments)
         except (LookupError, TypeError, ValueError) as error:
-            raise ConfigurationError(f"the fault {self.name!r} can't be: {error}") from error
+            raise ConfigurationError(f"the fault {self.name!r} is invalid: {error}") from error
 
 
 @attrs.frozen
-class Wishes:
-    """What a test wants its sandbox to be like.
+class MarkerOptions:
+    """The options of a test's `broker` marker.
 
     Attributes:
         options: The keyword arguments of `open_sandbox`.
     """
 
     options: SandboxOptions
-    _faults: tuple[_WishedFault, ...] = ()
+    _faults: tuple[_NamedFault, ...] = ()
 
     @classmethod
-    def read(cls, wishes: Mapping[str, Any]) -> Wishes:
-        """Check what a test wishes for.
+    def read(cls, given: Mapping[str, Any]) -> MarkerOptions:
+        """Check a marker's keyword arguments.
 
         Args:
-            wishes: The keyword arguments of `open_sandbox`; and ``faults``, a list of names in
+            given: The keyword arguments of `open_sandbox`; and ``faults``, a list of names in
                 `LASTING_FAULTS`, or of pairs of such a name and its keyword arguments.
 
         Raises:
-            ConfigurationError: There is no such thing, or it can't be.
+            ConfigurationError: An option is unknown or invalid.
         """
-        options = {name: value for name, value in wishes.items() if name != "faults"}
+        options = {name: value for name, value in given.items() if name != "faults"}
         if unknown := sorted(options.keys() - _OPTIONS):
-            there_are = ", ".join(["faults", *sorted(_OPTIONS)])
-            raise ConfigurationError(f"there is no setting {unknown[0]!r}; there are {there_are}")
+            known = ", ".join(["faults", *sorted(_OPTIONS)])
+            raise ConfigurationError(f"unknown setting {unknown[0]!r}; the settings are {known}")
         for name, (kind, fits) in _KINDS.items():
             if name in options and not fits(options[name]):
                 raise ConfigurationError(f"{name} must be {kind}, not {options[name]!r}")
         try:
             Rules(**{name: value for name, value in options.items() if name in _SETTINGS})
         except (TypeError, ValueError) as error:
-            raise ConfigurationError(f"a setting can't be: {error}") from error
-        faults = wishes.get("faults", ())
+            raise ConfigurationError(f"a setting is invalid: {error}") from error
+        faults = given.get("faults", ())
         if not isinstance(faults, list | tuple):
-            raise ConfigurationError(f"faults are a list, not {faults!r}")
+            raise ConfigurationError(f"faults must be a list, not {faults!r}")
         return cls(cast("SandboxOptions", options), tuple(map(_read_fault, faults)))
 
-    def begin_faults(self, sandbox: Sandbox) -> None:
-        """Begin the faults.
-
-        Args:
-            sandbox: The test's sandbox.
+    def start_faults(self, sandbox: Sandbox) -> None:
+        """Start the marker's faults.
 
         Raises:
-            ConfigurationError: One has an argument that can't be.
+            ConfigurationError: An argument of a fault is invalid.
         """
         for fault in self._faults:
-            fault.begin(sandbox.faults)
+            fault.start(sandbox.faults)
 
 
-def _read_fault(wish: object) -> _WishedFault:
-    match wish:
+def _read_fault(given: object) -> _NamedFault:
+    match given:
         case str(name):
             arguments: Mapping[str, Any] = {}
         case (str(name), Mapping() as arguments):
             pass
         case _:
             raise ConfigurationError(
-                f"a fault is a name, or a pair (name, {{argument: value}}), not {wish!r}"
+                f"a fault must be a name, or a pair (name, {{argument: value}}), not {given!r}"
             )
     if name not in LASTING_FAULTS:
-        there_are = ", ".join(LASTING_FAULTS)
-        raise ConfigurationError(f"there is no fault {name!r} to begin with; there are {there_are}")
+        known = ", ".join(LASTING_FAULTS)
+        raise ConfigurationError(f"unknown fault {name!r}; the initial faults are {known}")
     signature = inspect.signature(getattr(Faults, name))
     try:
         signature.bind(None, **arguments)
     except TypeError as error:
         takes = ", ".join(f"{one}" for one in list(signature.parameters.values())[1:])
         raise ConfigurationError(f"the fault {name!r} takes ({takes}): {error}") from error
-    return _WishedFault(name, arguments)
+    return _NamedFault(name, arguments)

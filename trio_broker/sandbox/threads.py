@@ -1,10 +1,10 @@
-"""A sandbox in a thread of its own, for programs that don't run Trio where they need it.
+"""A sandbox in its own thread, for programs that don't run Trio.
 
 A plain test, a test of an asyncio program, and a test that starts its program with `trio.run` have
-no Trio to open a sandbox in. So it gets a thread, with a Trio run of its own. Nothing of a sandbox
-may be touched from another thread: what a test wants to know or to do is carried over, done there
-between two steps of Trio's, and its result or its error is carried back. Trio promises that
-whatever it has taken for a run is done, even if the run is about to end, so nobody waits for ever.
+no Trio run to open a sandbox in. So the sandbox gets a thread with its own Trio run. A sandbox must
+not be used from another thread. Therefore each call is run in the sandbox's thread, between two
+steps of Trio, and its result or error is returned. Trio guarantees that it runs every accepted
+call, even if its run is about to end, so a caller never waits forever.
 
 >>> with open_threaded_sandbox(seed=7) as sandbox:
 ...     trio.run(my_program, sandbox.url)
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-# Seconds after its `close_timeout`, within which a sandbox has ended if nothing holds it up.
-_PATIENCE: Final = 30.0
-# The same where something was raised, a Ctrl-C say: the thread dies with the process anyway.
-_HASTE: Final = 2.0
+# Seconds after its `close_timeout`, within which a sandbox ends unless it is blocked.
+_STOP_TIMEOUT: Final = 30.0
+# The same after an exception such as Ctrl-C: the thread ends with the process anyway.
+_ABORT_TIMEOUT: Final = 2.0
 
 
 class SandboxOptions(Settings, total=False):
-    """All keyword arguments of `open_sandbox`, which says what each means."""
+    """All keyword arguments of `open_sandbox`, which documents them."""
 
     seed: int | None
     host: str
@@ -58,11 +58,11 @@ class SandboxOptions(Settings, total=False):
 class ThreadedSandbox:
     """A running sandbox in another thread; `open_threaded_sandbox` makes one.
 
-    Its methods may be called in any thread, in an event loop's too. They wait for the sandbox's
-    thread to do it, a moment each. All raise RuntimeError once the sandbox has ended.
+    Its methods may be called in any thread, also in an event loop's. They block briefly, until the
+    sandbox's thread has run the call. All raise RuntimeError once the sandbox has ended.
 
     Attributes:
-        url: Where it listens, for clients on this machine.
+        url: Its URL, for clients on this machine.
         api_key: The API key of its first account, ``test_key_1``.
         secret_key: That account's secret key, ``test_secret_1``.
         accounts: All accounts: the two documented ones, then those that were added.
@@ -80,27 +80,27 @@ class ThreadedSandbox:
         self._token = trio.lowlevel.current_trio_token()
 
     def do(self, what: Callable[[Sandbox], _T]) -> _T:
-        """Do anything with the sandbox, in its thread.
+        """Call a function with the sandbox, in the sandbox's thread.
 
         >>> fault = sandbox.do(lambda sandbox: sandbox.faults.stop_pushing())
         >>> sandbox.do(lambda _: fault.lift())
 
         Args:
-            what: Called with the `Sandbox`. The sandbox stands still meanwhile, so it mustn't
-                wait. Called in the sandbox's thread, from `on_event` say, it is done at once.
+            what: The function. It must not block, because the sandbox stops meanwhile. From the
+                sandbox's own thread, for example from `on_event`, it is called at once.
 
         Returns:
-            What `what` returns. If that is a part of the sandbox, a `Fault` say, it is the
-            sandbox's thread's still.
+            The function's result. If it is a part of the sandbox, such as a `Fault`, it must still
+            be used only in the sandbox's thread.
 
         Raises:
-            RuntimeError: The sandbox has ended, or lives in another process.
-            TypeError: `what` is asynchronous: `revive` has a method of its own.
-            BaseException: Whatever `what` raises.
+            RuntimeError: The sandbox has ended, or runs in another process.
+            TypeError: `what` is asynchronous. For `revive`, use the method of this class.
+            BaseException: The exception of `what`.
         """
         if os.getpid() != self._process:
-            # The thread wasn't copied with the rest: nobody would ever answer.
-            raise RuntimeError("the sandbox lives in another process: this one was forked from it")
+            # A fork doesn't copy the thread, so the call would never return.
+            raise RuntimeError("the sandbox runs in another process: this one was forked from it")
         if threading.current_thread() is self._thread:
             return self._done(what)
         done: Future[_T] = Future()
@@ -119,21 +119,21 @@ class ThreadedSandbox:
         result = what(self._sandbox)
         if inspect.iscoroutine(result):
             result.close()
-            raise TypeError(f"{result.__qualname__} is async, and nobody would await it here")
+            raise TypeError(f"{result.__qualname__} is async, but it would not be awaited here")
         return result
 
     def client(self, account: int | str = 0, **options: Any) -> BrokerWSClient:
         """A client of this sandbox, not yet connected, for a Trio run of the test's own.
 
         Args:
-            account: Whose: its position in `accounts`, or its API key.
+            account: The account's position in `accounts`, or its API key.
             options: Options of `BrokerWSClient`. Clock and signing key are the sandbox's,
                 unless they are given here.
         """
         return self.do(lambda sandbox: sandbox.client(account, **options))
 
     def balances(self, account: int | str = 0) -> dict[str, Balance]:
-        """What an account holds now, by asset.
+        """An account's balances now, by asset.
 
         Args:
             account: Its position in `accounts`, or its API key.
@@ -141,10 +141,10 @@ class ThreadedSandbox:
         return self.do(lambda sandbox: sandbox.balances(account))
 
     def orders(self, account: int | str | None = None) -> tuple[Order, ...]:
-        """The orders that were taken, in their order: one for every swap that was accepted.
+        """The orders in the order of their acceptance, one for every accepted swap.
 
         Args:
-            account: Whose: a position in `accounts`, or an API key; None for all.
+            account: The account's position in `accounts`, or its API key; None for all.
         """
         return self.do(lambda sandbox: sandbox.orders(account))
 
@@ -160,7 +160,7 @@ class ThreadedSandbox:
         return self.do(lambda sandbox: sandbox.order(order_id))
 
     def next_outcome(self, *outcomes: Outcome | str) -> None:
-        """Decide how the next orders go: the first outcome for the next, and so on.
+        """Set the outcomes of the next orders: the first for the next order, and so on.
 
         Args:
             outcomes: An `Outcome` or its text for each order.
@@ -171,13 +171,13 @@ class ThreadedSandbox:
         self.do(lambda sandbox: sandbox.next_outcome(*outcomes))
 
     def drop_connections(self, account: int | str | None = None) -> int:
-        """Close clients' sockets at once, without a word.
+        """Close clients' sockets at once, without a close frame.
 
         Args:
             account: Only of clients of this account; None for all.
 
         Returns:
-            How many are closed.
+            The number of closed connections.
         """
         return self.do(lambda sandbox: sandbox.drop_connections(account))
 
@@ -216,7 +216,7 @@ def _ended() -> RuntimeError:
 
 
 class _Carried:
-    """What is raised in its block is raised in the thread that waits for a future instead."""
+    """Move an exception from the block to a future, and so to the thread that waits for it."""
 
     def __init__(self, future: Future[Any]) -> None:
         self._future = future
@@ -231,7 +231,7 @@ class _Carried:
         traceback: TracebackType | None,
     ) -> bool:
         if isinstance(error, trio.Cancelled):
-            # Which is for Trio: the sandbox ends, and nobody will do what is waited for.
+            # Trio needs it. The sandbox ends, so the call can't be finished.
             self._future.set_exception(_ended())
             return False
         if error is not None:
@@ -240,7 +240,7 @@ class _Carried:
 
 
 class _Run:
-    """The thread, and what is known of it outside.
+    """The sandbox's thread, and its state as seen from outside.
 
     Attributes:
         began: Done once clients can connect, or once they never will.
@@ -260,21 +260,20 @@ class _Run:
     def stop(self, *, politely: bool) -> None:
         """End the sandbox, and wait for its thread.
 
-        Args:
-            politely: Whether its clients are told goodbye.
-
         Raises:
-            RuntimeError: The thread is stuck in something that it was told to do. Where something
-                has been raised already, it is left to itself instead.
+            RuntimeError: The thread is blocked in a call. If not `politely`, it is abandoned
+                instead.
         """
         if self.began.exception() is not None:
             return
         with suppress(trio.RunFinishedError):
             self._token.run_sync_soon(self._leave.set if politely else self._scope.cancel)
-        patience = _PATIENCE + self._options.get("close_timeout", 0) if politely else _HASTE
-        self._thread.join(patience)
+        timeout = (
+            _STOP_TIMEOUT + self._options.get("close_timeout", 0) if politely else _ABORT_TIMEOUT
+        )
+        self._thread.join(timeout)
         if self._thread.is_alive() and politely:
-            raise RuntimeError("the sandbox can't end: what its thread was told to do never ends")
+            raise RuntimeError("the sandbox can't end: a call in its thread never returns")
 
     def _main(self) -> None:
         with _Carried(self.ended):
@@ -294,33 +293,32 @@ class _Run:
 
 @contextmanager
 def open_threaded_sandbox(**options: Unpack[SandboxOptions]) -> Iterator[ThreadedSandbox]:
-    """Run a broker, in a thread of its own, for as long as the block lasts.
+    """Run a sandbox broker in its own thread during the block.
 
-    It is `open_sandbox` for where there is no Trio: plain tests, asyncio tests, and programs that
-    call `trio.run` themselves. Entering it returns once clients can connect. Leaving it closes
-    their connections with code 1001; left by an exception, it closes them at once. The thread has
-    ended when the block is left.
+    It is `open_sandbox` for code without Trio: plain tests, asyncio tests, and programs that call
+    `trio.run` themselves. Entering it returns once clients can connect. Leaving it closes their
+    connections with code 1001, or at once after an exception. Then the thread has ended.
 
-    Its time is real: no `trio.testing.MockClock` reaches it. For orders that don't take long,
-    see `Rules.pending_delay` and `Rules.processing_delay`.
+    Its time is real: it can't use a `trio.testing.MockClock`. For fast orders, set
+    `Rules.pending_delay` and `Rules.processing_delay`.
 
     Args:
         options: The keyword arguments of `open_sandbox`. `clock` and `on_event` are called in the
             sandbox's thread.
 
     Raises:
-        ConfigurationError: A setting, or an account, can't be; or the file of `state` isn't one,
-            is damaged, has another seed, or is in use by another sandbox.
-        OSError: It can't listen there, or can't read or write the file. Once it can't write a
+        ConfigurationError: A setting or an account is invalid; or the file of `state` is invalid,
+            damaged, has another seed, or is in use by another sandbox.
+        OSError: It can't listen there, or can't read or write the file. If it can't write a
             change, the sandbox ends, and this is raised from the end of the block.
-        RuntimeError: At the end of the block: the thread can't end, as something that it was told
-            to do, with `ThreadedSandbox.do` say, never ends.
+        RuntimeError: At the end of the block: the thread can't end, because a call in it, for
+            example by `ThreadedSandbox.do`, never returns.
     """
     run = _Run(options)
     try:
         yield run.began.result()
     except BaseException:
-        run.stop(politely=False)  # a user's error goes before what has ended the sandbox
+        run.stop(politely=False)  # the user's error has precedence over the sandbox's
         raise
     run.stop(politely=True)
     run.ended.result()

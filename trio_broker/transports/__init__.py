@@ -1,7 +1,7 @@
-"""WebSocket transports: one file a library, behind one small protocol.
+"""WebSocket transports: one file for each library, behind one small protocol.
 
-A transport moves whole messages and knows nothing of the broker. Its file is the only place that
-imports its library, and where that library's errors become this one's.
+A transport sends and receives whole messages and knows nothing about the broker. Only its file
+imports its library, and it turns that library's errors into those of this package.
 """
 
 from __future__ import annotations
@@ -12,101 +12,113 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from trio_broker.exceptions import ConfigurationError
+from trio_broker.redaction import Redact
 from trio_broker.settings import Endpoint, TransportName
+from trio_broker.transports.tls import ClientContext
 
 
 class Transport(Protocol):
-    """An open WebSocket. Whoever opened it closes its socket, whatever happens."""
+    """An open WebSocket. The context manager that gave it closes its socket."""
 
     @property
     def last_heard(self) -> float:
-        """When the last byte came from the peer, on Trio's clock."""
+        """When the last byte was received, on Trio's clock."""
+        ...
+
+    @property
+    def progress(self) -> int:
+        """A number that grows with each read and each message, and never falls."""
         ...
 
     async def receive(self) -> list[str | bytes]:
-        """Wait for at least one message, and take what a read has brought, or some of it.
+        """Wait for at least one message, and return all or some of what one read has brought.
 
-        Only one task may receive. Cancelling is safe. Pings are answered, and pongs are heard,
-        only as far as somebody receives.
+        Only one task may receive. Cancelling is safe. Pings are answered and pongs are noticed
+        only while a task receives.
 
         Returns:
             Messages in their order, at least one: str for text, bytes for binary ones.
 
         Raises:
-            ConnectionLostError: The connection is gone, and every message before has been taken.
+            ConnectionLostError: The connection is lost, and every earlier message was returned.
         """
         ...
 
     def taken(self) -> list[str | bytes]:
-        """What a `receive` had taken when it was cancelled, for who won't call it again."""
+        """Return what was read but not returned when `receive` was cancelled, as far as possible.
+
+        This is called when the connection is given up. `receive` isn't called after it.
+        """
         ...
 
     async def send(self, messages: Sequence[str]) -> None:
         """Send text messages in their order.
 
-        Only one task may send. Cancelling it may leave half a frame behind, so a connection
-        on which a send was cancelled can only be closed.
+        Only one task may send. A cancelled send may have sent half a frame: after it, the
+        connection can only be closed.
 
         Raises:
-            ConnectionLostError: The connection is gone.
+            ConnectionLostError: The connection is lost.
         """
         ...
 
     async def ping(self) -> None:
-        """Send a ping and wait for its pong. A ping that is cancelled dooms it like `send`.
+        """Send a ping and wait for its pong. Cancelling it is as bad as cancelling `send`.
 
         Raises:
-            ConnectionLostError: The connection is gone.
+            ConnectionLostError: The connection is lost.
         """
         ...
 
     async def aclose(self) -> None:
-        """Say goodbye (close code 1000) and wait for the peer's; cancelled, leave at once."""
+        """Send a close frame (code 1000) and wait for the peer's. If cancelled, stop waiting."""
         ...
 
 
 class OpenTransport(Protocol):
-    """How each file here opens a transport."""
+    """The function with which each file here opens a transport."""
 
     def __call__(
         self,
         endpoint: Endpoint,
         *,
-        ssl_context: ssl.SSLContext | None,
+        ssl_context: ssl.SSLContext | ClientContext | None,
         connect_timeout: float,
         max_receive_size: int,
+        redact: Redact = str,
     ) -> AbstractAsyncContextManager[Transport]:
-        """Open a WebSocket, and drop its socket at the end, whatever happens.
+        """Open a WebSocket, and close its socket at the end, whatever happens.
 
-        Leaving the block doesn't say goodbye (`Transport.aclose` does) and doesn't wait for the
-        network. What is raised in the block comes through as it is. Cancelling is safe anywhere.
+        Leaving the block sends no close frame (`Transport.aclose` does) and doesn't wait for the
+        network. An exception of the block comes out as it was raised. Cancelling is always safe.
 
         Args:
-            endpoint: Where to. Its `Endpoint.secure` decides whether TLS is used.
-            ssl_context: How TLS is done; None for Python's default, which checks certificates.
-            connect_timeout: Seconds for DNS, TCP, TLS and the WebSocket handshake together.
-            max_receive_size: The largest message that is accepted. A larger one is answered with
-                close code 1009, and ends the connection.
+            endpoint: What to connect to. `Endpoint.secure` decides whether TLS is used.
+            ssl_context: The TLS context; None for Python's default, which checks certificates. A
+                client passes a `ClientContext`, so that the default is made once.
+            connect_timeout: Seconds for reading CA certificates, DNS, TCP, TLS and the WebSocket
+                handshake together.
+            max_receive_size: The largest message that is accepted. After a larger one the
+                connection is closed with code 1009.
+            redact: Removes keys and signatures from a text. Errors and log records may quote the
+                broker.
 
         Returns:
             A context manager that gives the open `Transport`.
 
         Raises:
-            ConnectFailedError: No WebSocket came about in time.
+            ConnectFailedError: No WebSocket could be opened in time.
         """
         ...
 
 
 def opener(name: TransportName) -> OpenTransport:
-    """What opens a transport. Its library is imported here and now, and no other one.
-
-    Args:
-        name: The library's name.
+    """Return the function that opens a transport. Only now its library is imported.
 
     Raises:
         ConfigurationError: The library isn't installed.
     """
-    # ruff: noqa: PLC0415 - nobody pays for a library that isn't used, or needs to have it
+    # ruff: noqa: PLC0415 - a library that isn't used need not be installed
     if name == "trio-websocket":
         from trio_broker.transports.trio_websocket import open_transport
     else:

@@ -1,4 +1,4 @@
-"""How a connection ended, in the words of every transport."""
+"""The errors for a connection that ended, in the same words for every transport."""
 
 from __future__ import annotations
 
@@ -16,35 +16,31 @@ DROPPED: Final = "this side dropped the connection"
 CLOSED_HERE: Final = "this side closed the connection"
 
 
-def how_it_broke(error: trio.BrokenResourceError) -> str:
-    """What the system said when a read or a write failed.
-
-    Args:
-        error: What the stream raised.
-    """
-    return f"the connection broke ({error.__cause__ or error})"
+def how_it_broke(error: Exception) -> str:
+    """The words for a read or a write that failed."""
+    if isinstance(error, trio.BrokenResourceError):
+        return f"the connection broke ({error.__cause__ or error})"
+    return f"the connection broke ({error!r})"
 
 
 def cut(how: str) -> ConnectionLostError:
-    """The error for a connection that ended without a close frame.
-
-    Args:
-        how: How it ended.
-    """
+    """The error for a connection that ended without a close frame."""
     return ConnectionLostError(f"{how}, without a close frame")
 
 
-def closed(code: int, name: str, reason: str) -> ConnectionLostError:
-    """The error for a connection that ended with a close frame, of either side.
+def failed(error: Exception) -> ConnectionLostError:
+    """The error for a connection in which something unexpected was raised."""
+    lost = cut(how_it_broke(error))
+    lost.__cause__ = error
+    return lost
 
-    Args:
-        code: Its code, `NO_CODE` for none.
-        name: What the code is called.
-        reason: Its reason, empty for none.
-    """
+
+def closed(code: int, name: str, reason: str, *, is_local: bool) -> ConnectionLostError:
+    """The error for a connection that ended with a close frame."""
+    side = "this side" if is_local else "the peer"
     if code == NO_CODE:
-        return ConnectionLostError("the peer closed the WebSocket and gave no code")
-    text = f"the WebSocket was closed with code {code} ({name})"
+        return ConnectionLostError(f"{side} closed the WebSocket and gave no code", None, is_local)
+    text = f"{side} closed the WebSocket with code {code} ({name})"
     if reason:
         text += f": {reason!r}"
-    return ConnectionLostError(text, code)
+    return ConnectionLostError(text, code, is_local)

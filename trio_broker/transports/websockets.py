@@ -1,18 +1,18 @@
 """The transport over websockets' Sans-I/O layer, which needs the extra ``speed``.
 
 That layer turns bytes into frames and frames into bytes, and neither reads nor writes. So there is
-no task here: whoever calls does the work, and what is left undone waits for the next call.
+no background task here: the calling task does the work, and what it leaves undone waits for the
+next call.
 
-**Reading.** `receive` takes what one read of the socket brings, all of its messages at once. What
-has to be answered, pings and a close, is answered before the next read. So a peer that pings and
-doesn't read is not read from either, and goes silent for whoever watches `last_heard`. `aclose`
-reads too, for the goodbye of the peer; who reads first has the others wait.
+**Reading.** `receive` returns all messages of one read of the socket at once. Pings and a close
+frame are answered before the next read. So nothing is read from a peer that pings and doesn't
+read, and `last_heard` stands still. `aclose` reads too, for the close frame of the peer. One task
+reads at a time; the others wait.
 
-**Writing.** What is to leave is put into one queue, and goes out in one write, whoever makes it. A
-write that doesn't end as it should may have left half a frame, in which whatever follows would
-disappear: then nothing follows.
+**Writing.** What is to be sent is put into one queue, and sent in one write. A write that fails may
+have sent half a frame, and the peer would take what follows for the rest of it. So nothing follows.
 
-**The end** is noted once: how it came, and its code. What was read before it is handed over first.
+**The end** is noted once: the first reason counts. What was read before is returned first.
 """
 
 from __future__ import annotations
@@ -30,40 +30,52 @@ from websockets.frames import Close, CloseCode, Frame, Opcode
 from websockets.protocol import CONNECTING, OPEN
 from websockets.uri import WebSocketURI
 
-import trio_broker
+from trio_broker._version import __version__
 from trio_broker.exceptions import ConnectionLostError, fresh
+from trio_broker.redaction import Redact
 from trio_broker.settings import Endpoint
 from trio_broker.transports import Transport, ending
-from trio_broker.transports.dialing import Attempt, HandshakeAnswer, open_stream
+from trio_broker.transports.dialing import Attempt, connect
+from trio_broker.transports.handshake import HandshakeAnswer
+from trio_broker.transports.tls import ClientContext
 
-# Some 80 updates of an order; with more at once it would hardly be faster.
+# About 80 updates of an order. More at once would hardly be faster.
 _RECEIVE_SIZE: Final = 16 * 1024
 
-# For the answer to a peer's goodbye. A peer that doesn't read it mustn't hide that it has gone.
-_LAST_WORDS: Final = 0.5
+# What was read is parsed in pieces, and other tasks run in between: 16 KB can hold 8,000 empty
+# fragments or pongs.
+_PIECE: Final = 4 * 1024
 
-# At level DEBUG it would write every message into the log, keys and signatures with them.
-_SILENT: Final = logging.Logger("silent", logging.CRITICAL + 1)  # noqa: LOG001 - nobody may wake it
+# Seconds for the answer to a close frame, which the peer may not read. `receive` then goes on.
+_CLOSE_ANSWER_TIMEOUT: Final = 0.5
+
+# At level DEBUG the library would log every message, with keys and signatures.
+_SILENT: Final = logging.Logger("silent", logging.CRITICAL + 1)  # noqa: LOG001 - no configuration may change it
 
 
 @asynccontextmanager
 async def open_transport(
     endpoint: Endpoint,
     *,
-    ssl_context: ssl.SSLContext | None,
+    ssl_context: ssl.SSLContext | ClientContext | None,
     connect_timeout: float,
     max_receive_size: int,
+    redact: Redact = str,
 ) -> AsyncIterator[Transport]:
     """Open a transport, as `OpenTransport` says; it counts the bytes of a message."""
-    attempt = Attempt(endpoint, connect_timeout)
-    async with open_stream(attempt, ssl_context) as stream:
-        transport = _WebSocketsTransport(stream, endpoint, max_receive_size)
-        with attempt.phase("waiting for the answer to the WebSocket handshake"):
-            await transport.shake_hands(attempt)
+    attempt = Attempt(endpoint, connect_timeout, redact)
+    try:
+        async with attempt.limited():
+            stream = await connect(attempt, ssl_context)
+            with attempt.handshake():
+                transport = _WebSocketsTransport(stream, endpoint, max_receive_size)
+                await transport.shake_hands(redact)
         try:
             yield transport
         finally:
             transport.drop()
+    finally:
+        attempt.close()
 
 
 class _WebSocketsTransport:
@@ -74,7 +86,9 @@ class _WebSocketsTransport:
         self._stream = stream
         self._protocol = ClientProtocol(uri, max_size=max_receive_size, logger=_SILENT)
         self.last_heard: float = trio.current_time()
+        self.progress: int = 0
         self._reading = trio.Lock()
+        self._unread = b""
         self._messages: list[str | bytes] = []
         self._fragments = bytearray()
         self._is_text = False
@@ -85,87 +99,98 @@ class _WebSocketsTransport:
         self._how_writing_failed: str | None = None
         self._end: ConnectionLostError | None = None
 
-    async def shake_hands(self, attempt: Attempt) -> None:
-        """Do the client's half of the handshake.
-
-        Args:
-            attempt: What it is for.
+    async def shake_hands(self, redact: Redact) -> None:
+        """Send the request of the handshake, and wait for its answer.
 
         Raises:
-            ConnectFailedError: There is no WebSocket.
+            AnswerError: There is no WebSocket.
         """
         request = self._protocol.connect()
-        request.headers["User-Agent"] = f"trio-broker/{trio_broker.__version__}"
+        request.headers["User-Agent"] = f"trio-broker/{__version__}"
         self._protocol.send_request(request)
+        answer = HandshakeAnswer(request.headers["Sec-WebSocket-Key"], redact)
         with suppress(ConnectionLostError):  # The peer may have answered all the same.
             await self._write()
-        answer = HandshakeAnswer()
-        while self._protocol.state is CONNECTING:
+        head = b""
+        while not head:
             data, how_it_ended = await self._receive_some()
-            why_not = how_it_ended or answer.feed(data)
-            if why_not:
-                raise attempt.refused(answer.text) or attempt.failed(
-                    f"{why_not} in the WebSocket handshake"
-                )
-            self._take(data)
-            if (error := self._protocol.handshake_exc) is not None:
-                raise attempt.misunderstood(error) from error
+            if how_it_ended:
+                raise answer.cut(how_it_ended)
+            head = answer.feed(data)
+        self._take(head)
+        assert self._protocol.state is not CONNECTING  # noqa: S101 - the answer was checked
 
     # --- Reading ---------------------------------------------------------------------------
 
     async def receive(self) -> list[str | bytes]:
-        if self._messages:  # They came along with the handshake.
+        if self._messages:  # They came with the answer to the handshake.
             await trio.lowlevel.checkpoint()
-        while not self._messages:
-            await self._read()
-        return self.taken()
-
-    def taken(self) -> list[str | bytes]:
+        # The rest of a read is parsed at once, unless something has to be answered first.
+        while not self._messages or (self._unread and not self._outgoing and self._end is None):
+            try:
+                self._reading.acquire_nowait()
+            except trio.WouldBlock:
+                await self._reading.acquire()
+            try:
+                if self._outgoing:
+                    await self._answer()
+                if self._end is not None:
+                    await trio.lowlevel.checkpoint()
+                    raise fresh(self._end)
+                data, how_it_ended = await self._receive_some()
+                if how_it_ended:
+                    self._note_end(ending.cut(how_it_ended))
+                    continue
+                try:
+                    self._take(data)
+                except Exception as error:  # noqa: BLE001 - memory may be short, for example
+                    self._note_end(ending.failed(error))
+            finally:
+                self._reading.release()
         messages, self._messages = self._messages, []
         return messages
 
-    async def _read(self) -> None:
-        """Read once, when it is this task's turn, and before that answer what wants an answer."""
-        await _acquire(self._reading)
+    def taken(self) -> list[str | bytes]:
+        # What was read and not parsed yet may be the reply that a task waits for.
+        unread, self._unread = self._unread, b""
         try:
-            if self._outgoing:
-                await self._answer()
-            if self._end is not None:
-                await trio.lowlevel.checkpoint()
-                raise fresh(self._end)
-            data, how_it_ended = await self._receive_some()
-            if how_it_ended:
-                self._note_end(ending.cut(how_it_ended))
-            else:
-                self._take(data)
-        finally:
-            self._reading.release()
+            self._take(unread)
+        except Exception as error:  # noqa: BLE001 - as in `receive`
+            self._note_end(ending.failed(error))
+        messages, self._messages = self._messages, []
+        return messages
 
     async def _answer(self) -> None:
-        """Send pongs, and an answer to a goodbye, for which nobody waits for long."""
-        # What is left in the socket can still be read, even if nothing can be written.
+        """Send pongs, and for a short time the answer to a close frame."""
+        # Even if nothing can be written, what is left in the socket can still be read.
         with suppress(ConnectionLostError):
             if self._end is None:
                 await self._write()
                 return
-            with trio.move_on_after(_LAST_WORDS):
+            with trio.move_on_after(_CLOSE_ANSWER_TIMEOUT):
                 await self._write()
 
-    async def _receive_some(self) -> tuple[bytes | bytearray, str | None]:
+    async def _receive_some(self) -> tuple[bytes, str | None]:
         """Some bytes, or how the stream ended."""
-        try:
-            data = await self._stream.receive_some(_RECEIVE_SIZE)
-        except trio.BrokenResourceError as error:
-            return b"", self._how_writing_failed or ending.how_it_broke(error)
-        except trio.ClosedResourceError:
-            return b"", ending.DROPPED
-        if not data:
-            return b"", self._how_writing_failed or ending.HUNG_UP
-        self.last_heard = trio.current_time()
-        return data, None
+        if self._unread:
+            await trio.lowlevel.checkpoint()
+            data = self._unread
+        else:
+            try:
+                data = bytes(await self._stream.receive_some(_RECEIVE_SIZE))
+            except trio.ClosedResourceError:
+                return b"", ending.DROPPED
+            except Exception as error:  # noqa: BLE001 - nothing can be read any more
+                return b"", self._how_writing_failed or ending.how_it_broke(error)
+            if not data:
+                return b"", self._how_writing_failed or ending.HUNG_UP
+            self.last_heard = trio.current_time()
+        self.progress += 1
+        self._unread = data[_PIECE:]
+        return data[:_PIECE], None
 
-    def _take(self, data: bytes | bytearray) -> None:
-        """Turn bytes into messages, and into what is to be answered."""
+    def _take(self, data: bytes) -> None:
+        """Parse bytes into messages, and put answers into the queue."""
         protocol = self._protocol
         protocol.receive_data(data)
         try:
@@ -177,10 +202,12 @@ class _WebSocketsTransport:
                         self._take_frame(event)
         except UnicodeDecodeError as error:
             protocol.fail(CloseCode.INVALID_DATA, f"can't decode UTF-8: {error.reason}")
-            self._note_end(_closed(Close(CloseCode.INVALID_DATA, "a text isn't UTF-8")))
+            close = Close(CloseCode.INVALID_DATA, "a text isn't UTF-8")
+            self._note_end(_closed(close, is_local=True))
         if protocol.parser_exc is not None:
-            # A goodbye in the middle of a message is one all the same.
-            end = _closed(protocol.close_rcvd or protocol.close_sent)
+            # A close frame in the middle of a message counts.
+            close_rcvd = protocol.close_rcvd
+            end = _closed(close_rcvd or protocol.close_sent, is_local=close_rcvd is None)
             end.__cause__ = protocol.parser_exc
             self._note_end(end)
         self._outgoing += protocol.data_to_send()
@@ -190,7 +217,8 @@ class _WebSocketsTransport:
         if opcode is Opcode.PONG:
             self._take_pong(bytes(frame.data))
         elif opcode is Opcode.CLOSE:
-            self._note_end(_closed(self._protocol.close_rcvd))
+            is_answer = self._protocol.close_rcvd_then_sent is False
+            self._note_end(_closed(self._protocol.close_rcvd, is_local=is_answer))
         elif opcode is not Opcode.PING:
             self._take_fragment(frame)
 
@@ -203,7 +231,7 @@ class _WebSocketsTransport:
             self._messages.append(payload.decode() if self._is_text else bytes(payload))
 
     def _take_pong(self, payload: bytes) -> None:
-        while payload in self._pings:  # It answers those that left earlier too.
+        while payload in self._pings:  # It answers earlier pings too.
             earliest = next(iter(self._pings))
             self._pings.pop(earliest).set()
 
@@ -212,15 +240,21 @@ class _WebSocketsTransport:
     async def send(self, messages: Sequence[str]) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
         self._check_open()
-        for message in messages:
-            self._protocol.send_text(message.encode())
+        try:
+            for message in messages:
+                self._protocol.send_text(message.encode())
+        except Exception as error:
+            raise ending.failed(error) from error
         await self._write()
 
     async def ping(self) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
         self._check_open()
         payload, answered = secrets.token_bytes(4), trio.Event()
-        self._protocol.send_ping(payload)
+        try:
+            self._protocol.send_ping(payload)
+        except Exception as error:
+            raise ending.failed(error) from error
         self._pings[payload] = answered
         try:
             await self._write()
@@ -239,8 +273,7 @@ class _WebSocketsTransport:
             if self._end is None or self._outgoing:
                 await self._write()
             while self._end is None:
-                await self._read()
-                self._messages.clear()
+                await self.receive()
 
     def _check_open(self) -> None:
         """Raise if nothing can be sent any more."""
@@ -250,23 +283,29 @@ class _WebSocketsTransport:
             raise ending.cut(ending.CLOSED_HERE)
 
     async def _write(self) -> None:
-        """Let all that waits leave, in one write."""
-        await _acquire(self._writing)
+        """Send all that waits, in one write."""
         try:
-            # Here nothing has been begun yet: a task that is cancelled does no harm.
+            self._writing.acquire_nowait()
+        except trio.WouldBlock:
+            await self._writing.acquire()
+        try:
+            # Nothing has been written yet, so a cancellation does no harm.
             await trio.lowlevel.checkpoint_if_cancelled()
             data = b"".join((*self._outgoing, *self._protocol.data_to_send()))
             self._outgoing.clear()
-            if self._is_half_written:
-                raise ending.cut(self._how_writing_failed or "a write was cut short")
+            if self._is_half_written:  # What follows would be taken for the rest of a frame.
+                why = self._how_writing_failed or "a write was cut short"
+                raise ending.cut(why)  # noqa: TRY301
             self._is_half_written = True
             await self._stream.send_all(data)
             self._is_half_written = False
-        except trio.BrokenResourceError as error:
-            self._how_writing_failed = ending.how_it_broke(error)
-            raise ending.cut(self._how_writing_failed) from error
+        except ConnectionLostError:
+            raise
         except trio.ClosedResourceError:
             raise ending.cut(ending.DROPPED) from None
+        except Exception as error:
+            self._how_writing_failed = ending.how_it_broke(error)
+            raise ending.cut(self._how_writing_failed) from error
         finally:
             self._writing.release()
 
@@ -278,26 +317,18 @@ class _WebSocketsTransport:
         self._note_end(ending.cut(ending.DROPPED))
 
     def _note_end(self, end: ConnectionLostError) -> None:
-        """Note that nothing more will come, the first reason given being the reason."""
+        """Note why nothing more will come. The first reason counts."""
         if self._end is None:
             self._end = end
             for answered in self._pings.values():
                 answered.set()
 
 
-def _closed(close: Close | None) -> ConnectionLostError:
+def _closed(close: Close | None, *, is_local: bool) -> ConnectionLostError:
     """The error for a close frame."""
-    assert close is not None  # noqa: S101 - websockets has one of every end but a hang-up
+    assert close is not None  # noqa: S101 - only a hang-up has none
     try:
         name = CloseCode(close.code).name
     except ValueError:
         name = "unknown"
-    return ending.closed(int(close.code), name, close.reason)
-
-
-async def _acquire(lock: trio.Lock) -> None:
-    """Acquire a lock, at once if it is free: what follows is a checkpoint anyway."""
-    try:
-        lock.acquire_nowait()
-    except trio.WouldBlock:
-        await lock.acquire()
+    return ending.closed(int(close.code), name, close.reason, is_local=is_local)

@@ -32,7 +32,7 @@ async def _pushes(
     watch = Stopwatch()
     consume = _count_batches if batches else _count_each
     async with open_client(make_client(url, transport)) as client:
-        async with await client.subscribe_order(ORDER, snapshot=False) as updates:
+        async with client.subscribe_order(ORDER, snapshot=False) as updates:
             counting = asyncio.create_task(consume(updates))
             counting.add_done_callback(lambda _: watch.stop())
             watch.start()

@@ -1,0 +1,765 @@
+"""The journal's file: atomic creation and writes, and checks of existing files."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trio_broker._journal import journal_db
+from trio_broker._journal.journal_db import (
+    Account,
+    Fact,
+    Intent,
+    JournalFile,
+    JournalRow,
+    key_fingerprint,
+    open_file,
+    read_file,
+)
+from trio_broker.exceptions import BrokerError, DuplicateClientOrderIdError, JournalError
+from trio_broker.models import SwapOutcome
+
+AT = dt.datetime(2026, 1, 2, 3, 4, 5, 600, tzinfo=dt.UTC)
+LATER = AT + dt.timedelta(seconds=1)
+ACCOUNT: Account = ("broker.example", key_fingerprint("alice"))
+BUSY = 10.0
+S = SwapOutcome
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "swaps.journal"
+
+
+def intent(client_order_id: str = "c1", attempt: str = "a1", **changes: Any) -> Intent:
+    return Intent(
+        **{
+            "client_order_id": client_order_id,
+            "attempt": attempt,
+            "amount_in": Decimal("1.50"),
+            "asset_in": "ETH",
+            "asset_out": "USDT",
+            "at": AT,
+            **changes,
+        }
+    )
+
+
+def fact(
+    outcome: SwapOutcome,
+    client_order_id: str = "c1",
+    attempt: str = "a1",
+    order_id: str | None = None,
+    detail: str = "",
+) -> Fact:
+    return Fact(
+        client_order_id=client_order_id,
+        attempt=attempt,
+        outcome=outcome,
+        order_id=order_id,
+        detail=detail,
+        at=LATER,
+    )
+
+
+def opened(path: Path, account: Account = ACCOUNT) -> Any:
+    return open_file(path, account, BUSY)
+
+
+def write(path: Path, *entries: Intent | Fact, account: Account = ACCOUNT) -> None:
+    with opened(path, account) as file:
+        assert file.write(entries) == [None] * len(entries)
+
+
+def recorded(path: Path) -> list[tuple[str, str, str]]:
+    return [(row.client_order_id, row.attempt, row.outcome.value) for row in read_file(path, BUSY)]
+
+
+@contextmanager
+def database(path: Path) -> Iterator[sqlite3.Connection]:
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        yield connection
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """The bytes of the database and its WAL. SQLite may rebuild the WAL's index."""
+    return {
+        one.name: one.read_bytes()
+        for one in path.parent.iterdir()
+        if one.is_file() and one.name in {path.name, f"{path.name}-wal"} and one.stat().st_size
+    }
+
+
+def leftover_files(path: Path) -> list[Path]:
+    return list(path.parent.glob(".*"))
+
+
+def as_if_killed(path: Path, *entries: Intent | Fact) -> None:
+    """Leave a file whose entries are in its WAL, as a killed process does."""
+    there = path.with_name("alive")
+    with opened(there) as file:
+        file.write([intent("in the file")])
+    with opened(there) as file:
+        file.write(entries)
+        for end in ("", "-wal"):
+            # In another process: see the law about descriptors.
+            subprocess.run(["cp", f"{there}{end}", f"{path}{end}"], check=True)  # noqa: S603, S607
+
+
+# ---- Rows
+
+
+def test_row_has_all_that_was_written(path: Path) -> None:
+    at = AT.astimezone(dt.timezone(dt.timedelta(hours=5)))
+    write(path, intent(amount_in=Decimal("1E+3"), at=at))
+    write(path, fact(S.CONFIRMED, order_id="o1", detail="it's “done”"))
+    assert read_file(path, BUSY) == (
+        JournalRow(
+            host="broker.example",
+            key_fingerprint=key_fingerprint("alice"),
+            client_order_id="c1",
+            attempt="a1",
+            amount_in=Decimal(1000),
+            asset_in="ETH",
+            asset_out="USDT",
+            at=AT,
+            outcome=S.CONFIRMED,
+            order_id="o1",
+            detail="it's “done”",
+            updated_at=LATER,
+        ),
+    )
+    assert read_file(path, BUSY)[0].at.tzinfo is dt.UTC
+
+
+@pytest.mark.parametrize("amount", ["0.1", "1.50", "1E-18", "1E+30", "9" * 60 + "." + "1" * 60])
+def test_amount_is_read_as_it_was_written(path: Path, amount: str) -> None:
+    write(path, intent(amount_in=Decimal(amount)))
+    assert str(read_file(path, BUSY)[0].amount_in) == amount
+
+
+def test_intent_alone_is_unknown_since_its_time(path: Path) -> None:
+    write(path, intent())
+    (row,) = read_file(path, BUSY)
+    assert (row.outcome, row.order_id, row.detail, row.updated_at) == (S.UNKNOWN, None, "", AT)
+
+
+def test_unfinished_new_file_of_a_killed_process_is_removed(path: Path) -> None:
+    for end in ("", "-wal", "-shm", "-journal"):
+        path.with_name(f".{path.name}.new{end}").write_bytes(b"half of it")
+    write(path, intent("c1"))
+    assert recorded(path) == [("c1", "a1", "unknown")]
+    assert {one.name for one in path.parent.iterdir() if ".new" in one.name} == set()
+
+
+def test_rows_come_in_the_order_of_their_intents(path: Path) -> None:
+    # The clock doesn't matter.
+    write(path, intent("z", at=LATER), intent("a"), intent("m"))
+    assert [row[0] for row in recorded(path)] == ["z", "a", "m"]
+
+
+def test_fact_changes_only_the_unknown_row_of_its_attempt(path: Path) -> None:
+    write(path, intent("c1"), intent("c2"))
+    write(path, fact(S.UNKNOWN, "c1", detail="no reply", order_id="o1"))
+    (row, _) = read_file(path, BUSY)
+    assert (row.outcome, row.detail, row.order_id) == (S.UNKNOWN, "no reply", "o1")
+    write(path, fact(S.CONFIRMED, "c1"), fact(S.NOT_SENT, "c2", "another attempt"))
+    assert recorded(path) == [("c1", "a1", "confirmed"), ("c2", "a1", "unknown")]
+    (row, _) = read_file(path, BUSY)
+    assert (row.detail, row.order_id) == ("", "o1")
+    write(path, fact(S.NOT_SENT, "c1"), fact(S.SETTLED, "c1"), fact(S.UNKNOWN, "c3"))
+    assert recorded(path) == [("c1", "a1", "confirmed"), ("c2", "a1", "unknown")]
+
+
+def test_settled_swap_is_corrected_only_by_a_receipt(path: Path) -> None:
+    write(path, intent("c1"), fact(S.SETTLED, "c1", detail="it never arrived"))
+    write(path, fact(S.REFUSED, "c1"), fact(S.NOT_SENT, "c1"), fact(S.UNKNOWN, "c1"))
+    assert recorded(path) == [("c1", "a1", "settled")]
+    write(path, fact(S.CONFIRMED, "c1", order_id="o1", detail="closed by hand before"))
+    assert recorded(path) == [("c1", "a1", "confirmed")]
+
+
+def test_fact_is_written_whatever_characters_it_has(path: Path) -> None:
+    write(path, intent(), fact(S.REFUSED, order_id="\udcff", detail="\0\ud800" + "x" * 5000))
+    (row,) = read_file(path, BUSY)
+    assert (row.order_id, row.detail) == ("\\udcff", "\0\\ud800" + "x" * 998)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"amount_in": Decimal(0)},
+        {"amount_in": Decimal(-1)},
+        {"amount_in": Decimal("NaN")},
+        {"amount_in": Decimal("Infinity")},
+        {"asset_in": "\ud800"},
+        {"attempt": None},
+        {"at": AT.replace(tzinfo=None)},
+    ],
+    ids=str,
+)
+def test_intent_that_could_not_be_read_again_is_rejected(change: dict[str, Any]) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        intent(**change)
+
+
+@pytest.mark.parametrize("outcome", [S.UNKNOWN, S.CONFIRMED, S.REFUSED, S.SETTLED])
+def test_id_is_used_once(path: Path, outcome: SwapOutcome) -> None:
+    with opened(path) as file:
+        file.write([intent(), fact(outcome)])
+        other, again = file.write([intent("c2"), intent(attempt="a2")])
+        assert other is None
+        assert isinstance(again, DuplicateClientOrderIdError)
+        assert (again.client_order_id, again.outcome) == ("c1", outcome.value)
+    assert recorded(path) == [("c1", "a1", outcome.value), ("c2", "a1", "unknown")]
+
+
+def test_id_is_used_once_within_one_write_too(path: Path) -> None:
+    with opened(path) as file:
+        first, second = file.write([intent(), intent(attempt="a2")])
+    assert first is None
+    assert isinstance(second, DuplicateClientOrderIdError)
+
+
+def test_unsent_swap_can_be_attempted_again(path: Path) -> None:
+    write(path, intent(), intent("c2"), fact(S.NOT_SENT), intent(attempt="a2"))
+    # A late fact of the first attempt.
+    write(path, fact(S.NOT_SENT))
+    assert recorded(path) == [("c2", "a1", "unknown"), ("c1", "a2", "unknown")]
+
+
+@pytest.mark.parametrize(
+    "account", [("sandbox:1", ACCOUNT[1]), (ACCOUNT[0], key_fingerprint("bob"))]
+)
+def test_accounts_have_rows_of_their_own(path: Path, account: Account) -> None:
+    write(path, intent())
+    with opened(path, account) as file:
+        assert file.unresolved() == ()
+        assert file.write([intent(), fact(S.CONFIRMED)]) == [None, None]
+    with opened(path) as file:
+        assert [row.outcome for row in file.unresolved()] == [S.UNKNOWN]
+    assert len(recorded(path)) == 2
+
+
+def test_unresolved_rows_are_the_unknown_ones(path: Path) -> None:
+    outcomes = [one for one in S if one is not S.UNDER_WAY]
+    for number, outcome in enumerate(outcomes):
+        write(path, intent(f"c{number}"), fact(outcome, f"c{number}"))
+    write(path, intent("bare"))
+    with opened(path) as file:
+        assert [row.client_order_id for row in file.unresolved()] == [
+            f"c{outcomes.index(S.UNKNOWN)}",
+            "bare",
+        ]
+
+
+def test_fingerprint_is_a_digest_of_the_key() -> None:
+    # Rows of earlier versions must still be found.
+    assert key_fingerprint("alice") == "88279aa65e8ebd88"
+    assert key_fingerprint("alice") != key_fingerprint("bob")
+
+
+def test_no_key_is_in_the_file(path: Path) -> None:
+    write(path, intent(), account=("broker.example", key_fingerprint("alice-the-key")))
+    assert b"alice" not in path.read_bytes()
+
+
+# ---- Atomic writes
+
+
+def test_write_is_made_as_a_whole_or_not_at_all(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(connection: sqlite3.Connection) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    write(path, intent("before"))
+    with opened(path) as file:
+        with monkeypatch.context() as patch:
+            patch.setattr(journal_db, "_commit", fail)
+            with pytest.raises(JournalError, match="disk I/O error"):
+                file.write([fact(S.CONFIRMED, "before"), intent()])
+        assert recorded(path) == [("before", "a1", "unknown")]
+        file.write([intent()])
+    assert recorded(path) == [("before", "a1", "unknown"), ("c1", "a1", "unknown")]
+
+
+def test_failed_commit_can_be_repeated(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(connection: sqlite3.Connection) -> None:
+        connection.execute("COMMIT")
+        raise OSError("I/O error")
+
+    entries = [fact(S.UNKNOWN, detail="no reply"), fact(S.CONFIRMED, order_id="o1")]
+    with opened(path) as file:
+        file.write([intent()])
+        with monkeypatch.context() as patch:
+            patch.setattr(journal_db, "_commit", fail)
+            with pytest.raises(JournalError, match="I/O error"):
+                file.write(entries)
+        once = read_file(path, BUSY)
+        file.write(entries)
+    assert read_file(path, BUSY) == once
+    assert (once[0].outcome, once[0].order_id) == (S.CONFIRMED, "o1")
+
+
+def test_other_exceptions_pass_through_and_write_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(connection: sqlite3.Connection) -> None:
+        raise KeyboardInterrupt
+
+    with opened(path) as file:
+        with monkeypatch.context() as patch:
+            patch.setattr(journal_db, "_commit", fail)
+            with pytest.raises(KeyboardInterrupt):
+                file.write([intent()])
+        assert file.write([intent(attempt="a2")]) == [None]
+    assert recorded(path) == [("c1", "a2", "unknown")]
+
+
+def test_each_commit_is_forced_to_the_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: list[object] = []
+
+    def commit(connection: sqlite3.Connection) -> None:
+        for name in ("journal_mode", "synchronous", "fullfsync", "busy_timeout"):
+            settings.extend(connection.execute(f"PRAGMA {name}").fetchone())
+        connection.execute("COMMIT")
+
+    monkeypatch.setattr(journal_db, "_commit", commit)
+    write(path, intent())
+    assert settings == ["wal", 2, 1, BUSY * 1000]
+
+
+def test_full_disk_rejects_a_write_and_keeps_the_rows(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = JournalFile.write
+
+    def limited(file: JournalFile, entries: Any) -> list[BrokerError | None]:
+        file._connection.execute(f"PRAGMA max_page_count = {next(limits)}")
+        return real(file, entries)
+
+    many = [intent(f"c{number}") for number in range(100)]
+    write(path, intent())
+    with opened(path) as file:
+        pages = file._connection.execute("PRAGMA page_count").fetchone()[0]
+        limits = iter([pages, 1_000_000])
+        monkeypatch.setattr(JournalFile, "write", limited)
+        with pytest.raises(JournalError, match="disk is full"):
+            file.write([fact(S.CONFIRMED), *many])
+        assert recorded(path) == [("c1", "a1", "unknown")]
+        file.write([fact(S.CONFIRMED)])
+    assert recorded(path) == [("c1", "a1", "confirmed")]
+
+
+def test_locked_file_is_waited_for_and_then_rejected(path: Path) -> None:
+    with open_file(path, ACCOUNT, 0.01) as file:
+        file.write([intent()])
+        with database(path) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(JournalError, match="locked"):
+                file.write([fact(S.CONFIRMED)])
+        file.write([fact(S.CONFIRMED)])
+    assert recorded(path) == [("c1", "a1", "confirmed")]
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_file_that_lost_its_name_is_not_written_to(path: Path, replaced: bool) -> None:
+    with opened(path) as file:
+        file.write([intent()])
+        path.rename(path.with_name("away"))
+        if replaced:
+            path.write_bytes(b"another one")
+        with pytest.raises(JournalError, match="another file has its name" if replaced else "No s"):
+            file.write([intent("c2")])
+        path.with_name("away").rename(path)
+        assert file.write([intent("c3")]) == [None]
+    assert [row[0] for row in recorded(path)] == ["c1", "c3"]
+
+
+# ---- Creating a file
+
+
+def test_new_file_is_empty_and_readable_by_its_owner_only(path: Path) -> None:
+    with opened(path) as file:
+        assert file.unresolved() == ()
+        file.write([intent()])
+        for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
+            assert path.with_name(name).stat().st_mode & 0o777 == 0o600
+    assert sorted(one.name for one in path.parent.iterdir()) == [path.name, f"{path.name}.lock"]
+    with database(path) as connection:
+        assert connection.execute("PRAGMA application_id").fetchone() == (0x7472626A,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+
+
+@pytest.mark.parametrize("name", ["a b?c#d%e&mode=memory", "ü", ":memory:"])
+def test_file_may_have_any_name(tmp_path: Path, name: str) -> None:
+    write(tmp_path / name, intent())
+    assert (tmp_path / name).stat().st_size
+    assert len(recorded(tmp_path / name)) == 1
+
+
+def test_symbolic_link_is_followed(path: Path) -> None:
+    path.symlink_to(path.with_name("elsewhere"))
+    write(path, intent())
+    assert path.is_symlink()
+    assert recorded(path) == recorded(path.with_name("elsewhere")) == [("c1", "a1", "unknown")]
+    # The lock is the same under the other name.
+    with (
+        opened(path),
+        pytest.raises(JournalError, match="in use"),
+        opened(path.with_name("elsewhere")),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("where", ["os.fsync", "pathlib.Path.hardlink_to"])
+def test_new_file_appears_as_a_whole_or_not_at_all(
+    path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+
+    def die(*_: object) -> None:
+        seen.append([one.name for one in path.parent.iterdir() if one.name == path.name])
+        raise MemoryError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, die)
+        with pytest.raises(JournalError, match="killed"), opened(path):
+            pass
+    assert seen == [[]]
+    assert [one.name for one in path.parent.iterdir()] == [f"{path.name}.lock"]
+    write(path, intent())
+
+
+def test_file_that_exists_by_now_is_not_created_again(path: Path) -> None:
+    write(path, intent())
+    before = contents(path)
+    journal_db._create(path)
+    assert contents(path) == before
+    assert leftover_files(path) == []
+
+
+def test_file_system_without_hard_links_is_enough(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    write(path, intent())
+    assert recorded(path) == [("c1", "a1", "unknown")]
+    assert leftover_files(path) == []
+
+
+def test_name_of_a_new_file_is_forced_to_the_disk(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forced: list[str] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        forced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write(path, intent())
+    assert len(forced) == 2
+    assert forced[0].startswith(str(path.with_name(f".{path.name}.")))
+    assert forced[1] == str(path.parent)
+
+
+def test_directory_that_cannot_be_opened_is_not_forced_to_the_disk(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "O_DIRECTORY")
+    write(path, intent())
+    assert len(recorded(path)) == 1
+
+
+def test_error_names_a_path_that_cannot_be_used(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(JournalError, match="no such directory"), opened(path / "a" / "b"):
+        pass
+    path.mkdir()
+    with pytest.raises(JournalError, match="isn't a file"), opened(path):
+        pass
+    with pytest.raises(JournalError, match="isn't a file"):
+        read_file(path, BUSY)
+    assert list(path.parent.iterdir()) == [path]
+    assert list(path.iterdir()) == []
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with (
+        pytest.raises(JournalError, match="Permission denied") as caught,
+        opened(path / "new"),
+    ):
+        pass
+    assert str(path / "new") in str(caught.value)
+
+
+# ---- Concurrent use
+
+
+def test_second_writer_is_rejected_until_the_first_has_closed(path: Path) -> None:
+    with opened(path) as file:
+        with pytest.raises(JournalError, match="in use"), opened(path):
+            pass
+        file.write([intent()])
+        # Reading needs no lock.
+        assert len(recorded(path)) == 1
+        file.write([intent("c2")])
+        with pytest.raises(JournalError, match="in use"), opened(path):
+            pass
+    with opened(path) as file:
+        assert len(file.unresolved()) == 2
+
+
+def test_without_locks_two_writers_are_safe(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = JournalFile._apply
+
+    def apply(file: JournalFile, entry: Intent | Fact) -> BrokerError | None:
+        if file is one:
+            # Between its read and its write.
+            with pytest.raises(JournalError, match="locked"):
+                other.write([intent(attempt="a2")])
+        return real(file, entry)
+
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setattr(JournalFile, "_apply", apply)
+    with opened(path) as one, open_file(path, ACCOUNT, 0.01) as other:
+        assert one.write([intent()]) == [None]
+        (refusal,) = other.write([intent(attempt="a2")])
+        assert isinstance(refusal, DuplicateClientOrderIdError)
+        assert other.write([intent("c2")]) == [None]
+    assert recorded(path) == [("c1", "a1", "unknown"), ("c2", "a1", "unknown")]
+
+
+def test_reading_creates_no_file(path: Path) -> None:
+    with pytest.raises(JournalError, match="doesn't exist"):
+        read_file(path, BUSY)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_entries_of_a_killed_process_are_read(path: Path) -> None:
+    as_if_killed(path, intent("in the wal"))
+    before = contents(path)
+    assert set(before) == {path.name, f"{path.name}-wal"}
+    assert [row[0] for row in recorded(path)] == ["in the file", "in the wal"]
+    assert contents(path) == before
+    with opened(path) as file:
+        assert [row.client_order_id for row in file.unresolved()] == ["in the file", "in the wal"]
+    assert [row[0] for row in recorded(path)] == ["in the file", "in the wal"]
+
+
+# ---- Invalid files aren't changed
+
+
+def header(path: Path) -> None:
+    change(path, 0, b"SQLite format 4")
+
+
+def page_size(path: Path) -> None:
+    change(path, 16, b"\xff\xff")
+
+
+def page(path: Path) -> None:
+    change(path, 4096, b"\xff" * 4096)
+
+
+def cut_off(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 4096)
+
+
+def cut_in_a_page(path: Path) -> None:
+    os.truncate(path, 5000)
+
+
+def cut_in_the_header(path: Path) -> None:
+    os.truncate(path, 60)
+
+
+def emptied(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def foreign(path: Path) -> None:
+    path.unlink()
+    with database(path) as connection:
+        connection.execute("CREATE TABLE swaps (host)")
+
+
+def foreign_with_a_wal(path: Path) -> None:
+    path.unlink()
+    with database(path) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("CREATE TABLE swaps (host)")
+
+
+def text(path: Path) -> None:
+    path.write_text("dear diary, " * 1000)
+
+
+def newer(path: Path) -> None:
+    with database(path) as connection:
+        connection.execute("PRAGMA user_version = 2")
+
+
+def newer_in_the_file(path: Path) -> None:
+    change(path, 60, b"\0\0\0\2")
+
+
+def without_its_table(path: Path) -> None:
+    with database(path) as connection:
+        connection.execute("ALTER TABLE swaps RENAME TO trades")
+
+
+def without_a_column(path: Path) -> None:
+    with database(path) as connection:
+        connection.execute("ALTER TABLE swaps DROP COLUMN detail")
+
+
+def index_that_lost_a_row(path: Path) -> None:
+    """The index from before the row was inserted."""
+    with database(path) as connection:
+        ((root,),) = connection.execute("SELECT rootpage FROM sqlite_schema WHERE type = 'index'")
+    other = path.with_name("other")
+    write(other)
+    with other.open("rb") as file:
+        file.seek((root - 1) * 4096)
+        empty = file.read(4096)
+    change(path, (root - 1) * 4096, empty)
+    with database(path) as connection:
+        assert connection.execute("PRAGMA quick_check").fetchall() == [("ok",)]
+
+
+def change(path: Path, offset: int, new: bytes) -> None:
+    with path.open("rb+") as file:
+        file.seek(offset)
+        file.write(new)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (header, "damaged"),
+        (page_size, "damaged"),
+        (page, "damaged"),
+        (cut_off, "damaged"),
+        (cut_in_a_page, "damaged"),
+        (cut_in_the_header, "60 bytes"),
+        (emptied, "0 bytes"),
+        (index_that_lost_a_row, "damaged"),
+        (text, "damaged, or isn't a journal"),
+        (foreign, "but not a journal of swaps"),
+        (foreign_with_a_wal, "but not a journal of swaps"),
+        (newer, "version 2; this library supports version 1"),
+        (without_its_table, "no such table"),
+        (without_a_column, "no such column"),
+    ],
+)
+def test_file_that_is_no_journal_is_rejected_and_left_unchanged(
+    path: Path, damage: Callable[[Path], None], words: str
+) -> None:
+    write(path, *(intent(f"c{number}") for number in range(50)))
+    damage(path)
+    before = contents(path)
+    for _ in range(2):
+        with pytest.raises(JournalError, match=words) as error, opened(path) as file:
+            file.unresolved()
+        assert str(path) in str(error.value)
+        with pytest.raises(JournalError, match=words):
+            read_file(path, BUSY)
+    assert contents(path) == before
+
+
+@pytest.mark.parametrize(
+    "damage", [header, page, cut_in_a_page, cut_in_the_header, emptied, newer_in_the_file]
+)
+def test_wal_of_a_rejected_file_is_left_unchanged(
+    path: Path, damage: Callable[[Path], None]
+) -> None:
+    as_if_killed(path, *(intent(f"c{number}") for number in range(5)))
+    if damage in {page, cut_in_a_page, newer_in_the_file}:
+        # The WAL has an intact copy of the damaged page.
+        os.truncate(f"{path}-wal", 32)
+    damage(path)
+    before = contents(path)
+    assert len(before) + (damage is emptied) == 2
+    for _ in range(2):
+        with pytest.raises(JournalError), opened(path):
+            pass
+        with pytest.raises(JournalError):
+            read_file(path, BUSY)
+    assert contents(path) == before
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("amount_in", "a lot"),
+        ("amount_in", "NaN"),
+        ("amount_in", "-1"),
+        ("amount_in", ""),
+        ("amount_in", b"1"),
+        ("asset_in", b"\xff"),
+        ("at", "yesterday"),
+        ("at", "2026-01-02T03:04:05"),
+        ("at", "0001-01-01T00:00:00+14:00"),
+        ("updated_at", "soon"),
+        ("outcome", "perhaps"),
+        ("outcome", "under way"),
+        ("order_id", b"\xff"),
+    ],
+)
+def test_error_names_the_row_with_an_impossible_value(
+    path: Path, column: str, value: str | bytes
+) -> None:
+    write(path, intent("good"), intent("bad"))
+    with database(path) as connection:
+        connection.execute(
+            f"UPDATE swaps SET {column} = ? WHERE client_order_id = 'bad'",  # noqa: S608
+            [value],
+        )
+    before = contents(path)
+    with pytest.raises(JournalError, match="'bad'"):
+        read_file(path, BUSY)
+    with opened(path) as file:
+        with pytest.raises(JournalError, match="'bad'"):
+            file.unresolved()
+        first, second = file.write([intent("bad", "a2"), fact(S.CONFIRMED, "good")])
+        assert type(first) is JournalError
+        assert second is None
+    assert contents(path) != before
+
+
+def test_error_names_the_row_whose_text_is_not_utf_8(path: Path) -> None:
+    write(path, intent("good"), intent("bad"))
+    with database(path) as connection:
+        connection.execute(
+            "UPDATE swaps SET detail = CAST(x'ff' AS TEXT) WHERE client_order_id = 'bad'"
+        )
+    with pytest.raises(JournalError, match="'bad'"):
+        read_file(path, BUSY)
+
+
+def test_error_names_a_file_that_cannot_be_opened(path: Path) -> None:
+    write(path)
+    shutil.rmtree(path.parent)
+    with pytest.raises(JournalError):
+        read_file(path, BUSY)

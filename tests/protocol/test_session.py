@@ -1,0 +1,1209 @@
+"""Requests, and replies without request IDs."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import partial
+from typing import Any
+
+import pytest
+
+from tests.engine_harness import GRACE, EngineHarness
+from tests.protocol.session_harness import AUTHENTICATED, SessionHarness
+from trio_broker._protocol import codec, requests
+from trio_broker._protocol.requests import Priority, Request
+from trio_broker._protocol.session import ALONE_DELAY, MALFORMED_IN_A_ROW, MESSAGE_TOO_BIG
+from trio_broker.exceptions import (
+    AuthenticationError,
+    BrokerError,
+    ConnectionLostError,
+    InvalidSignatureError,
+    NotAuthenticatedError,
+    NotConnectedError,
+    NotSentError,
+    ProtocolError,
+    RequestTimeoutError,
+    ServerError,
+)
+from trio_broker.models import SwapReceipt
+
+
+def result_of(request: Request) -> Any:
+    """The result of a request that succeeded."""
+    assert request.error is None
+    return request.result
+
+
+def refusal_of(request: Request) -> str:
+    assert isinstance(request.error, ServerError)
+    return request.error.message
+
+
+# --- Authentication --------------------------------------------------------------------------
+
+
+def test_nothing_is_sent_before_the_authentication() -> None:
+    harness = SessionHarness(authenticated=False)
+    read = harness.queue("balances")
+    harness.swap()
+    assert harness.write() == [harness.auth]
+    harness.pass_time(1)
+    assert harness.write() == []
+    harness.receive_json(op="auth", data=AUTHENTICATED)
+    assert harness.session.is_authenticated
+    assert harness.ended == [harness.auth]
+    assert [request.op for request in harness.write()] == ["swap"]
+    assert not read.was_sent
+
+
+@pytest.mark.parametrize("named", [{}, {"op": "auth"}])
+def test_refused_authentication_ends_the_auth_request(named: dict[str, str]) -> None:
+    harness = SessionHarness(authenticated=False)
+    read = harness.queue("balances")
+    harness.write()
+    harness.receive_json(error="Invalid signature", **named)
+    assert isinstance(harness.auth.error, InvalidSignatureError)
+    assert harness.ended == [harness.auth]
+    assert not harness.session.is_authenticated
+    assert harness.write() == []
+    assert read not in harness.ended
+
+
+def test_refused_authentication_does_not_replace_the_connection() -> None:
+    harness = SessionHarness(authenticated=False)
+    harness.write()
+    harness.receive_json(op="auth", error="Not authenticated")
+    assert isinstance(harness.auth.error, NotAuthenticatedError)
+    assert harness.replaced == []
+
+
+def test_unknown_auth_status_does_not_authenticate() -> None:
+    harness = SessionHarness(authenticated=False)
+    harness.write()
+    harness.receive_json(op="auth", data={"status": "perhaps"})
+    assert isinstance(harness.auth.error, ProtocolError)
+    assert not harness.session.is_authenticated
+
+
+def test_unanswered_authentication_times_out() -> None:
+    harness = SessionHarness(authenticated=False)
+    harness.write()
+    harness.pass_time(10)
+    assert isinstance(harness.auth.error, RequestTimeoutError)
+    harness.receive_json(op="auth", data=AUTHENTICATED)
+    assert not harness.session.is_authenticated
+    assert harness.write() == []
+
+
+def test_without_a_connection_nothing_is_sent() -> None:
+    harness = EngineHarness()
+    harness.submit(requests.balances(math.inf))
+    assert harness.engine.next_to_send(harness.now) is None
+
+
+def test_second_auth_reply_is_unexpected() -> None:
+    harness = SessionHarness()
+    harness.receive_json(op="auth", data=AUTHENTICATED)
+    assert len(harness.unexpected) == 1
+
+
+# --- The order of sending --------------------------------------------------------------------
+
+
+def test_reads_are_sent_before_subscriptions_and_snapshots() -> None:
+    harness = SessionHarness()
+    snapshot = harness.queue("balances", priority=Priority.BACKGROUND)
+    channel = harness.queue("subscribe", priority=Priority.SUBSCRIBE, channel="balances")
+    read = harness.queue("estimate")
+    assert harness.write() == [read, channel, snapshot]
+
+
+def test_request_queued_while_another_is_signed_is_not_lost() -> None:
+    harness = SessionHarness()
+    snapshot = harness.queue("balances", priority=Priority.BACKGROUND)
+    assert harness.engine.next_to_send(harness.now) is snapshot
+    read = harness.queue("estimate")  # for example by the user's clock
+    harness.engine.mark_sent(snapshot, "n-snapshot", harness.now)
+    assert harness.write() == [read]
+
+
+def test_read_overtakes_a_snapshot_in_its_lane() -> None:
+    harness = SessionHarness()
+    snapshot = harness.queue("balances", priority=Priority.BACKGROUND)
+    read = harness.queue("balances")
+    assert harness.write() == [read]
+    harness.reply("balances", "1")
+    assert harness.write() == [snapshot]
+    harness.reply("balances", "2")
+    assert (result_of(read), result_of(snapshot)) == ("1", "2")
+    assert harness.is_clean()
+
+
+def test_estimates_are_sent_one_after_another() -> None:
+    harness = SessionHarness()
+    first, second, third = (harness.queue("estimate") for _ in range(3))
+    assert harness.write() == [first]
+    assert (harness.session.in_flight, harness.session.waiting) == (1, 2)
+    harness.reply("estimate", "1")
+    assert harness.write() == [second]
+    harness.give_up(third)
+    harness.reply("estimate", "2")
+    assert harness.write() == []
+    assert (result_of(first), result_of(second), third.was_sent) == ("1", "2", False)
+    assert harness.session.sent == 3  # auth too
+    assert harness.engine.received == 3
+    assert harness.is_clean()
+
+
+def test_reply_has_its_text_and_whether_it_named_the_operation() -> None:
+    harness = SessionHarness()
+    request = harness.send("estimate")
+    harness.reply("estimate", "1")
+    assert json.loads(request.reply)["op"] == "estimate"
+    assert request.names_op
+    assert request.was_alone
+
+
+def test_lookups_in_flight_together_are_matched_by_order_id() -> None:
+    harness = SessionHarness()
+    lookups = {name: harness.queue("order_status", order_id=name) for name in "abcd"}
+    assert harness.write() == list(lookups.values())
+    for name in "cadb":
+        harness.reply_order(name, f"state of {name}")
+    assert {name: result_of(one) for name, one in lookups.items()} == {
+        name: f"state of {name}" for name in "abcd"
+    }
+    assert harness.unexpected == []
+    assert harness.is_clean()
+
+
+def test_lookups_of_one_order_are_sent_one_after_another() -> None:
+    harness = SessionHarness()
+    first = harness.send("order_status", order_id="a")
+    second = harness.queue("order_status", order_id="a")
+    assert harness.write() == []
+    harness.reply_order("a", "1")
+    assert harness.write() == [second]
+    harness.reply_order("a", "2")
+    assert (result_of(first), result_of(second)) == ("1", "2")
+
+
+def test_reply_without_an_id_answers_the_only_lookup() -> None:
+    harness = SessionHarness()
+    lookup = harness.send("order_status", order_id="a")
+    harness.reply("order_status", "FILLED")
+    assert result_of(lookup) == "FILLED"
+
+
+def test_lookup_is_matched_by_a_client_order_id_used_as_order_id() -> None:
+    harness = SessionHarness()
+    lookup = harness.send("order_status", order_id="c1")
+    harness.reply("order_status", "FILLED", orderId="a", clientOrderId="c1")
+    assert result_of(lookup) == "FILLED"
+
+
+def test_refusal_that_names_an_order_refuses_no_other_lookup() -> None:
+    harness = SessionHarness()
+    first, second = (harness.queue("order_status", order_id=name) for name in "ab")
+    harness.write()
+    harness.receive_json(op="order_status", error="Order not found", data={"orderId": "b"})
+    assert refusal_of(second) == "Order not found"
+    assert harness.ended == [second]
+    harness.receive_json(op="order_status", error="Order not found", data={"orderId": "x"})
+    assert len(harness.unexpected) == 1
+    harness.reply_order("a")
+    assert result_of(first) == "FILLED"
+
+
+def test_lookups_by_client_order_id_are_sent_one_after_another() -> None:
+    harness = SessionHarness()
+    first = harness.send("order_status", client_order_id="c1")
+    second = harness.queue("order_status", client_order_id="c2")
+    by_id = harness.queue("order_status", order_id="a")
+    assert harness.write() == [by_id]
+    harness.reply_order("a", "by id")
+    harness.reply_order("o1", "first")
+    assert result_of(first) == "first"
+    assert harness.write() == [second]
+    harness.reply_order("o1", "first, again")
+    harness.reply_order("a", "by id, again")
+    assert harness.ended == [by_id, first]
+    harness.reply_order("o2", "second")
+    assert result_of(second) == "second"
+
+
+def test_reply_with_another_client_order_id_answers_no_lookup() -> None:
+    harness = SessionHarness()
+    lookup = harness.send("order_status", client_order_id="c1")
+    harness.reply("order_status", "FILLED", clientOrderId="c2", orderId="o2")
+    harness.reply("order_status", "FILLED", clientOrderId="c2")
+    assert harness.ended == []
+    assert len(harness.unexpected) == 2
+    harness.reply("order_status", "FILLED", clientOrderId="c1")
+    assert result_of(lookup) == "FILLED"
+
+
+def test_order_with_both_ids_can_be_looked_up_by_either() -> None:
+    harness = SessionHarness()
+    harness.send("order_status", client_order_id="c1")
+    harness.reply_order("o1")
+    harness.send("order_status", order_id="o1")
+    harness.reply_order("o1")
+    again = harness.send("order_status", client_order_id="c1")
+    harness.reply_order("o1", "FILLED again")
+    assert result_of(again) == "FILLED again"
+
+
+def test_memory_of_looked_up_orders_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trio_broker._protocol.matching._MAX_REMEMBERED", 2)
+    harness = SessionHarness()
+    for name in "abc":
+        harness.send("order_status", order_id=name)
+        harness.reply_order(name)
+    assert list(harness.session._pending._looked_up) == ["b", "c"]
+
+
+def test_lookup_reply_without_a_lookup_is_unexpected() -> None:
+    harness = SessionHarness()
+    harness.reply_order("a")
+    assert len(harness.unexpected) == harness.session.unexpected == 1
+
+
+def test_channel_requests_are_matched_by_channel() -> None:
+    harness = SessionHarness()
+    subscribe = partial(harness.queue, "subscribe", priority=Priority.SUBSCRIBE)
+    first, second = subscribe(channel="balances"), subscribe(channel="orders:a")
+    harness.write()
+    harness.receive_json(op="subscribe", ch="orders:b", data={"status": "subscribed"})
+    assert harness.ended == []
+    harness.receive_json(op="subscribe", ch="orders:a", error="Invalid channel format")
+    harness.receive_json(op="subscribe", ch="balances", data={"status": "subscribed"})
+    assert refusal_of(second) == "Invalid channel format"
+    assert result_of(first) == "subscribed"
+
+
+def test_channel_has_one_request_in_flight() -> None:
+    harness = SessionHarness()
+    harness.send("subscribe", priority=Priority.SUBSCRIBE, channel="balances")
+    leave = harness.queue("unsubscribe", priority=Priority.SUBSCRIBE, channel="balances")
+    assert harness.write() == []
+    harness.receive_json(op="subscribe", ch="balances", data={"status": "subscribed"})
+    assert harness.write() == [leave]
+
+
+# --- Replies that name no request ------------------------------------------------------------
+
+
+def test_error_with_nothing_in_flight_is_unexpected() -> None:
+    harness = SessionHarness()
+    waiting = harness.queue("balances")
+    harness.receive_json(error="Rate limit exceeded")
+    assert len(harness.unexpected) == 1
+    assert harness.write() == [waiting]
+
+
+def test_error_with_one_request_in_flight_answers_it() -> None:
+    harness = SessionHarness()
+    request = harness.send("balances")
+    harness.receive_json(error="Rate limit exceeded")
+    assert refusal_of(request) == "Rate limit exceeded"
+    assert not request.names_op
+    assert request.was_alone
+    assert harness.is_clean()
+
+
+def send_three(harness: SessionHarness) -> tuple[Request, Request, Request]:
+    requests = (
+        harness.queue("balances"),
+        harness.queue("estimate"),
+        harness.queue("order_status", order_id="a"),
+    )
+    assert harness.write() == list(requests)
+    return requests
+
+
+def test_three_candidates_are_sent_again_alone_once() -> None:
+    harness = SessionHarness()
+    balances, estimate, lookup = send_three(harness)
+    for _ in range(3):
+        harness.receive_json(error="Rate limit exceeded")
+    later = harness.queue("order_status", order_id="b")
+    assert harness.ended == harness.write() == []
+    harness.pass_time(ALONE_DELAY)
+    assert harness.write() == [balances]
+    harness.reply("balances", "5")
+    assert harness.write() == [estimate]
+    harness.receive_json(error="No route")
+    assert harness.write() == [lookup]
+    harness.reply_order("a")
+    assert harness.write() == [later]
+    harness.reply_order("b")
+    assert (result_of(balances), refusal_of(estimate), result_of(lookup)) == (
+        "5",
+        "No route",
+        "FILLED",
+    )
+    assert harness.is_clean()
+
+
+def test_last_candidate_is_sent_again_at_once() -> None:
+    harness = SessionHarness()
+    balances, estimate, lookup = send_three(harness)
+    harness.receive_json(error="Order not found")
+    harness.reply("estimate", "1")
+    harness.reply("balances", "5")
+    assert harness.write() == [lookup]
+    harness.receive_json(error="Order not found")
+    assert (result_of(balances), result_of(estimate)) == ("5", "1")
+    assert refusal_of(lookup) == "Order not found"
+    assert harness.is_clean()
+
+
+def test_one_error_for_three_requests_repeats_each() -> None:
+    harness = SessionHarness()
+    requests = balances, estimate, lookup = send_three(harness)
+    harness.receive_json(error="Rate limit exceeded")
+    assert harness.write() == []
+    harness.pass_time(ALONE_DELAY)
+    assert harness.write() == [balances]
+    harness.reply("balances", "5")
+    assert harness.write() == [estimate]
+    harness.reply("estimate", "1")
+    assert harness.write() == [lookup]
+    harness.reply_order("a")
+    assert harness.ended == [balances, estimate, lookup]
+    assert [result_of(request) for request in requests] == ["5", "1", "FILLED"]
+    # Two of the first replies may still arrive. Their lanes are kept until then.
+    following = harness.queue("balances"), harness.queue("estimate")
+    assert harness.write() == []
+    harness.reply("balances", "5, late")
+    assert harness.write() == [following[0]]
+    harness.reply("estimate", "1, late")
+    assert harness.write() == [following[1]]
+    harness.reply("balances", "6")
+    harness.reply("estimate", "2")
+    assert [result_of(request) for request in following] == ["6", "2"]
+    assert harness.is_clean()
+
+
+def test_late_error_does_not_answer_a_repeated_request() -> None:
+    harness = SessionHarness()
+    first, second = (harness.queue("order_status", order_id=name) for name in "ab")
+    harness.write()
+    harness.receive_json(error="meant for a")
+    harness.pass_time(ALONE_DELAY)
+    assert harness.write() == [first]
+    harness.receive_json(error="meant for b, late")
+    assert harness.ended == []
+    assert harness.write() == [second]
+    harness.reply_order("a")
+    harness.reply_order("b")
+    assert (result_of(first), result_of(second)) == ("FILLED", "FILLED")
+    assert harness.is_clean()
+
+
+def test_second_refusal_counts_once_the_other_request_is_answered() -> None:
+    harness = SessionHarness()
+    first, _ = (harness.queue("order_status", order_id=name) for name in "ab")
+    harness.write()
+    harness.receive_json(error="once")
+    harness.pass_time(ALONE_DELAY)
+    assert harness.write() == [first]
+    harness.receive_json(error="twice")
+    assert harness.ended == []
+    harness.reply_order("b")
+    assert refusal_of(first) == "twice"
+    assert harness.is_clean()
+
+
+@pytest.mark.parametrize("last", ["Order not found", "Rate limit exceeded"])
+def test_two_requests_refused_twice_fail_without_a_guess(last: str) -> None:
+    harness = SessionHarness()
+    first, second = (harness.queue("order_status", order_id=name) for name in "ab")
+    harness.write()
+    harness.receive_json(error="Order not found")
+    harness.pass_time(ALONE_DELAY)
+    assert harness.write() == [first]
+    harness.receive_json(error="Order not found")
+    assert harness.write() == [second]
+    harness.receive_json(error="Order not found")
+    assert harness.ended == []
+    harness.receive_json(error=last)
+    assert harness.ended == [first, second]
+    for request in (first, second):
+        if last == "Order not found":
+            assert refusal_of(request) == last
+        else:
+            assert isinstance(request.error, ProtocolError)
+    assert harness.is_clean()
+
+
+def test_lookups_with_replies_without_an_id_are_repeated_alone() -> None:
+    harness = SessionHarness()
+    first, second = (harness.queue("order_status", order_id=name) for name in "ab")
+    harness.write()
+    harness.reply("order_status", "1")
+    harness.reply("order_status", "2")
+    harness.pass_time(ALONE_DELAY)
+    assert harness.write() == [first]
+    harness.reply("order_status", "3")
+    assert harness.write() == [second]
+    harness.reply("order_status", "4")
+    assert (result_of(first), result_of(second)) == ("3", "4")
+    assert harness.is_clean()
+
+
+def test_ambiguous_replies_with_a_common_candidate_are_merged() -> None:
+    harness = SessionHarness()
+    lookups = [harness.queue("order_status", order_id=name) for name in "ab"]
+    balances = harness.queue("balances")
+    harness.write()
+    harness.receive_json(op="order_status", error="Order not found")
+    harness.receive_json(error="Rate limit exceeded")
+    harness.reply_order("a")
+    # Two of the three replies named no order, and the third named a.
+    harness.pass_time(ALONE_DELAY)
+    assert harness.write() == [lookups[1]]
+    harness.reply_order("b")
+    assert harness.write() == [balances]
+    harness.reply("balances", "5")
+    assert [result_of(one) for one in (*lookups, balances)] == ["FILLED", "FILLED", "5"]
+    assert harness.is_clean()
+
+
+def test_repeated_request_expects_no_more_replies_than_possible() -> None:
+    harness = SessionHarness()
+    first, second = (harness.queue("order_status", order_id=name) for name in "ab")
+    harness.write()
+    harness.receive_json(error="meant for a")
+    harness.pass_time(ALONE_DELAY)
+    assert harness.write() == [first]
+    harness.reply_order("b")
+    harness.reply_order("a")
+    assert (result_of(first), result_of(second)) == ("FILLED", "FILLED")
+    assert harness.is_clean()
+
+
+def test_abandoned_repeated_request_keeps_its_lane_for_both_replies() -> None:
+    harness = SessionHarness()
+    first, second = (harness.queue("estimate"), harness.queue("balances"))
+    harness.write()
+    harness.receive_json(error="meant for the balances")
+    harness.pass_time(ALONE_DELAY)
+    assert harness.write() == [first]
+    harness.give_up(first)
+    assert harness.write() == [second]
+    third = harness.queue("estimate")
+    harness.reply("estimate", "late")
+    harness.reply("balances", "5")
+    assert harness.write() == []
+    harness.reply("estimate", "late again")
+    assert harness.write() == [third]
+    harness.reply("estimate", "own")
+    assert (result_of(second), result_of(third)) == ("5", "own")
+    assert harness.is_clean()
+
+
+def test_later_ambiguous_reply_includes_earlier_candidates() -> None:
+    harness = SessionHarness()
+    balances, lookup = harness.queue("balances"), harness.queue("order_status", order_id="a")
+    harness.write()
+    harness.receive_json(error="of one of the two")
+    for request in (balances, lookup):
+        harness.give_up(request)
+    later = harness.send("order_status", order_id="b")
+    harness.receive_json(op="order_status", error="of one of the lookups")
+    assert harness.session.in_flight == 3
+    harness.reply("balances", "5")
+    assert harness.write() == [later]
+    harness.reply_order("b")
+    assert result_of(later) == "FILLED"
+    assert harness.is_clean()
+
+
+def test_request_waiting_to_be_repeated_can_be_abandoned() -> None:
+    harness = SessionHarness()
+    balances, estimate, lookup = send_three(harness)
+    harness.receive_json(error="Rate limit exceeded")
+    harness.give_up(balances)
+    harness.reply("estimate", "1")
+    harness.reply_order("a")
+    assert harness.ended == [balances, estimate, lookup]
+    assert harness.is_clean()
+
+
+def test_abandoned_request_with_a_certain_reply_is_forgotten() -> None:
+    harness = SessionHarness()
+    requests = send_three(harness)
+    for _ in range(3):
+        harness.receive_json(error="Rate limit exceeded")
+    for request in requests:
+        harness.give_up(request)
+    assert harness.is_clean()
+
+
+def test_error_that_may_be_a_late_reply_answers_nothing() -> None:
+    harness = SessionHarness()
+    late = harness.send("estimate")
+    harness.give_up(late)
+    read = harness.send("balances")
+    harness.receive_json(error="No route")
+    assert harness.ended == [late]
+    harness.reply("balances", "5")
+    assert result_of(read) == "5"
+    assert harness.is_clean()
+
+
+# --- Abandoned requests ----------------------------------------------------------------------
+
+
+def test_abandoned_unsent_request_ends_at_once() -> None:
+    harness = SessionHarness()
+    request = harness.queue("balances")
+    error = NotSentError("the caller left")
+    harness.give_up(request, error)
+    harness.give_up(request)
+    assert harness.ended == [request]
+    assert request.error is error
+    assert harness.is_clean()
+
+
+def test_reply_to_an_abandoned_request_is_ignored() -> None:
+    harness = SessionHarness()
+    first = harness.send("estimate")
+    harness.give_up(first)
+    harness.give_up(first)
+    second = harness.queue("estimate")
+    other = harness.queue("balances")
+    assert harness.write() == [other]
+    harness.reply("estimate", "late")
+    assert harness.write() == [second]
+    harness.reply("estimate", "own")
+    assert (first.result, result_of(second)) == (None, "own")
+    assert harness.ended == [first, second]
+
+
+def test_unsent_request_reports_the_missing_connection() -> None:
+    harness = SessionHarness()
+    harness.lose(ConnectionLostError("gone"))
+    read = harness.queue("estimate", patience=5)
+    harness.pass_time(5)
+    assert isinstance(read.error, NotConnectedError)
+    assert str(read.error) == "there was no connection in time for 'estimate'"
+
+
+def test_timed_out_request_ends_and_keeps_its_lane() -> None:
+    harness = SessionHarness()
+    first = harness.send("estimate", patience=10)
+    second = harness.queue("estimate", patience=5)
+    third = harness.queue("estimate", patience=20)
+    assert harness.engine.timers.next_deadline == harness.now + 5
+    harness.pass_time(5)
+    assert isinstance(second.error, NotSentError)
+    harness.pass_time(5)
+    assert isinstance(first.error, RequestTimeoutError)
+    assert harness.write() == []
+    harness.reply("estimate", "late")
+    assert harness.write() == [third]
+    assert harness.replaced == []
+
+
+def test_request_waiting_for_a_lane_after_the_grace_replaces_the_connection() -> None:
+    harness = SessionHarness()
+    first = harness.send("estimate")
+    harness.give_up(first)
+    harness.queue("estimate")
+    harness.pass_time(GRACE - 1)
+    assert harness.replaced == []
+    harness.pass_time(1)
+    assert len(harness.replaced) == 1
+    assert "'estimate'" in harness.replaced[0]
+
+
+def test_request_that_needs_a_lane_after_the_grace_replaces_the_connection() -> None:
+    harness = SessionHarness()
+    first = harness.send("estimate")
+    harness.give_up(first)
+    harness.pass_time(GRACE)
+    harness.send("balances")
+    assert harness.replaced == []
+    waiting = harness.queue("estimate")
+    assert harness.replaced == []  # not before what has arrived was read
+    assert harness.engine.timers.next_deadline <= harness.now
+    harness.pass_time(0)
+    assert len(harness.replaced) == 1
+    harness.lose(ConnectionLostError("replaced"))
+    assert harness.ended[-1].op == "balances"
+    harness.open()
+    assert [request.op for request in harness.write()] == ["auth"]
+    harness.receive_json(op="auth", data=AUTHENTICATED)
+    assert harness.write() == [waiting]
+
+
+def test_abandoned_lookup_blocks_only_its_own_order() -> None:
+    harness = SessionHarness()
+    harness.give_up(harness.send("order_status", order_id="a"))
+    other = harness.queue("order_status", order_id="b")
+    harness.queue("order_status", order_id="a")
+    assert harness.write() == [other]
+
+
+# --- Swaps -----------------------------------------------------------------------------------
+
+
+def test_swap_blocks_new_requests_until_all_are_answered() -> None:
+    harness = SessionHarness()
+    read = harness.send("balances")
+    swap = harness.swap()
+    harness.queue("estimate")
+    assert harness.write() == []
+    harness.reply("balances", "5")
+    assert harness.write() == [swap]
+    assert result_of(read) == "5"
+
+
+def test_swap_waits_a_quarter_of_a_second_for_requests_in_flight() -> None:
+    harness = SessionHarness()
+    harness.send("balances")
+    swap = harness.swap()
+    assert harness.write() == []
+    assert harness.engine.timers.next_deadline == harness.now + ALONE_DELAY
+    harness.pass_time(ALONE_DELAY)
+    assert harness.write() == [swap]
+
+
+def test_nothing_is_sent_while_a_swap_is_in_flight() -> None:
+    harness = SessionHarness()
+    swap = harness.swap()
+    assert harness.write() == [swap]
+    read, second = harness.queue("balances"), harness.swap("c2")
+    harness.pass_time(1)
+    assert harness.write() == []
+    harness.reply("swap", "PENDING", orderId="o1")
+    assert result_of(swap) == SwapReceipt("o1", codec._status("PENDING"), "c1")
+    assert harness.write() == [second]
+    harness.reply("swap", "PENDING", orderId="o2")
+    assert harness.write() == [read]
+
+
+def test_second_swap_waits_for_reads_in_flight() -> None:
+    harness = SessionHarness()
+    swap = harness.swap()
+    harness.write()
+    harness.give_up(swap)
+    read = harness.send("balances")
+    second = harness.swap("c2")
+    assert harness.write() == []
+    harness.reply("swap", "PENDING", orderId="o1")
+    assert harness.engine.timers.next_deadline == harness.now + ALONE_DELAY
+    assert harness.write() == []
+    harness.reply("balances", "5")
+    assert harness.write() == [second]
+    assert result_of(read) == "5"
+
+
+def test_abandoned_swap_blocks_only_the_next_swap() -> None:
+    harness = SessionHarness()
+    swap = harness.swap(patience=10)
+    harness.write()
+    harness.pass_time(10)
+    assert isinstance(swap.error, RequestTimeoutError)
+    second, read = harness.swap("c2"), harness.queue("balances")
+    assert harness.write() == [read]
+    harness.pass_time(5)
+    assert not second.was_sent
+
+
+def test_repeated_receipt_of_the_previous_swap_is_discarded() -> None:
+    harness = SessionHarness()
+    harness.swap()
+    harness.write()
+    harness.reply("swap", "PENDING", orderId="o1")
+    second = harness.swap("c2")
+    harness.write()
+    harness.reply("swap", "PENDING", orderId="o1")
+    assert len(harness.unexpected) == 1
+    assert second not in harness.ended
+    harness.reply("swap", "PENDING", orderId="o2")
+    assert result_of(second).order_id == "o2"
+
+
+def test_order_of_an_earlier_connection_belongs_to_its_swap() -> None:
+    harness = SessionHarness()
+    harness.swap()
+    harness.write()
+    harness.reply("swap", "PENDING", orderId="o1")
+    harness.reconnect()
+    second = harness.swap("c2")
+    harness.write()
+    harness.reply("swap", "PENDING", orderId="o1")
+    assert second not in harness.ended
+
+
+def test_bare_error_with_several_candidates_does_not_refuse_a_swap() -> None:
+    harness = SessionHarness()
+    read = harness.send("balances")
+    swap = harness.swap()
+    harness.pass_time(ALONE_DELAY)
+    harness.write()
+    harness.receive_json(error="Invalid signature")
+    assert harness.ended == []
+    harness.receive_json(error="Invalid signature")
+    assert harness.write() == []
+    harness.pass_time(10)
+    assert harness.ended == [swap]
+    assert isinstance(swap.error, RequestTimeoutError)
+    assert harness.write() == [read]
+    harness.reply("balances", "5")
+    assert result_of(read) == "5"
+
+
+def test_bare_error_refuses_a_swap_alone_in_flight() -> None:
+    harness = SessionHarness()
+    swap = harness.swap()
+    harness.write()
+    harness.receive_json(error="Invalid signature")
+    assert isinstance(swap.error, InvalidSignatureError)
+    assert swap.was_alone
+    assert not swap.names_op
+
+
+def test_swap_is_not_alone_with_a_read_waiting_to_be_repeated() -> None:
+    harness = SessionHarness()
+    first, _ = (harness.queue("order_status", order_id=name) for name in "ab")
+    harness.write()
+    harness.receive_json(error="1")
+    harness.receive_json(error="2")
+    swap = harness.swap()
+    harness.pass_time(ALONE_DELAY)
+    assert harness.write() == [swap]
+    harness.receive_json(error="Invalid signature")
+    assert isinstance(swap.error, AuthenticationError)
+    assert not swap.was_alone
+    assert harness.write() == [first]
+
+
+def test_late_reply_to_a_swap_replaces_its_error() -> None:
+    harness = SessionHarness()
+    swap = harness.swap(patience=10)
+    harness.write()
+    harness.pass_time(10)
+    assert harness.ended == [swap]
+    assert "in time" in str(swap.error)
+    harness.reply("swap", "PENDING", orderId="o1")
+    assert harness.late == [swap]
+    assert harness.ended == [swap]
+    assert swap.error is None
+    assert swap.result.order_id == "o1"
+    assert (swap.names_op, swap.was_alone) == (True, True)
+    assert harness.is_clean()
+
+
+def test_refusal_with_an_earlier_text_refuses_a_swap() -> None:
+    harness = SessionHarness()
+    harness.send("balances")
+    harness.receive_json(op="balances", error="Invalid signature")
+    for name in ("c1", "c2"):
+        swap = harness.swap(name)
+        harness.write()
+        harness.receive_json(op="swap", error="Invalid signature")
+        assert swap.names_op
+        assert isinstance(swap.error, InvalidSignatureError)
+        assert harness.is_clean()
+
+
+def lookup(harness: SessionHarness, name: str) -> Request:
+    request = harness.submit(requests.order_lookup(name, harness.now + 100))
+    harness.write()
+    return request
+
+
+def test_order_found_by_a_swaps_id_belongs_to_that_swap() -> None:
+    harness = SessionHarness()
+    harness.swap()
+    harness.write()
+    harness.reply("swap", "PENDING", orderId="o1")
+    other = lookup(harness, "c2")
+    harness.reply_order("o1")
+    harness.reply("order_status", "FILLED", orderId="o1", clientOrderId="c2")
+    assert other not in harness.ended
+    assert harness.unexpected == ["it names the order of another swap"] * 2
+    harness.reply_order("o2")
+    assert result_of(other).order_id == "o2"
+    swap = harness.swap("c3")
+    harness.write()
+    harness.reply("swap", "PENDING", orderId="o2")
+    assert swap not in harness.ended
+
+
+def test_swaps_order_is_found_after_a_lookup_by_order_id() -> None:
+    harness = SessionHarness()
+    swap = harness.swap()
+    harness.write()
+    harness.reply("swap", "PENDING", orderId="o1")
+    assert swap in harness.ended
+    harness.send("order_status", order_id="o1")
+    harness.reply_order("o1")
+    own = lookup(harness, "c1")
+    harness.reply_order("o1")
+    assert result_of(own).order_id == "o1"
+
+
+def test_lookup_by_order_id_returns_the_order_of_any_swap() -> None:
+    harness = SessionHarness()
+    harness.swap()
+    harness.write()
+    harness.reply("swap", "PENDING", orderId="o1")
+    first = lookup(harness, "o1")
+    harness.reply_order("o1")
+    assert result_of(first).order_id == "o1"
+    second = lookup(harness, "o2")
+    harness.reply_order("o2")
+    assert result_of(second).order_id == "o2"
+    own = lookup(harness, "c2")
+    harness.reply("order_status", "FILLED", orderId="o2", clientOrderId="c2")
+    assert result_of(own).order_id == "o2"
+
+
+def test_receipt_for_another_swaps_order_is_not_accepted() -> None:
+    harness = SessionHarness()
+    harness.swap()
+    harness.write()
+    harness.reply("swap", "PENDING", orderId="o1")
+    other = harness.swap("o1")
+    harness.write()
+    harness.reply("swap", "PENDING", orderId="o1")
+    assert other not in harness.ended
+
+
+def test_order_that_two_lookups_may_mean_is_requested_again() -> None:
+    harness = SessionHarness()
+    foreign = harness.send("order_status", order_id="o7")
+    own = lookup(harness, "c1")
+    harness.reply_order("o1")
+    assert harness.ended == []
+    assert len(harness.unexpected) == 1
+    harness.reply_order("o7")
+    assert result_of(foreign) == "FILLED"
+    assert own not in harness.ended
+    assert harness.write() == [own]
+    harness.reply_order("o1")
+    assert result_of(own).order_id == "o1"
+    assert harness.is_clean()
+
+
+def test_neither_of_two_possible_orders_is_accepted() -> None:
+    harness = SessionHarness()
+    foreign = harness.send("order_status", order_id="o7")
+    own = lookup(harness, "c1")
+    harness.reply_order("o1")
+    harness.reply_order("o2")
+    assert harness.ended == []
+    for _ in range(2):
+        harness.pass_time(ALONE_DELAY)
+        (again,) = harness.write()
+        if again is own:
+            harness.reply("order_status", "FILLED", orderId="o2", clientOrderId="c1")
+        else:
+            harness.reply_order("o7")
+    assert result_of(own).order_id == "o2"
+    assert result_of(foreign) == "FILLED"
+    assert harness.is_clean()
+
+
+def test_reply_with_three_candidates_answers_none() -> None:
+    harness = SessionHarness()
+    for name in ("o7", "o8"):
+        harness.send("order_status", order_id=name)
+    own = lookup(harness, "c1")
+    harness.reply_order("o1")
+    harness.reply_order("o7")
+    assert own not in harness.ended
+    harness.give_up(own)
+    assert own.result is None
+    harness.reply_order("o8")  # By counting, the reply was the abandoned one's.
+    assert harness.session.in_flight == 0
+    assert harness.is_clean()
+
+
+def test_order_known_under_another_id_is_unexpected() -> None:
+    harness = SessionHarness()
+    harness.send("order_status", order_id="o1")
+    harness.reply_order("o1")
+    harness.send("order_status", order_id="o7")
+    lookup(harness, "c1")
+    harness.reply_order("o1")
+    assert harness.unexpected == ["no request is waiting for this reply to 'order_status'"]
+
+
+def test_ambiguous_reply_is_forgotten_on_the_next_connection() -> None:
+    harness = SessionHarness()
+    harness.send("order_status", order_id="o7")
+    own = lookup(harness, "c1")
+    harness.reply_order("o1")
+    harness.reconnect()
+    assert isinstance(own.error, ConnectionLostError)
+    again = lookup(harness, "c1")
+    harness.reply_order("o1")
+    assert result_of(again).order_id == "o1"
+    assert harness.is_clean()
+
+
+def test_ambiguous_reply_does_not_answer_the_other_candidate() -> None:
+    harness = SessionHarness()
+    foreign = harness.send("order_status", order_id="o7")
+    own = lookup(harness, "c1")
+    harness.reply_order("o1")
+    harness.reply("order_status", "FILLED", orderId="o2", clientOrderId="c1")
+    assert result_of(own).order_id == "o2"
+    assert foreign not in harness.ended
+    assert harness.write() == [foreign]
+    harness.reply_order("o7")
+    assert result_of(foreign) == "FILLED"
+    assert harness.is_clean()
+
+
+def test_lookup_by_both_ids_is_a_candidate() -> None:
+    """One lookup uses an ID as the order ID, and one as the client order ID."""
+    harness = SessionHarness()
+    own = lookup(harness, "c9")
+    twin = harness.send("order_status", order_id="c9")
+    other = harness.send("order_status", order_id="c2")
+    for order in ("o9", "o9", "o2"):
+        harness.reply_order(order)
+    assert harness.ended == []
+    for _ in range(3):
+        harness.pass_time(ALONE_DELAY)
+        (again,) = harness.write()
+        name, number = ("c2", "o2") if again is other else ("c9", "o9")
+        harness.reply("order_status", "FILLED", orderId=number, clientOrderId=name)
+    assert result_of(own).order_id == "o9"
+    assert result_of(twin) == result_of(other) == "FILLED"
+    assert harness.is_clean()
+
+
+def test_order_without_an_id_answers_its_lookup() -> None:
+    harness = SessionHarness()
+    request = lookup(harness, "c1")
+    harness.reply("order_status", "FILLED")
+    assert result_of(request).order_id is None
+
+
+def test_connections_are_counted() -> None:
+    harness = SessionHarness()
+    assert harness.session.connections == 1
+    harness.lose(ConnectionLostError("gone"))
+    assert harness.session.connections == 1
+    harness.open()
+    assert harness.session.connections == 2
+
+
+# --- Lost connections ------------------------------------------------------------------------
+
+
+def test_lost_connection_ends_everything_but_waiting_reads() -> None:
+    harness = SessionHarness()
+    sent = harness.send("balances")
+    abandoned = harness.send("estimate")
+    harness.give_up(abandoned)
+    read = harness.queue("estimate")
+    snapshot = harness.queue("order_status", priority=Priority.BACKGROUND, order_id="a")
+    swap = harness.swap()
+    channel = harness.queue("subscribe", priority=Priority.SUBSCRIBE, channel="balances")
+    harness.ended.clear()
+    lost = ConnectionLostError("gone")
+    harness.lose(lost)
+    assert harness.ended == [sent, swap, channel, snapshot]
+    assert sent.error is lost
+    assert all(isinstance(one.error, NotConnectedError) for one in (swap, channel, snapshot))
+    assert (harness.session.in_flight, harness.session.waiting) == (0, 1)
+    assert not harness.session.is_authenticated
+    assert harness.write() == []
+    harness.open()
+    harness.write()
+    harness.reply("estimate", "from the old connection")
+    harness.receive_json(op="auth", data=AUTHENTICATED)
+    assert harness.write() == [read]
+    harness.reply("estimate", "1")
+    assert result_of(read) == "1"
+    assert harness.is_clean()
+
+
+def test_read_that_times_out_without_a_connection_was_not_sent() -> None:
+    harness = SessionHarness()
+    harness.lose(ConnectionLostError("gone"))
+    for _ in range(100):
+        request = harness.queue("balances", patience=10)
+        harness.pass_time(10)
+        assert isinstance(request.error, NotSentError)
+    assert harness.is_clean()
+
+
+def test_candidate_fails_with_the_connection() -> None:
+    harness = SessionHarness()
+    requests = send_three(harness)
+    harness.receive_json(error="Rate limit exceeded")
+    harness.pass_time(ALONE_DELAY)
+    harness.write()
+    lost = ConnectionLostError("gone")
+    harness.lose(lost)
+    assert all(request.error is lost for request in requests)
+    assert harness.is_clean()
+
+
+def test_end_of_the_client_ends_every_request() -> None:
+    harness = SessionHarness()
+    sent = harness.send("balances")
+    waiting = harness.queue("estimate")
+    lost, closed = ConnectionLostError("gone"), NotConnectedError("closed")
+    harness.act(harness.engine.close(None, lost, closed, harness.now))
+    assert (sent.error, waiting.error) == (lost, closed)
+    assert harness.ended == [sent, waiting]
+    assert harness.is_clean()
+
+
+# --- Unexpected messages ---------------------------------------------------------------------
+
+
+def test_pushes_go_to_the_channel_registry() -> None:
+    harness = SessionHarness()
+    harness.receive_json(ch="balances", data=[])
+    harness.receive_json(ch="orders:a", error="something")
+    assert harness.pushed == ["balances", "orders:a"]
+
+
+def test_message_without_op_and_channel_is_unexpected() -> None:
+    harness = SessionHarness()
+    harness.receive_json(data=1)
+    harness.receive_json(op="balances", data={"status": "no request"})
+    harness.receive(b"binary")
+    assert len(harness.unexpected) == harness.session.unexpected == 3
+    assert harness.unexpected[-1] == "it is binary"
+
+
+def test_malformed_messages_in_a_row_replace_the_connection() -> None:
+    harness = SessionHarness()
+    for _ in range(MALFORMED_IN_A_ROW - 1):
+        harness.receive("{")
+    harness.receive_json(ch="balances", data=[])
+    for _ in range(MALFORMED_IN_A_ROW - 2):
+        harness.receive_json(ch="balances", error="bad body")
+    assert harness.replaced == []
+    harness.send("balances")
+    harness.receive_json(op="balances", data={})
+    harness.receive("{")
+    harness.receive("{")
+    assert len(harness.replaced) == 1
+    assert "malformed" in harness.replaced[0]
+
+
+@pytest.mark.parametrize("error", [ProtocolError("bad"), ServerError("balances", "bad")])
+def test_unreadable_reply_fails_its_own_request(error: BrokerError) -> None:
+    def decode(_: codec.Inbound) -> None:
+        raise error
+
+    harness = SessionHarness()
+    request = harness.queue("balances")
+    request.decode = decode
+    harness.write()
+    harness.reply("balances", "5")
+    assert request.error is error
+    assert len(harness.unexpected) == isinstance(error, ProtocolError)
+    assert harness.is_clean()
+
+
+@pytest.mark.parametrize("flying", [0, 1, 3])
+def test_not_authenticated_error_replaces_the_connection(flying: int) -> None:
+    harness = SessionHarness()
+    requests = [harness.send("order_status", order_id=str(number)) for number in range(flying)]
+    harness.receive_json(error="Not authenticated")
+    assert harness.replaced == ["the broker says 'Not authenticated'"]
+    if flying == 1:
+        assert isinstance(requests[0].error, NotAuthenticatedError)
+
+
+# --- Nonces ----------------------------------------------------------------------------------
+
+
+def test_message_after_a_protocol_breach_is_ignored() -> None:
+    harness = SessionHarness()
+    harness.send("balances")
+    reply = json.dumps({"op": "balances", "data": {"status": "5"}})
+    harness.receive(*["{"] * MALFORMED_IN_A_ROW, reply)
+    assert len(harness.replaced) == 1
+    assert harness.ended == []
+    harness.reconnect()
+    request = harness.send("balances")
+    harness.receive(reply)
+    assert request.result == "5"
+
+
+def test_reply_with_a_nonce_answers_that_request_only() -> None:
+    harness = SessionHarness()
+    first, second = (harness.queue("order_status", order_id=name) for name in "ab")
+    harness.write()
+    harness.receive_json(error="Order not found", nonce=second.nonces[0])
+    assert refusal_of(second) == "Order not found"
+    harness.reply("order_status", "nameless")
+    assert result_of(first) == "nameless"
+    assert harness.unexpected == []
+
+
+def test_unknown_nonce_answers_nothing_if_nonces_are_echoed() -> None:
+    harness = SessionHarness()
+    first = harness.send("estimate")
+    nonce = first.nonces[0]
+    harness.receive_json(op="estimate", nonce=nonce, data={"status": "1"})
+    second = harness.send("estimate")
+    harness.receive_json(op="estimate", nonce=nonce, data={"status": "1"})
+    harness.receive_json(error="of something else", nonce=nonce)
+    assert harness.ended == [first]
+    assert len(harness.unexpected) == 2
+    harness.receive_json(op="balances", nonce=second.nonces[0], data={"status": "2"})
+    assert harness.ended == [first]
+    harness.receive_json(op="estimate", nonce=second.nonces[0], data={"status": "2"})
+    assert result_of(second) == "2"
+
+
+def test_foreign_nonce_is_ignored() -> None:
+    harness = SessionHarness()
+    request = harness.send("estimate")
+    harness.receive_json(op="estimate", nonce=5, data={"status": "1"})
+    assert result_of(request) == "1"
+
+
+def test_earlier_read_is_sent_before_a_repeated_snapshot() -> None:
+    harness = SessionHarness()
+    snapshot = harness.queue("balances", priority=Priority.BACKGROUND)
+    other = harness.queue("order_status", priority=Priority.BACKGROUND, order_id="a")
+    assert harness.write() == [snapshot, other]
+    harness.receive_json(error="Rate limit exceeded")
+    read = harness.queue("estimate")
+    harness.pass_time(ALONE_DELAY)
+    assert harness.write(1) == [read]
+
+
+def test_read_with_a_possibly_oversized_reply_waits_only_briefly() -> None:
+    harness = SessionHarness()
+    harness.send("balances")
+    harness.lose(ConnectionLostError("too large", MESSAGE_TOO_BIG, is_local=True))
+    harness.open()
+    harness.write()
+    harness.receive_json(op="auth", data=AUTHENTICATED)
+    suspected = harness.queue("balances")
+    other = harness.queue("order_status", order_id="a", priority=Priority.AUTH)
+    assert harness.write() == [other]
+    assert harness.engine.timers.next_deadline <= harness.now + ALONE_DELAY
+    harness.pass_time(ALONE_DELAY)
+    assert harness.write() == [suspected]
+
+
+def test_malformed_reply_is_reported_before_the_connection_is_replaced() -> None:
+    harness = SessionHarness(authenticated=False)
+    harness.write()
+    for _ in range(MALFORMED_IN_A_ROW - 1):
+        harness.receive("{")
+    effects = harness.engine.receive(['{"op":"auth","data":7}'], harness.now, harness.at)
+    order = [type(effect).__name__ for effect in effects]
+    assert order.index("RequestEnded") < order.index("ReplaceConnection")

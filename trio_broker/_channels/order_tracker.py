@@ -1,0 +1,191 @@
+"""Follows orders to their end, whatever is lost on the way.
+
+A tracked order doesn't rely on its channel. A push may be lost, a stream may be mute while pings
+are answered, and an order may be filled during an outage. So the order is polled as well: once its
+channel is subscribed, after every reconnection, and when nothing came for `poll_interval`. Without
+a subscription it is only polled. So the final status is found as long as the broker answers.
+
+**It never goes backwards.** A state that says nothing new is delivered only with a gap. A final
+status is always delivered, whatever its times say, and then the stream ends.
+
+**"Not found" doesn't end it.** The order may be too new, or known to another of the broker's
+machines only. One event reports it, and the order is polled again.
+
+**A client order id** can be tracked too. The order's own id may be known here. Otherwise a reply
+names it, and the tracked order moves to that channel. Until it is known whether the broker knows
+the id, the order is polled sooner, with growing delays.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import attrs
+
+from trio_broker._channels.channel import ORDERS, Subscriber
+from trio_broker._channels.registry import ChannelRegistry
+from trio_broker._protocol.effects import Effect, Sink, StreamEnded
+from trio_broker._protocol.order_ids import CLIENT_ORDER_ID_PREFIX, OrderIds, with_ids
+from trio_broker._protocol.timers import Timers
+from trio_broker.models import Message, Order, OrderStatus
+
+FIRST_PAUSE: Final = 0.5
+
+
+@attrs.define(eq=False)
+class TrackedOrder(Subscriber):
+    """A tracked order.
+
+    Attributes:
+        given_id: The id that the user gave.
+        stop_at_partial: Whether a partial fill ends the stream.
+        is_known: Whether its channel is known to be named by the order's own id.
+        pause: The delay between two polls while `is_known` is false.
+        due: When it is polled next.
+    """
+
+    given_id: str = attrs.field(kw_only=True)
+    stop_at_partial: bool = attrs.field(kw_only=True)
+    is_known: bool = attrs.field(kw_only=True)
+    pause: float = attrs.field(kw_only=True)
+    due: float = attrs.field(init=False, default=math.inf)
+
+
+class OrderTracker:
+    """The tracked orders of one client."""
+
+    def __init__(
+        self,
+        effects: list[Effect],
+        channels: ChannelRegistry,
+        timers: Timers[Any],
+        order_ids: OrderIds,
+        *,
+        poll_interval: float,
+    ) -> None:
+        self._effects = effects
+        self._channels = channels
+        self._timers = timers
+        self._order_ids = order_ids
+        self._interval = poll_interval
+        self._orders: dict[TrackedOrder, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._orders)
+
+    def track(
+        self, order_id: str, sink: Sink, now: float, *, stop_at_partial: bool
+    ) -> TrackedOrder:
+        """Follow an order from now on."""
+        known = self._order_ids.order_id(order_id)
+        sink.name = ORDERS + (known or order_id)
+        order = TrackedOrder(
+            sink,
+            wants_snapshot=True,
+            given_id=order_id,
+            stop_at_partial=stop_at_partial,
+            is_known=known is not None,
+            pause=min(FIRST_PAUSE, self._interval),
+        )
+        self._orders[order] = None
+        self._set(order, now + self._interval)
+        is_client_id = known is None and order_id.startswith(CLIENT_ORDER_ID_PREFIX)
+        self._channels.track(order, now, is_client_id=is_client_id)
+        return order
+
+    def leave(self, order: TrackedOrder, now: float) -> None:
+        """Stop following an order, if that hasn't happened yet."""
+        if order in self._orders:
+            del self._orders[order]
+            self._timers.cancel(order)
+            self._channels.leave(order, now)
+
+    def finish(self) -> None:
+        """There will be no connection any more. The channels have ended the streams."""
+        for order in self._orders:
+            self._timers.cancel(order)
+        self._orders.clear()
+
+    def due(self, order: TrackedOrder, now: float) -> None:
+        """Poll an order that had no update for `poll_interval`."""
+        if order.due > now:
+            self._timers.set(order, order.due)  # Something came since the timer was set.
+            return
+        self._set(order, now + self._interval)
+        known = None if order.is_known else self._order_ids.order_id(order.given_id)
+        if known is not None:
+            self._move(order, known, now)
+        self._channels.ask(order, now)
+
+    def take_update(self, order: TrackedOrder, message: Message[Order] | None, now: float) -> None:
+        """A state of an order has come, or a request for it has failed (None)."""
+        if message is None:
+            self._pause(order, now)
+            return
+        state = message.data
+        order.is_unavailable = False
+        if not order.is_known and state.order_id:
+            self._move(order, state.order_id, now)
+        order.is_known = order.is_known or message.origin == "push"
+        self._pause(order, now)
+        if order.newest is not None:
+            if _is_older(state, order.newest):
+                return
+            if order.gap is None and _what_it_says(state) == _what_it_says(order.newest):
+                return
+        state = self._completed(order, state)
+        message = attrs.evolve(message, channel=order.sink.name, data=state)
+        self._effects.append(order.delivery(message))
+        if state.is_final or (order.stop_at_partial and state.status is OrderStatus.PARTIAL):
+            self._effects.append(StreamEnded(order.sink))
+            self.leave(order, now)
+
+    def _completed(self, order: TrackedOrder, state: Order) -> Order:
+        """The state, with ids that are known here and that the broker left out."""
+        name = order.sink.name.removeprefix(ORDERS)
+        state = self._order_ids.complete(state, name)
+        if state.client_order_id is None and name != order.given_id:
+            # The order was found by this id, so it is the client's.
+            state = with_ids(state, state.order_id, order.given_id)
+        return state
+
+    def _move(self, order: TrackedOrder, order_id: str, now: float) -> None:
+        """The order's own id is known: use its channel."""
+        order.is_known = True
+        if order.sink.name != ORDERS + order_id:
+            self._channels.leave(order, now)
+            order.sink.name = ORDERS + order_id
+            order.wants_snapshot = True
+            self._channels.track(order, now)
+
+    def _pause(self, order: TrackedOrder, now: float) -> None:
+        if order.is_known:
+            self._set(order, now + self._interval)
+        else:
+            self._set(order, now + order.pause)
+            order.pause = min(2 * order.pause, self._interval)
+
+    def _set(self, order: TrackedOrder, due: float) -> None:
+        order.due = due
+        self._timers.set(order, due)
+
+
+def _is_older(state: Order, newest: Order) -> bool:
+    """Whether a state must not be delivered after another one. A final status always may.
+
+    The times come from several machines of the broker, whose clocks may differ.
+    """
+    if state.is_final:
+        return False
+    if state.is_older_than(newest):
+        return True
+    if state.updated_at and newest.updated_at and state.updated_at != newest.updated_at:
+        return False
+    if state.filled_out is None or newest.filled_out is None:
+        return False
+    return state.status == newest.status and state.filled_out < newest.filled_out
+
+
+def _what_it_says(state: Order) -> tuple[object, ...]:
+    return state.status, state.filled_out, state.tx_hash, state.updated_at

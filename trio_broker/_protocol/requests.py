@@ -1,0 +1,282 @@
+"""Requests to the broker: the message of each operation, and how its reply is decoded.
+
+All arguments of users are checked here, before anything is queued. The session moves a request
+from stage to stage. The part of the engine that made the request then reads its result.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+import math
+from collections.abc import Iterable
+from functools import partial
+from typing import Any, Final, Protocol, TypeAlias
+
+import attrs
+
+from trio_broker._protocol import codec
+from trio_broker._protocol.order_ids import check_client_order_id
+from trio_broker.exceptions import BrokerError
+from trio_broker.models import Amount, amount_text
+
+MAX_SLIPPAGE_BPS: Final = 10_000
+
+Lane: TypeAlias = tuple[str, str | None]
+CHANNEL: Final = "channel"
+
+
+class Priority(enum.IntEnum):
+    """The order in which requests are sent."""
+
+    AUTH = 0
+    SWAP = 1
+    READ = 2
+    SUBSCRIBE = 3
+    BACKGROUND = 4
+
+
+class Purpose(enum.Enum):
+    """Which part of the engine has made a request and handles its end."""
+
+    AUTHENTICATION = enum.auto()
+    USER = enum.auto()
+    SUBSCRIPTION = enum.auto()
+    SNAPSHOT = enum.auto()
+    SWAP = enum.auto()
+    LOOKUP = enum.auto()
+
+
+class Stage(enum.Enum):
+    """The stage of a request."""
+
+    WAITING = enum.auto()
+    IN_FLIGHT = enum.auto()
+    ENDED = enum.auto()
+
+
+class Waiter(Protocol):
+    """Something that a task waits for, such as a `trio.Event`."""
+
+    def set(self) -> object:
+        """Wake the task."""
+        ...
+
+
+@attrs.define(eq=False)
+class Request:
+    """One message to the broker, and its result.
+
+    Attributes:
+        op: The operation.
+        priority: Its place in the order of sending.
+        purpose: Which part of the engine handles its end.
+        decode: Makes the result from the reply. A `ProtocolError` that it raises becomes `error`.
+        deadline: When it is abandoned.
+        body: The text of its ``data`` member.
+        channel: The channel, of ``subscribe`` and ``unsubscribe``.
+        order_id: The order id that ``order_status`` asks for.
+        client_order_id: The client order id that ``order_status`` asks for, or that a swap has.
+        sign_by: The latest time at which it may be signed, in seconds of the wall clock.
+        subject: The channel or the swap that it was made for.
+        waiter: Woken at its end.
+        lane: Requests whose replies could be confused have the same lane. Set by the session.
+        result: The decoded reply.
+        reply: The text of the reply.
+        replied_at: When the reply arrived, by the wall clock.
+        error: Why there is no result.
+        names_op: Whether the reply names the operation.
+        was_alone: Whether nothing else was in flight when the reply arrived.
+        is_late: Whether the reply arrived after the request was abandoned.
+        was_sent: Whether any byte of it may have been sent.
+        is_abandoned: Whether it has ended for its caller, while one more reply may arrive.
+    """
+
+    op: str
+    priority: Priority
+    purpose: Purpose = Purpose.USER
+    decode: codec.Decode = attrs.field(kw_only=True, default=lambda _: None)
+    deadline: float = attrs.field(kw_only=True, default=math.inf)
+    body: str = attrs.field(kw_only=True, default="")
+    channel: str | None = attrs.field(kw_only=True, default=None)
+    order_id: str | None = attrs.field(kw_only=True, default=None)
+    client_order_id: str | None = attrs.field(kw_only=True, default=None)
+    sign_by: float = attrs.field(kw_only=True, default=math.inf)
+    subject: Any = attrs.field(kw_only=True, default=None, repr=False)
+    waiter: Waiter | None = attrs.field(kw_only=True, default=None, repr=False)
+    lane: Lane = attrs.field(init=False, default=("", None))
+
+    # Not in the repr, which a traceback with locals shows: the broker may echo keys.
+    result: Any = attrs.field(init=False, default=None, repr=False)
+    reply: str = attrs.field(init=False, default="", repr=False)
+    replied_at: dt.datetime | None = attrs.field(init=False, default=None)
+    error: BrokerError | None = attrs.field(init=False, default=None)
+    names_op: bool = attrs.field(init=False, default=False)
+    was_alone: bool = attrs.field(init=False, default=False)
+    is_late: bool = attrs.field(init=False, default=False)
+    was_sent: bool = attrs.field(init=False, default=False)
+
+    # For the session. `nonces` has one for each time it was sent; `replies` counts the replies
+    # that are certainly to them.
+    stage: Stage = attrs.field(init=False, default=Stage.WAITING)
+    since: float = attrs.field(init=False, default=0.0)
+    nonces: list[str] = attrs.field(init=False, factory=list)
+    replies: int = attrs.field(init=False, default=0)
+    is_abandoned: bool = attrs.field(init=False, default=False)
+    grace_ends: float = attrs.field(init=False, default=math.inf)
+    ambiguity: Any = attrs.field(init=False, default=None, repr=False)
+
+    @property
+    def is_owed(self) -> bool:
+        """Whether one more reply to a request that was sent may arrive."""
+        return self.ambiguity is not None or self.replies < len(self.nonces)
+
+
+@attrs.frozen
+class Trade:
+    """The parameters that an estimate and a swap share."""
+
+    amount_in: Amount
+    asset_in: str
+    asset_out: str
+    filter_sources: Iterable[str] | None = None
+    account: str | None = None
+
+    def body(self) -> dict[str, codec.BodyValue]:
+        """The members of the message's body.
+
+        Raises:
+            TypeError: A value has the wrong type.
+            ValueError: A value is out of its range.
+        """
+        body: dict[str, codec.BodyValue] = {
+            "amountIn": amount_text(self.amount_in, "amount_in"),
+            "assetIn": codec.check_text(self.asset_in, "asset_in"),
+            "assetOut": codec.check_text(self.asset_out, "asset_out"),
+        }
+        if self.account is not None:
+            body["account"] = codec.check_text(self.account, "account")
+        if self.filter_sources is not None:
+            body["filter"] = _sources(self.filter_sources)
+        return body
+
+
+def authentication(deadline: float) -> Request:
+    """The ``auth`` message."""
+    return Request(
+        "auth",
+        Priority.AUTH,
+        Purpose.AUTHENTICATION,
+        decode=codec.decode_authenticated,
+        deadline=deadline,
+    )
+
+
+def balances(deadline: float, priority: Priority = Priority.READ) -> Request:
+    """The ``balances`` operation, which has no body."""
+    return Request("balances", priority, decode=codec.decode_balances, deadline=deadline)
+
+
+def order_status(order_id: str, deadline: float, priority: Priority = Priority.READ) -> Request:
+    """The ``order_status`` operation, by the order's id at the broker.
+
+    Raises:
+        TypeError: The id isn't a str.
+        ValueError: The id is empty, or has a character that can't be sent.
+    """
+    body = codec.encode_body({"id": codec.check_text(order_id, "order_id")})
+    return Request(
+        "order_status",
+        priority,
+        decode=codec.decode_order,
+        deadline=deadline,
+        body=body,
+        order_id=order_id,
+    )
+
+
+def order_lookup(
+    client_order_id: str, deadline: float, priority: Priority = Priority.READ
+) -> Request:
+    """The ``order_status`` operation, by the id that the client gave the order.
+
+    The broker's reply may not repeat that id, so such lookups take turns.
+
+    Raises:
+        TypeError: The id isn't a str.
+        ValueError: The id is empty, or has a character that can't be sent.
+    """
+    body = codec.encode_body({"id": codec.check_text(client_order_id, "client_order_id")})
+    return Request(
+        "order_status",
+        priority,
+        decode=codec.decode_order,
+        deadline=deadline,
+        body=body,
+        client_order_id=client_order_id,
+    )
+
+
+def estimate(trade: Trade, network: str | None, deadline: float) -> Request:
+    """The ``estimate`` operation.
+
+    Raises:
+        TypeError: A value has the wrong type.
+        ValueError: A value is out of its range.
+    """
+    body = trade.body()
+    if network is not None:
+        body["network"] = codec.check_text(network, "network")
+    return Request(
+        "estimate",
+        Priority.READ,
+        decode=codec.decode_estimate,
+        deadline=deadline,
+        body=codec.encode_body(body),
+    )
+
+
+def swap(trade: Trade, client_order_id: str, slippage_bps: int | None, deadline: float) -> Request:
+    """The ``swap`` operation.
+
+    Raises:
+        TypeError: A value has the wrong type.
+        ValueError: A value is out of its range.
+    """
+    body = trade.body()
+    body["clientOrderId"] = check_client_order_id(client_order_id)
+    if slippage_bps is not None:
+        body["slippage_bps"] = _basis_points(slippage_bps)
+    return Request(
+        "swap",
+        Priority.SWAP,
+        Purpose.SWAP,
+        decode=partial(codec.decode_receipt, client_order_id=client_order_id),
+        deadline=deadline,
+        body=codec.encode_body(body),
+        client_order_id=client_order_id,
+    )
+
+
+def subscription(op: str, channel: str, deadline: float) -> Request:
+    """A ``subscribe`` or ``unsubscribe`` message."""
+    return Request(op, Priority.SUBSCRIBE, Purpose.SUBSCRIPTION, deadline=deadline, channel=channel)
+
+
+def _sources(filter_sources: Iterable[str]) -> list[str]:
+    if isinstance(filter_sources, str):
+        raise TypeError("filter_sources must be a list of names, not one str")
+    sources = list(filter_sources)
+    if not sources:
+        raise ValueError("filter_sources is empty: leave it out for all sources")
+    return [
+        codec.check_text(source, f"filter_sources[{index}]") for index, source in enumerate(sources)
+    ]
+
+
+def _basis_points(value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"slippage_bps must be an int, not {type(value).__name__}")
+    if not 0 <= value <= MAX_SLIPPAGE_BPS:
+        raise ValueError(f"slippage_bps must be from 0 to {MAX_SLIPPAGE_BPS}, not {value}")
+    return value

@@ -1,0 +1,1 @@
+"""The commands: each module has one, in the function ``command``."""

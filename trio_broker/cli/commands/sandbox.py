@@ -1,0 +1,149 @@
+"""``trio-broker sandbox``: runs a sandbox broker for other processes."""
+
+from __future__ import annotations
+
+import functools
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import click
+import trio
+
+from trio_broker.cli.errors import Status
+from trio_broker.cli.options import output_options
+from trio_broker.cli.runner import run
+from trio_broker.cli.sandbox.faults import FaultType, MillisecondsType, RequestedFault, help_rows
+from trio_broker.cli.terminal.output import Output
+
+
+@attrs.frozen(kw_only=True)
+class _Options:
+    """The options of the command."""
+
+    host: str
+    port: int
+    seed: int | None
+    state: Path | None
+    latency: float  # seconds
+    faults: Sequence[RequestedFault]
+
+
+class _Command(click.Command):
+    """A command whose help lists the faults."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
+        with formatter.section("Faults"):
+            formatter.write_dl(help_rows())
+
+
+def _checked_host(_: click.Context, __: click.Parameter, host: str) -> str:
+    # Checked here, because a UnicodeError of the resolver would be reported as a bug.
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        raise click.BadParameter(f"{host!r} is not a valid host name or address") from None
+    return host
+
+
+@click.command(cls=_Command)
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    callback=_checked_host,
+    help="The address to listen on.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    show_default=True,
+    help="The TCP port; 0 picks a free port.",
+)
+@click.option(
+    "--seed",
+    type=int,
+    default=None,
+    show_default="0, or that of --state",
+    help="The seed for prices and order outcomes.",
+)
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Keep balances and orders in this file, and continue from it after a restart.",
+)
+@click.option(
+    "--latency",
+    type=MillisecondsType(),
+    default=0.0,
+    metavar="MS",
+    help="Delay all replies and pushes by this many milliseconds.",
+)
+@click.option(
+    "--fault",
+    "faults",
+    type=FaultType(),
+    multiple=True,
+    metavar="NAME[=VALUE]",
+    help="Inject one of the faults below; can be repeated.",
+)
+@output_options
+def command(*, output: Output, **options: Any) -> None:
+    """Run a sandbox broker with play money until Ctrl-C.
+
+    The URL and the keys of the first account are printed in the format of a .env file. The sandbox
+    has no TLS: anyone who can reach the address can read the traffic.
+
+    Standard error has a log of client activity, with times in UTC; --quiet disables it. With
+    --json, the log has one object per event. Unknown values are null. Each object has "event",
+    "at", and:
+
+    \b
+    connected    connection
+    asked        connection, account, op, channel, order_id, error, handled
+    order        account, order_id, status, asset_in, sold, asset_out, bought,
+                 reason
+    left         connection, account, code, reason, dropped
+    turned_away
+    fault        name, what, connections
+    """  # noqa: D301 - click's mark for lines that are not wrapped
+    run(lambda: _serve(_Options(**options), output), debug=output.debug)
+
+
+async def _serve(options: _Options, output: Output) -> int:
+    # Imported here, because `--help` doesn't need it.
+    from trio_broker.cli.sandbox.event_log import EventLog  # noqa: PLC0415
+    from trio_broker.sandbox import open_sandbox  # noqa: PLC0415
+
+    log = EventLog(output)
+    async with open_sandbox(
+        seed=options.seed,
+        host=options.host,
+        port=options.port,
+        state=options.state,
+        on_event=log.event,
+    ) as sandbox:
+        # Signals are received and not raised, so that connections are closed cleanly. After this
+        # block they are raised again: a second Ctrl-C interrupts the closing.
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            if options.latency:
+                sandbox.faults.delay(options.latency)
+            for fault in options.faults:
+                if not fault.is_periodic:
+                    fault.begin(sandbox.faults)
+            click.echo(f"BROKER_WS_URL={sandbox.url}")
+            click.echo(f"BROKER_API_KEY={sandbox.api_key}")
+            click.echo(f"BROKER_SECRET_KEY={sandbox.secret_key}")
+            output.note("The sandbox runs until Ctrl-C.")
+            async with trio.open_nursery() as nursery:
+                for fault in options.faults:
+                    if fault.is_periodic:
+                        report = functools.partial(log.fault, fault.name)
+                        nursery.start_soon(fault.repeat, sandbox.faults, report)
+                received = await anext(aiter(signals))
+                nursery.cancel_scope.cancel()
+    return Status.INTERRUPTED if received == signal.SIGINT else Status.OK

@@ -1,0 +1,1 @@
+"""The faults of ``trio-broker sandbox``, and its log."""

@@ -1,0 +1,1 @@
+"""Code that the commands for swaps and orders share: journals, orders and swap results."""

@@ -1,0 +1,70 @@
+"""The swap journal that a command uses."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from trio_broker import JournalError
+from trio_broker.cli.account import find_setting
+from trio_broker.cli.options import Command
+
+VARIABLE: Final = "BROKER_JOURNAL"
+
+
+def default_journal() -> Path:
+    """Return the user's journal, which commands use unless another one is named."""
+    from platformdirs import user_state_path  # noqa: PLC0415 - `--help` doesn't need it
+
+    return user_state_path("trio-broker") / "swaps.journal"
+
+
+def configured_journal() -> Path | None:
+    """Return the journal that the environment or the settings file names, if any."""
+    env_file: Path | None = click.get_current_context().params.get("env_file")
+    name = find_setting(VARIABLE, env_file=env_file)
+    return Path(name) if name else None
+
+
+def make_folder(journal: Path) -> None:
+    """Create the folder of the default journal; the folders of other journals must exist.
+
+    Raises:
+        JournalError: The folder can't be created.
+    """
+    if journal != default_journal():
+        return
+    try:
+        journal.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise JournalError(f"{journal.parent} can't be created: {error.strerror}") from error
+
+
+def journal_options(function: Command) -> Command:
+    """Add ``--journal`` and ``--no-journal``, passed as ``journal``: a path, or None."""
+
+    @click.option(
+        "--journal",
+        "file",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help=f"Record swaps in this file instead of the user's journal.  [env: {VARIABLE}]",
+    )
+    @click.option(
+        "--no-journal",
+        is_flag=True,
+        help="Don't record the swap. After a crash, it can't be reconciled.",
+    )
+    @functools.wraps(function)
+    def command(*args: Any, file: Path | None, no_journal: bool, **kwargs: Any) -> Any:
+        if no_journal and file is not None:
+            raise click.UsageError("--journal and --no-journal can't be combined")
+        journal = None
+        if not no_journal:
+            journal = (file or configured_journal() or default_journal()).absolute()
+        return function(*args, journal=journal, **kwargs)
+
+    return command

@@ -282,4 +282,5 @@ async def test_used_opening_run_as_a_coroutine_raises_with_a_hint() -> None:
         await opening
     with pytest.RaisesGroup(pytest.RaisesExc(RuntimeError, match="call it again")):
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
             nursery.start_soon(lambda: opening)

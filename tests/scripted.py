@@ -56,7 +56,7 @@ PATIENCE: Final = 20.0
 
 def order(order_id: str = "o1", status: str = "PENDING", at: int = 1) -> Body:
     """The body of an order's state."""
-    return {"orderId": order_id, "status": status, "updatedAt": at}
+    return {"orderId": order_id, "status": status, "updatedAt": 1732526400000 + at}
 
 
 def order_status(order_id: str = "o1", status: str = "PENDING", at: int = 1) -> Body:

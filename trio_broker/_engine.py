@@ -119,7 +119,9 @@ class Engine:
         """
         return self.channels.restore(now), self._finish_step(now)
 
-    def receive(self, messages: Iterable[str | bytes], now: float, at: dt.datetime) -> list[Effect]:
+    def receive(  # noqa: C901 - a call costs time for each push
+        self, messages: Iterable[str | bytes], now: float, at: dt.datetime
+    ) -> list[Effect]:
         """Handle messages from the broker that arrived together."""
         self.arrivals += 1
         session, channels = self.session, self.channels
@@ -136,21 +138,36 @@ class Engine:
                     channels.take_push(message, text, now, at)
                 elif message.op or message.error:
                     session.take_reply(message, text, now, at)
-                else:
+                elif not message.unreadable:
                     session.report_unexpected("it has neither op, ch nor error", text)
-            except ProtocolError as error:
-                self._follow_up(now)  # The request's own error must precede the connection's.
-                session.take_malformed(error, text)
+            except (ProtocolError, codec.MalformedError) as error:
+                self._take_unreadable(error, text)
             else:
                 session.malformed = 0
-                if message.error:
-                    self._follow_up(now)
-                    session.check_authentication(message.op, message.error)
+                if message.error or message.unreadable:
+                    self._look_closer(message, text, now)
             if session.ended or channels.background_updates:
                 self._follow_up(now)
         effects = self._effects[:]
         self._effects.clear()
         return effects
+
+    def _take_unreadable(self, error: Exception, text: str) -> None:
+        """Report a message that can't be read. Several in a row that are no JSON are too many."""
+        if isinstance(error, codec.MalformedError):
+            self.session.take_malformed(error, text)
+        else:
+            self.session.malformed = 0
+            self.session.report_unexpected(str(error), text)
+
+    def _look_closer(self, message: codec.Inbound, text: str, now: float) -> None:
+        """Report what can't be read in a message, and check what its error says."""
+        if message.unreadable:
+            places = ", ".join(message.unreadable)
+            self.session.report_unexpected(f"parts of it can't be read: {places}", text)
+        if message.error:
+            self._follow_up(now)
+            self.session.check_authentication(message.op, message.error, message.code)
 
     def lost(self, error: BrokerError, since: dt.datetime, now: float) -> list[Effect]:
         """The connection is lost, or could not be opened."""

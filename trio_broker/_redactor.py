@@ -17,6 +17,7 @@ import attrs
 
 from trio_broker._secret import Secret
 from trio_broker.exceptions import BrokerError, ProtocolError
+from trio_broker.models import Balance
 from trio_broker.redaction import REMOVED, Redact, redactor
 
 E = TypeVar("E", bound=BaseException)
@@ -92,7 +93,18 @@ class Redactor:
             return self._instance(value)
         return value
 
+    def _balance(self, value: Balance) -> Balance:
+        """A balance, whose amounts perhaps can't be read, with its asset redacted."""
+        asset = self.name(value.asset)
+        if asset == value.asset:
+            return value
+        twin = copy.copy(value)
+        object.__setattr__(twin, "asset", asset)  # It is frozen.
+        return twin
+
     def _instance(self, value: Any) -> Any:
+        if isinstance(value, Balance):
+            return self._balance(value)
         fields = {
             field.name: getattr(value, field.name)
             for field in attrs.fields(type(value))

@@ -9,8 +9,8 @@ from __future__ import annotations
 import datetime as dt
 import enum
 import re
-from decimal import Context, Decimal
-from typing import Generic, Literal, TypeAlias, TypeVar
+from decimal import Context, Decimal, Rounded
+from typing import Final, Generic, Literal, TypeAlias, TypeVar
 
 import attrs
 
@@ -20,14 +20,23 @@ Origin: TypeAlias = Literal["push", "snapshot"]
 GapReason: TypeAlias = Literal["reconnected", "overflow"]
 Amount: TypeAlias = str | int | Decimal
 
-_PLAIN = re.compile(r"[0-9]{1,60}(\.[0-9]{1,60})?", flags=re.ASCII)
+MAX_DIGITS: Final = 100
+"""The digits that an amount may have on either side of the point. A uint256 has 78."""
+
+_PLAIN: Final = re.compile(rf"[0-9]{{1,{MAX_DIGITS}}}(\.[0-9]{{1,{MAX_DIGITS}}})?", flags=re.ASCII)
+_MAX_BITS: Final = 4 * MAX_DIGITS
 
 _EXACT = Context(prec=400)
+# Raises if an amount has more digits in all. `Decimal.as_tuple` makes an object for each digit.
+_SHORT: Final = Context(prec=2 * MAX_DIGITS, traps=[Rounded])
 
 
 @attrs.frozen
 class Balance:
     """An account's balance of one asset.
+
+    If the broker sent an amount that can't be read, the balance stays in the account, and reading
+    that amount, or `available`, raises `UnreadableError`.
 
     Attributes:
         asset: The asset's symbol.
@@ -38,6 +47,11 @@ class Balance:
     asset: str
     total: Decimal
     locked: Decimal | None = None
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether `total` and `locked` can be read."""
+        return True
 
     @property
     def available(self) -> Decimal:
@@ -343,24 +357,41 @@ def amount_text(value: Amount, place: str) -> str:
 
     Raises:
         TypeError: It isn't a str, int or Decimal.
-        ValueError: It isn't a plain decimal above 0 with at most 60 digits on either side.
+        ValueError: It isn't a plain decimal above 0 with at most 100 digits on either side.
     """
     if isinstance(value, bool | float) or not isinstance(value, str | int | Decimal):
         raise TypeError(
             f"{place} must be a str, an int or a Decimal, not {type(value).__name__}: "
             "a float may differ from the number that was written"
         )
-    if not isinstance(value, str):
-        # A huge exponent would format as a gigabyte of zeros, and Python formats no huge int.
-        value = Decimal(value)
-        if not value.is_finite() or abs(value.adjusted()) > 60:
-            raise ValueError(f"{place} must be a finite amount of at most 60 digits")
-        value = format(value, "f")
-    if not _PLAIN.fullmatch(value):
+    text = plain_text(value) if isinstance(value, str) else _number_text(value)
+    if text is None:
+        raise ValueError(f"{place} must be a finite amount of at most {MAX_DIGITS} digits")
+    if not _PLAIN.fullmatch(text):
         raise ValueError(
-            f"{place} must be a plain positive decimal like '0.25', of at most 60 digits on "
-            "either side of the point"
+            f"{place} must be a plain positive decimal like '0.25', of at most {MAX_DIGITS} digits "
+            "on either side of the point"
         )
-    if not value.strip("0."):
+    if not text.strip("0."):
         raise ValueError(f"{place} must be more than 0")
-    return value
+    return text
+
+
+def plain_text(value: str) -> str:
+    """The text of a str without its subclass, such as an enum's, whatever its `__str__` returns."""
+    return str.__str__(value)
+
+
+def _number_text(value: int | Decimal) -> str | None:
+    """The text of a number, None if it isn't finite or is much too long.
+
+    The size is checked first: a huge number takes seconds and gigabytes as text.
+    """
+    if isinstance(value, int):
+        return int.__repr__(value) if int.bit_length(value) <= _MAX_BITS else None
+    if not value.is_finite() or abs(value.adjusted()) > MAX_DIGITS:
+        return None
+    try:
+        return format(_SHORT.plus(Decimal(value)), "f")
+    except Rounded:
+        return None

@@ -26,6 +26,8 @@ from trio_broker.models import Message, Order
 
 CLOSED = ClientClosedError("closed")
 LOST = ConnectionLostError("lost")
+# Times of orders are this one and some milliseconds: the client reads no time before 1973.
+MS = 1732526400000
 
 
 class ChannelsEngine(Engine):
@@ -191,13 +193,13 @@ class ChannelsHarness(EngineHarness):
             self.receive_json(op=op, ch=channel, data={"status": f"{op}d"})
 
     def push_order(self, status: str, at: int | None = None, order_id: str = "o1") -> None:
-        self.receive_json(ch=f"orders:{order_id}", data={"status": status, "updatedAt": at})
+        data = {"status": status, "updatedAt": at and MS + at}
+        self.receive_json(ch=f"orders:{order_id}", data=data)
 
     def reply_order(self, status: str, name: str = "orders:o1", at: int | None = None) -> None:
         order_id = name.removeprefix("orders:")
-        self.receive_json(
-            op="order_status", data={"orderId": order_id, "status": status, "updatedAt": at}
-        )
+        data = {"orderId": order_id, "status": status, "updatedAt": at and MS + at}
+        self.receive_json(op="order_status", data=data)
 
     def push_balance(self, total: str) -> None:
         self.receive_json(ch="balances", data=[{"asset": "USDT", "total": total}])

@@ -13,6 +13,7 @@ from hypothesis import given, settings, strategies as st
 
 from tests.channels.harness import (
     LOST,
+    MS,
     ORDER_STATE_REQUEST,
     ChannelsHarness,
     Consumer,
@@ -184,11 +185,11 @@ def test_state_without_news_is_not_delivered() -> None:
     assert progress.receive_all() == []
 
 
-@pytest.mark.parametrize("news", [{"txHash": "0x1"}, {"filledOut": "1"}, {"updatedAt": 2}])
+@pytest.mark.parametrize("news", [{"txHash": "0x1"}, {"filledOut": "1"}, {"updatedAt": MS + 2}])
 def test_state_of_the_same_status_may_be_news(news: dict[str, Any]) -> None:
     harness = TrackerHarness()
     progress = harness.tracked("PARTIAL")
-    harness.receive_json(ch="orders:o1", data={"status": "PARTIAL", "updatedAt": 1, **news})
+    harness.receive_json(ch="orders:o1", data={"status": "PARTIAL", "updatedAt": MS + 1, **news})
     assert progress.states() == [("push", "PARTIAL")]
 
 
@@ -223,9 +224,9 @@ def test_final_state_is_delivered_whatever_its_times() -> None:
         ({"filledOut": "5"}, {"filledOut": "7"}, True),
         ({"filledOut": "5"}, {}, True),
         ({}, {"filledOut": "5"}, True),
-        ({"filledOut": "5", "updatedAt": 1}, {"filledOut": "3", "updatedAt": 1}, False),
-        ({"filledOut": "5", "updatedAt": 1}, {"filledOut": "3", "updatedAt": 2}, True),
-        ({"filledOut": "5", "updatedAt": 2}, {"filledOut": "7", "updatedAt": 1}, False),
+        ({"filledOut": "5", "updatedAt": MS + 1}, {"filledOut": "3", "updatedAt": MS + 1}, False),
+        ({"filledOut": "5", "updatedAt": MS + 1}, {"filledOut": "3", "updatedAt": MS + 2}, True),
+        ({"filledOut": "5", "updatedAt": MS + 2}, {"filledOut": "7", "updatedAt": MS + 1}, False),
     ],
 )
 def test_partial_fill_shrinks_only_with_a_later_time(
@@ -460,7 +461,7 @@ def test_id_made_here_is_looked_up_as_client_order_id() -> None:
     assert harness.send_all() == [state_request("orders:tb-1")]
     # It names the order's own id only, so as another reply it would be unexpected.
     harness.receive_json(
-        op="order_status", data={"orderId": "o1", "status": "PENDING", "updatedAt": 1}
+        op="order_status", data={"orderId": "o1", "status": "PENDING", "updatedAt": MS + 1}
     )
     (message,) = progress.receive_all()
     assert (message.data.order_id, message.channel) == ("o1", "orders:o1")
@@ -495,7 +496,7 @@ def test_reply_may_show_that_an_id_is_the_clients() -> None:
     assert harness.send_all() == [state_request("orders:c1")]
     harness.receive_json(
         op="order_status",
-        data={"orderId": "o1", "clientOrderId": "c1", "status": "PENDING", "updatedAt": 1},
+        data={"orderId": "o1", "clientOrderId": "c1", "status": "PENDING", "updatedAt": MS + 1},
     )
     assert [message.channel for message in progress.receive_all()] == ["orders:o1"]
     assert harness.send_all() == [("unsubscribe", "orders:c1"), ("subscribe", "orders:o1")]
@@ -519,7 +520,7 @@ def test_unmatched_reply_is_found_by_the_other_lookup() -> None:
     harness.pass_time(TIMEOUT + 0.5)
     assert harness.send_all() == [state_request("orders:c1")]
     harness.receive_json(
-        op="order_status", data={"orderId": "o1", "status": "PENDING", "updatedAt": 1}
+        op="order_status", data={"orderId": "o1", "status": "PENDING", "updatedAt": MS + 1}
     )
     assert [message.channel for message in progress.receive_all()] == ["orders:o1"]
 
@@ -544,7 +545,7 @@ def test_push_may_show_that_an_id_is_the_clients() -> None:
     harness.answer("subscribe", "orders:c1")
     harness.send_all()
     harness.receive_json(
-        ch="orders:c1", data={"orderId": "o1", "status": "PENDING", "updatedAt": 1}
+        ch="orders:c1", data={"orderId": "o1", "status": "PENDING", "updatedAt": MS + 1}
     )
     assert [message.channel for message in progress.receive_all()] == ["orders:o1"]
     assert ("subscribe", "orders:o1") in harness.send_all()
@@ -557,7 +558,7 @@ def test_order_moved_to_a_subscribed_channel_is_polled_there() -> None:
     assert harness.send_all() == [state_request("orders:tb-1")]
     # It may be older than what was pushed to the user's subscription meanwhile.
     harness.receive_json(
-        op="order_status", data={"orderId": "o1", "status": "PENDING", "updatedAt": 1}
+        op="order_status", data={"orderId": "o1", "status": "PENDING", "updatedAt": MS + 1}
     )
     assert harness.send_all() == [ORDER_STATE_REQUEST]
     harness.reply_order("FILLED", at=2)

@@ -49,6 +49,7 @@ from trio_broker import (
     NonceReusedError,
     NotConnectedError,
     NotSentError,
+    OrderNotFoundError,
     OrderStatus,
     ReconnectPolicy,
     RequestTimeoutError,
@@ -850,7 +851,7 @@ async def test_request_that_waits_too_long_was_not_sent(
             with pytest.raises((ServerError, NotSentError)) as caught:
                 await call.result()
             errors.append(type(caught.value))
-        assert (errors.count(ServerError), errors.count(NotSentError)) == (2, 3)
+        assert (errors.count(OrderNotFoundError), errors.count(NotSentError)) == (2, 3)
 
 
 # --- Streams ---------------------------------------------------------------------------------

@@ -44,7 +44,9 @@ The names of the tests here begin with the numbers.
 - 25: test_25_protocol_breach_is_retried_once_and_then_final
 - 26: test_26_only_the_malformed_message_is_lost
   test_26_fifth_malformed_message_in_a_row_replaces_the_connection
-- 27: test_27_only_the_message_with_an_invalid_amount_is_lost
+- 27: test_27_only_the_message_with_an_amount_that_is_no_json_is_lost
+  client/test_tolerance.py::test_unreadable_balance_stays_in_the_account
+  client/test_tolerance.py::test_unreadable_required_field_fails_its_message_alone
 - 28: test_28_error_without_op_is_reported_when_nothing_is_in_flight
 - 29: test_29_error_without_op_fails_the_only_request_in_flight
 - 30: test_30_three_reads_are_sent_again_alone
@@ -697,11 +699,14 @@ MALFORMED: Final = (
     '{"ch":"balances","data":7}',
     '{"ch":"balances"}',
     "[" * 100_000,
-    '{"ch":"balances","data":[{"asset":"USDT"}]}',
+    '{"op":"subscribe","ch":"balances",}',
+    "5",
 )
 
 
-@pytest.mark.parametrize("text", MALFORMED, ids=["cut", "type", "no body", "nested", "no field"])
+@pytest.mark.parametrize(
+    "text", MALFORMED, ids=["cut", "type", "no body", "nested", "comma", "no object"]
+)
 async def test_26_only_the_malformed_message_is_lost(text: str, autojump_clock: MockClock) -> None:
     await check_lost_alone(text)
 
@@ -711,7 +716,13 @@ async def test_26_fifth_malformed_message_in_a_row_replaces_the_connection(
 ) -> None:
     async with connected() as (sandbox, client, events):
         await client.subscribe_balances(snapshot=False)
-        for text in MALFORMED:
+        for text in MALFORMED * 5:
+            sandbox.push(text)  # At most two in a row are no JSON.
+        for _ in MALFORMED * 5:
+            assert isinstance(await events.receive(), UnexpectedMessage)
+        assert await client.get_balances()
+        assert len(sandbox.connections) == 1
+        for text in ("{", "[", "{]", "NaN", '{"op":"x"'):
             sandbox.push(text)
         for _ in range(5):
             assert isinstance(await events.receive(), UnexpectedMessage)
@@ -720,12 +731,8 @@ async def test_26_fifth_malformed_message_in_a_row_replaces_the_connection(
         assert await client.get_balances()
 
 
-@pytest.mark.parametrize(
-    "amount",
-    ["NaN", "Infinity", "1e999999999", "9" * 1000, '"NaN"', '"Infinity"', '"1e999999999"'],
-    ids=lambda amount: amount[:12],
-)
-async def test_27_only_the_message_with_an_invalid_amount_is_lost(
+@pytest.mark.parametrize("amount", ["NaN", "Infinity", "-Infinity"])
+async def test_27_only_the_message_with_an_amount_that_is_no_json_is_lost(
     amount: str, autojump_clock: MockClock
 ) -> None:
     await check_lost_alone(f'{{"ch":"balances","data":[{{"asset":"USDT","total":{amount}}}]}}')

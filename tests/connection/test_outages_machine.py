@@ -70,7 +70,11 @@ class Broker:
 
     def order(self, order_id: str) -> dict[str, Any]:
         progress = self.orders[order_id]
-        return {"orderId": order_id, "status": STATUSES[progress], "updatedAt": progress}
+        return {
+            "orderId": order_id,
+            "status": STATUSES[progress],
+            "updatedAt": 1732526400000 + progress,
+        }
 
     def account(self) -> list[dict[str, str]]:
         return [{"asset": asset, "total": str(total)} for asset, total in self.balances.items()]

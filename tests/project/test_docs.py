@@ -20,7 +20,7 @@ from trio_broker.sandbox import Sandbox, open_sandbox
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = ("anyio", "from-callbacks")
+PAGES = ("anyio", "errors", "from-callbacks")
 
 # Long enough never to matter, short enough that a hang fails the test and doesn't stop it.
 PATIENCE = 60.0

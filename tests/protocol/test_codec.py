@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from trio_broker._protocol import codec
-from trio_broker.exceptions import MessageTooLargeError, ProtocolError
+from trio_broker.exceptions import MessageTooLargeError, ProtocolError, UnreadableError
 from trio_broker.models import Balance, Order, OrderStatus, RouteStep, SwapEstimate, SwapReceipt
 
 SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) not in '<>&"\\')
@@ -129,15 +129,14 @@ def test_envelope_is_decoded_and_its_body_stays_text() -> None:
         ('{"op":"\ud800"}', "malformed"),
         ("[]", "another shape"),
         ("null", "another shape"),
-        ('{"op":5}', r"another shape.*\$\.op"),
-        ('{"error":{"hush":1}}', r"another shape.*\$\.error"),
-        ('{"ch":["hush"]}', r"another shape.*\$\.ch"),
+        ('"hush"', "another shape"),
+        ('{"op":5,"hush}', "malformed"),
         ('{"data":' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
         ('{"nonce":' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
     ],
 )
 def test_error_of_an_unreadable_message_does_not_quote_it(text: str, reason: str) -> None:
-    with pytest.raises(ProtocolError, match=reason) as caught:
+    with pytest.raises((ProtocolError, codec.MalformedError), match=reason) as caught:
         codec.decode_message(text)
     assert "hush" not in str(caught.value)
 
@@ -147,7 +146,7 @@ def test_every_text_is_a_message_or_a_protocol_error(text: str) -> None:
     for decode in (codec.decode_message, lambda text: codec.decode_anything(raw(text))):
         try:
             decode(text)
-        except ProtocolError:
+        except (ProtocolError, codec.MalformedError):
             continue
 
 
@@ -214,8 +213,9 @@ def test_receipt_is_decoded() -> None:
     full = codec.decode_receipt(message({"orderId": "o1", "status": "PENDING"}), "c1")
     assert full == SwapReceipt("o1", OrderStatus.PENDING, "c1")
     assert codec.decode_receipt(message({"orderId": "o1"}), "c1") == SwapReceipt("o1", None, "c1")
-    with pytest.raises(ProtocolError, match="orderId is empty"):
-        codec.decode_receipt(message({"orderId": ""}), "c1")
+    for empty in ({"orderId": ""}, {"orderId": "", "status": 5}):
+        with pytest.raises(ProtocolError, match="orderId of the swap's receipt is"):
+            codec.decode_receipt(message(empty), "c1")
 
 
 def test_order_is_decoded() -> None:
@@ -269,30 +269,39 @@ def decode_receipt(found: codec.Inbound) -> Any:
     return codec.decode_receipt(found, "c1")
 
 
+ESTIMATE: dict[str, Any] = {"price": "1", "expectedOut": "1"}
+
+
 @pytest.mark.parametrize(
-    ("decode", "body"),
+    ("decode", "body", "reason"),
     [
-        (codec.decode_balances, {}),
-        (codec.decode_balances, {"balances": [{"asset": "A"}]}),
-        (codec.decode_balances, {"balances": [{"total": "1"}]}),
-        (codec.decode_balances, {"balances": [{"asset": 1, "total": "1"}]}),
-        (codec.decode_balances_push, {"asset": "A"}),
-        (codec.decode_estimate, {"price": "1"}),
-        (codec.decode_estimate, {"expectedOut": "1"}),
-        (codec.decode_estimate, {"price": "1", "expectedOut": "1", "expiresAt": "soon"}),
-        (codec.decode_estimate, {"price": "1", "expectedOut": "1", "route": {}}),
-        (decode_receipt, {"status": "PENDING"}),
-        (decode_receipt, []),
-        (codec.decode_order, {"orderId": "o1"}),
-        (codec.decode_order, {"status": 5}),
-        (codec.decode_order, "text"),
-        (codec.decode_authenticated, True),
+        (codec.decode_balances, {}, "no data"),
+        (codec.decode_balances, {"balances": None}, "no data"),
+        (codec.decode_balances, {"balances": {}}, "another shape"),
+        (codec.decode_balances, [], "another shape"),
+        (codec.decode_balances_push, {"asset": "A"}, "another shape"),
+        (codec.decode_estimate, {"price": "1"}, "expectedOut of the estimate"),
+        (codec.decode_estimate, {"expectedOut": "1"}, "price of the estimate"),
+        (codec.decode_estimate, {**ESTIMATE, "price": "NaN"}, "price of the estimate"),
+        (codec.decode_estimate, {**ESTIMATE, "expectedOut": {}}, "expectedOut of the estimate"),
+        (codec.decode_estimate, [], "another shape"),
+        (decode_receipt, {"status": "PENDING"}, "orderId of the swap's receipt"),
+        (decode_receipt, {"orderId": {}}, "orderId of the swap's receipt"),
+        (decode_receipt, {"orderId": 1.5}, "orderId of the swap's receipt"),
+        (decode_receipt, [], "another shape"),
+        (codec.decode_order, {"orderId": "o1"}, "status of the order"),
+        (codec.decode_order, {"status": 5}, "status of the order"),
+        (codec.decode_order, {"status": ""}, "status of the order"),
+        (codec.decode_order, {"status": "", "filledOut": []}, "status of the order"),
+        (codec.decode_order, {"status": None}, "status of the order"),
+        (codec.decode_order, "text", "another shape"),
+        (codec.decode_authenticated, True, "another shape"),
     ],
 )
 def test_error_of_a_wrong_body_names_the_place(
-    decode: Callable[[codec.Inbound], Any], body: Any
+    decode: Callable[[codec.Inbound], Any], body: Any, reason: str
 ) -> None:
-    with pytest.raises(ProtocolError, match="another shape than documented"):
+    with pytest.raises(ProtocolError, match=reason):
         decode(message(body))
 
 
@@ -327,7 +336,10 @@ def total(text: str) -> Decimal:
         ("-1", "-1"),
         ("1e3", "1E+3"),
         ('"1E-18"', "1E-18"),
-        ('"' + "9" * 60 + '"', "9" * 60),
+        ('"' + "9" * 100 + '"', "9" * 100),
+        (str(2**256 - 1), str(2**256 - 1)),
+        ('"0.' + "0" * 99 + '1"', "1E-100"),
+        ("1e99", "1E+99"),
         ("123456789012345678901234567890.123456789", "123456789012345678901234567890.123456789"),
     ],
 )
@@ -340,20 +352,20 @@ def test_amount_is_exactly_its_text(text: str, amount: str) -> None:
     [
         *['"NaN"', '"Infinity"', '"-Infinity"', '"sNaN"', "1e999999999", '"1e-999"', '"1_000"'],
         *['""', '" 1"', '"1 "', '"1."', '".5"', '"+1"', '"0x1"', '"٣"', '"\\u0031"'],
-        *["9" * 61, '"0.' + "0" * 60 + '1"', '"1' + "0" * 1000 + '"', "true", "null", "[1]", "{}"],
+        *[
+            "9" * 101,
+            '"0.' + "0" * 100 + '1"',
+            '"1' + "0" * 1000 + '"',
+            "1e100",
+            "0e999",
+            "1.1e-100",
+        ],
+        *["true", "null", "[1]", "{}"],
     ],
 )
 def test_amount_must_be_a_finite_decimal_of_limited_length(text: str) -> None:
-    with pytest.raises(ProtocolError, match="total isn't a finite decimal"):
+    with pytest.raises(UnreadableError, match="the total that the broker sent for 'A'"):
         total(text)
-
-
-def test_locked_amounts_and_fills_are_checked_too() -> None:
-    balances = [{"asset": "USDT", "total": "1", "locked": "1e999"}]
-    with pytest.raises(ProtocolError, match="locked isn't a finite decimal"):
-        codec.decode_balances(message({"balances": balances}))
-    with pytest.raises(ProtocolError, match="filledOut isn't a finite decimal"):
-        codec.decode_order(message({"status": "FILLED", "filledOut": "0x1"}))
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False, places=18, max_value=10**30))
@@ -362,23 +374,18 @@ def test_amount_survives_a_round_trip(amount: Decimal) -> None:
         assert total(f'"{amount:f}"') == total(f"{amount:f}") == amount
 
 
-@pytest.mark.parametrize("milliseconds", [10**18, -(10**18), 253402300800000])
-def test_time_outside_the_calendar_is_rejected(milliseconds: int) -> None:
-    with pytest.raises(ProtocolError, match="updatedAt isn't a time in milliseconds"):
-        codec.decode_order(message({"status": "FILLED", "updatedAt": milliseconds}))
-
-
 def test_reply_has_the_order_id_that_it_names() -> None:
     both = {"orderId": "o1", "clientOrderId": "c1"}
     assert codec.order_names(message(both)) == ("o1", "c1")
     assert codec.order_names(message({"orderId": "o1", "clientOrderId": ""})) == ("o1", None)
-    bodies: list[Any] = [{}, {"orderId": None}, {"orderId": ""}, {"orderId": 5}, [], "text", None]
+    assert codec.order_names(message({"orderId": 5, "clientOrderId": {}})) == ("5", None)
+    bodies: list[Any] = [{}, {"orderId": None}, {"orderId": ""}, {"orderId": []}, [], "text", None]
     for nameless in bodies:
         assert codec.order_names(message(nameless)) == (None, None)
     assert codec.order_names(codec.decode_message("{}")) == (None, None)
 
 
-@given(st.integers(min_value=-(10**13), max_value=10**14))
+@given(st.integers(min_value=10**11, max_value=10**14))
 def test_times_are_exact_to_the_millisecond(milliseconds: int) -> None:
     text = json.dumps({"ch": "orders:1", "data": {"status": "X", "updatedAt": milliseconds}})
     expected = dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(milliseconds=milliseconds)

@@ -294,7 +294,7 @@ def test_after_such_a_refusal_the_next_swap_is_sent_and_confirmed(harness: Regis
 def test_inconclusive_reply_leaves_the_lane_to_the_swaps_own_reply(
     harness: RegistryHarness,
 ) -> None:
-    malformed = {"op": "swap", "data": {"orderId": "o1", "status": 5}}
+    malformed = {"op": "swap", "data": {"orderId": {}, "status": "PENDING"}}
     harness.swap("c0")
     harness.send()
     harness.receive_json(**malformed)

@@ -25,20 +25,18 @@ from trio_broker.exceptions import (
     AuthenticationError,
     AuthenticationTimeoutError,
     BrokerError,
-    CertificateError,
     ConnectFailedError,
     ConnectionLostError,
     InvalidApiKeyError,
     InvalidSignatureError,
     ProtocolError,
+    RateLimitedError,
     ServerError,
 )
 from trio_broker.settings import ReconnectPolicy
 
 # RFC 6455, section 7.4.1: protocol error, unsupported data, invalid UTF-8, policy violation.
 _SUSPICIOUS_CODES: Final = frozenset({1002, 1003, 1007, 1008})
-# RFC 9110: Request Timeout, Too Early and Too Many Requests. Other 4xx are about the request.
-_PASSING_4XX: Final = frozenset({408, 425, 429})
 _MAX_EXPONENT: Final = 64  # beyond that, any delay is at its maximum
 
 SLOW_DELAY: Final = 30.0
@@ -67,12 +65,12 @@ def verdict(error: BrokerError) -> Verdict:
     match error:
         case InvalidApiKeyError() | InvalidSignatureError():
             result = Verdict.KEY_REFUSED
-        case CertificateError():
-            result = Verdict.MISCONFIGURED
-        case ConnectFailedError(status=status):
-            result = _verdict_of_status(status)
+        case ConnectFailedError(is_retryable=is_retryable):
+            result = Verdict.RETRY if is_retryable else Verdict.MISCONFIGURED
         case ConnectionLostError(code=code):
             result = Verdict.ONCE_MORE if code in _SUSPICIOUS_CODES else Verdict.RETRY
+        case RateLimitedError():
+            result = Verdict.RETRY
         case AuthenticationError(message=message) if _is_about_a_limit(message):
             # Too many connections or messages. The broker may still count dead connections.
             result = Verdict.RETRY
@@ -88,12 +86,6 @@ def verdict(error: BrokerError) -> Verdict:
 def _is_about_a_limit(message: str) -> bool:
     text = message.casefold()
     return "limit exceeded" in text or "rate_limit" in text
-
-
-def _verdict_of_status(status: int | None) -> Verdict:
-    if status is None or status in _PASSING_4XX or not 300 <= status < 500:
-        return Verdict.RETRY
-    return Verdict.MISCONFIGURED
 
 
 class Backoff:

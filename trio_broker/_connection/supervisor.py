@@ -392,6 +392,6 @@ class Supervisor:
 
 def _unsent(failure: BrokerError) -> NotConnectedError:
     """The error for a call after the connection has failed for good."""
-    error = NotConnectedError(f"nothing was sent: {failure}")
+    error = NotConnectedError(f"nothing was sent: {failure}", is_final=True)
     error.__cause__ = failure
     return error

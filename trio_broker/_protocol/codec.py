@@ -5,10 +5,14 @@ broker hashes the text that it received or encodes the body again. So a body is 
 that every JSON encoder would make: compact, sorted keys, no characters that some of them escape.
 
 **Decoding.** A message is decoded in two steps: first the envelope, whose ``data`` stays text, then
-the body, by the type for its operation or channel. A missing optional field is None. Unknown fields
-are ignored. A wrong type is a `ProtocolError` that names the field and never its value. Amounts
-stay text until `_amount` checks them: the decoder's own `Decimal` accepts ``NaN``, ``Infinity``,
-``1_000`` and digits of other scripts.
+the body, by the type for its operation or channel. Amounts stay text until they are checked: the
+decoder's own `Decimal` accepts ``NaN``, ``Infinity``, ``1_000`` and digits of other scripts.
+
+**What can't be read costs as little as possible.** A message of another shape than documented is
+decoded once more, member by member (`tolerant`). An unreadable optional field is None, an
+unreadable entry of a list is left out, and the places go into `Inbound.unreadable`. Only a required
+field makes the message a `ProtocolError`, which names the field and never its value. So the usual
+messages pay nothing for this.
 """
 
 from __future__ import annotations
@@ -21,8 +25,30 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 import msgspec
 
+from trio_broker._protocol import values
+from trio_broker._protocol.unreadable import UnreadableBalance
+from trio_broker._protocol.values import (
+    AMOUNT,
+    EARLIEST,
+    EMPTY,
+    EXACT_AS_FLOAT,
+    MISSING,
+    NOTHING,
+    DecodeErrors,
+    Members,
+    code_text,
+    is_missing,
+)
 from trio_broker.exceptions import MessageTooLargeError, ProtocolError
-from trio_broker.models import Balance, Order, OrderStatus, RouteStep, SwapEstimate, SwapReceipt
+from trio_broker.models import (
+    Balance,
+    Order,
+    OrderStatus,
+    RouteStep,
+    SwapEstimate,
+    SwapReceipt,
+    plain_text,
+)
 
 _T = TypeVar("_T")
 
@@ -56,7 +82,7 @@ def check_text(text: str, place: str) -> str:
             f"{place} has the character U+{ord(unsafe[0]):04X} at {unsafe.start()}: the broker "
             'takes printable ASCII without < > & " and \\ there'
         )
-    return text
+    return plain_text(text)
 
 
 _encoder = msgspec.json.Encoder(order="sorted")
@@ -102,65 +128,166 @@ _DATA: Final = ',"data":'
 _CHANNEL_OVERHEAD: Final = len(channel_frame("", ""))
 _SIGNED_OVERHEAD: Final = len(signed_frame("", "", 10**12, "0" * 40, "0" * 64))
 
-# The decoder has no union of raw text and null. So a missing member is empty text, and null is the
-# text "null".
-_NOTHING: Final = msgspec.Raw(b"")
-_MISSING: Final = frozenset({b"", b"null"})
+
+class MalformedError(Exception):
+    """A message is no JSON at all. It never reaches users."""
 
 
-def _is_missing(raw: msgspec.Raw) -> bool:
-    return bytes(raw) in _MISSING
-
-
-class Inbound(msgspec.Struct, frozen=True, gc=False):
+class Inbound(msgspec.Struct, gc=False):
     """The envelope of a message from the broker.
 
     Attributes:
-        op: The operation of the request.
+        op: The operation of the request. None for ``"error"``, which names nothing.
         ch: The channel.
         nonce: The request's nonce, of any type. It isn't documented whether the broker echoes it.
         error: The broker's error message; an empty one is none.
-        data: The text of the body.
+        code: The machine code of the error, or None.
+        data: The text of the body. If an error that is an object has no body, that object: it may
+            name an order.
+        unreadable: The places in the message that could not be read.
     """
 
     op: str | None = None
     ch: str | None = None
     nonce: Any = None
     error: str | None = None
-    data: msgspec.Raw = _NOTHING
+    code: Any = None
+    data: msgspec.Raw = NOTHING
+    unreadable: tuple[str, ...] = msgspec.field(default=(), name="<unreadable>")
 
 
 _inbound = msgspec.json.Decoder(Inbound)
+_any_json = msgspec.json.Decoder(msgspec.Raw)
+
+# The body of the usual acknowledgement, and the status that every acknowledgement must have.
+_ACKNOWLEDGED: Final = {
+    "subscribe": (b'{"status":"subscribed"}', "subscribed"),
+    "unsubscribe": (b'{"status":"unsubscribed"}', "unsubscribed"),
+}
+_MOST_PLACES: Final = 20
 
 
 def decode_message(text: str) -> Inbound:
     """A message's envelope.
 
     Raises:
-        ProtocolError: It isn't a JSON object, or a member has the wrong type.
+        MalformedError: It isn't JSON.
+        ProtocolError: It isn't a JSON object, or is nested too deeply.
     """
+    # This runs for each push.
     try:
-        return _inbound.decode(text)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise _unreadable(error, text, "the message") from None
+        message = _inbound.decode(text)
+    except msgspec.ValidationError:
+        message = _unusual_message(text)
+    except DecodeErrors as failure:
+        raise _unreadable_message(failure) from None
+    if message.op is not None:
+        if message.op.lower() == "error":
+            message = _unusual_message(text)
+        elif message.op in _ACKNOWLEDGED and not message.error:
+            usual, status = _ACKNOWLEDGED[message.op]
+            if bytes(message.data) != usual:
+                _check_acknowledgement(message, status)
+    if message.code is not None:
+        message.code = code_text(message.code)
+    return message
+
+
+def _unusual_message(text: str) -> Inbound:
+    """An envelope of another shape than documented, or with an error that isn't a text."""
+    unreadable: list[str] = []
+    members = Members.of(text.encode(), unreadable)
+    if members is None:
+        try:
+            _any_json.decode(text)
+        except DecodeErrors as failure:
+            raise _unreadable_message(failure) from None
+        raise ProtocolError("the message has another shape than documented: it is no object")
+    op = members.read("op", values.text)
+    is_error = op is not None and op.lower() == "error"
+    message = Inbound(
+        op=None if is_error else op,
+        ch=members.read("ch", values.identifier),
+        nonce=members.read("nonce", values.anything),
+        code=members.read("code", values.anything),
+        data=members.values.get("data", NOTHING),
+    )
+    error = members.read("error", values.anything)
+    found, code = values.error_text(error)
+    if error is True or (is_error and not found):
+        # The text is elsewhere: {"error": true, "message": …}.
+        rest = {name: members.read(name, values.anything) for name in ("message", "msg", "data")}
+        elsewhere, inner = values.error_text([one for one in rest.values() if one])
+        found, code = elsewhere or found, code or inner
+    if "error" in unreadable:
+        found = "an error that can't be read"
+    message.error = found or ("an error without a text" if is_error else None)
+    message.code = code or message.code
+    if isinstance(error, Mapping) and is_missing(message.data):
+        message.data = members.values["error"]
+    message.unreadable = tuple(unreadable)
+    return message
+
+
+def _check_acknowledgement(message: Inbound, wanted: str) -> None:
+    """Make an acknowledgement with another status than the documented one an error."""
+    body = values.anything(bytes(message.data) or b"null")
+    members = body if isinstance(body, Mapping) else {"status": body}
+    status = members.get("status")
+    if status is None:
+        return  # It is acknowledged, without a status.
+    text = status if isinstance(status, str) else "the acknowledgement has an unknown status"
+    words = re.findall(r"[a-z]+", text.casefold())
+    if wanted in words and "not" not in words:
+        return
+    details = {name: one for name, one in members.items() if isinstance(one, str | int)}
+    message.error, code = values.error_text({"message": text, **details})
+    message.code = code or message.code
+
+
+def _note(message: Inbound, places: list[str]) -> None:
+    """Add the places that could not be read."""
+    message.unreadable += tuple(places[:_MOST_PLACES])
 
 
 def _decode(decoder: msgspec.json.Decoder[_T], text: msgspec.Raw, place: str) -> _T:
     try:
         return decoder.decode(text)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+    except DecodeErrors as error:
         raise _unreadable(error, text, place) from None
 
 
-def _unreadable(error: Exception, text: str | msgspec.Raw, place: str) -> ProtocolError:
-    """The reason why a text can't be decoded, without the text itself."""
-    if isinstance(text, msgspec.Raw) and _is_missing(text):
+def _members(raw: msgspec.Raw, unreadable: list[str], place: str) -> Members:
+    """The members of a body.
+
+    Raises:
+        ProtocolError: It isn't an object.
+    """
+    members = Members.of(bytes(raw), unreadable)
+    if members is None:
+        if is_missing(raw):
+            raise ProtocolError(f"{place} has no data")
+        raise ProtocolError(f"{place} has another shape than documented: it is no object")
+    return members
+
+
+def _unreadable(error: Exception, text: msgspec.Raw, place: str) -> ProtocolError:
+    """The reason why a body can't be decoded, without its text."""
+    if is_missing(text):
         return ProtocolError(f"{place} has no data")
     if isinstance(error, msgspec.ValidationError):
         return ProtocolError(f"{place} has another shape than documented: {error}")
     if isinstance(error, RecursionError):
         return ProtocolError(f"{place} is nested too deeply")
+    if isinstance(error, ArithmeticError):
+        return ProtocolError(f"{place} has a number that can't be read")
     return ProtocolError(f"{place} is malformed: {type(error).__name__}")
+
+
+def _unreadable_message(error: Exception) -> ProtocolError | MalformedError:
+    if isinstance(error, RecursionError):
+        return ProtocolError("the message is nested too deeply")
+    return MalformedError(f"the message is malformed: {type(error).__name__}")
 
 
 class _Body(msgspec.Struct, frozen=True):
@@ -170,33 +297,11 @@ class _Body(msgspec.Struct, frozen=True):
 class _Balance(_Body, frozen=True):
     asset: str
     total: msgspec.Raw
-    locked: msgspec.Raw = _NOTHING
+    locked: msgspec.Raw = NOTHING
 
 
 class _Balances(_Body, frozen=True):
     balances: list[_Balance]
-
-
-class _RouteStep(_Body, frozen=True):
-    # One of the broker's documents has these two in camel case.
-    from_asset: str | None = None
-    fromAsset: str | None = None  # noqa: N815 - the name on the wire
-    to_asset: str | None = None
-    toAsset: str | None = None  # noqa: N815 - the name on the wire
-    amount_in: msgspec.Raw = _NOTHING
-    amountIn: msgspec.Raw = _NOTHING  # noqa: N815 - the name on the wire
-    amount_out: msgspec.Raw = _NOTHING
-    amountOut: msgspec.Raw = _NOTHING  # noqa: N815 - the name on the wire
-    pool: str | None = None
-    exchange: str | None = None
-
-
-class _Estimate(_Body, frozen=True, rename="camel"):
-    price: msgspec.Raw
-    expected_out: msgspec.Raw
-    route: list[_RouteStep] | None = None
-    fee: msgspec.Raw = _NOTHING
-    expires_at: int | None = None
 
 
 class _Receipt(_Body, frozen=True, rename="camel"):
@@ -207,7 +312,7 @@ class _Receipt(_Body, frozen=True, rename="camel"):
 class _Order(_Body, frozen=True, rename="camel"):
     status: str
     order_id: str | None = None
-    filled_out: msgspec.Raw = _NOTHING
+    filled_out: msgspec.Raw = NOTHING
     tx_hash: str | None = None
     updated_at: int | None = None
     client_order_id: str | None = None
@@ -224,7 +329,6 @@ class _Names(_Body, frozen=True, rename="camel"):
 
 _balances = msgspec.json.Decoder(_Balances)
 _balance_list = msgspec.json.Decoder(list[_Balance])
-_estimate = msgspec.json.Decoder(_Estimate)
 _receipt = msgspec.json.Decoder(_Receipt)
 _order = msgspec.json.Decoder(_Order)
 _state = msgspec.json.Decoder(_State)
@@ -238,7 +342,18 @@ def decode_balances(message: Inbound) -> tuple[Balance, ...]:
     Raises:
         ProtocolError: The body isn't as documented.
     """
-    return _to_balances(_decode(_balances, message.data, "the balances").balances)
+    try:
+        body = _balances.decode(message.data)
+    except msgspec.ValidationError:
+        members = _members(message.data, [], "the balances")
+        return _unusual_balances(message, members.values.get("balances", NOTHING))
+    except DecodeErrors as error:
+        raise _unreadable(error, message.data, "the balances") from None
+    found = _to_balances(body.balances)
+    if found is None:
+        members = _members(message.data, [], "the balances")
+        return _unusual_balances(message, members.values["balances"])
+    return found
 
 
 def decode_balances_push(message: Inbound) -> tuple[Balance, ...]:
@@ -247,26 +362,25 @@ def decode_balances_push(message: Inbound) -> tuple[Balance, ...]:
     Raises:
         ProtocolError: The body isn't as documented.
     """
-    return _to_balances(_decode(_balance_list, message.data, "the balances"))
+    try:
+        body = _balance_list.decode(message.data)
+    except msgspec.ValidationError:
+        return _unusual_balances(message, message.data)
+    except DecodeErrors as error:
+        raise _unreadable(error, message.data, "the balances") from None
+    found = _to_balances(body)
+    return found if found is not None else _unusual_balances(message, message.data)
 
 
-# No token needs sixty digits before or after the point. Arithmetic with a thousand digits, or with
-# an exponent of 999999999, would take all memory.
-_AMOUNT: Final = re.compile(
-    rb"-?[0-9]{1,60}(?:\.[0-9]{1,60})?(?:[eE][+-]?[0-9]{1,2})?", flags=re.ASCII
-)
-
-
-def _to_balances(balances: list[_Balance]) -> tuple[Balance, ...]:
+def _to_balances(balances: list[_Balance]) -> tuple[Balance, ...] | None:
+    """The balances; None if one can't be read."""
     # Accounts have hundreds of assets: amounts are decoded here without a call.
     result = []
     for balance in balances:
         total, locked = bytes(balance.total).strip(b'"'), bytes(balance.locked).strip(b'"')
-        is_known = locked not in _MISSING
-        if not _AMOUNT.fullmatch(total):
-            raise _not_an_amount("total")
-        if is_known and not _AMOUNT.fullmatch(locked):
-            raise _not_an_amount("locked")
+        is_known = locked not in MISSING
+        if not AMOUNT.fullmatch(total) or (is_known and not AMOUNT.fullmatch(locked)):
+            return None
         result.append(
             Balance(
                 balance.asset,
@@ -277,35 +391,83 @@ def _to_balances(balances: list[_Balance]) -> tuple[Balance, ...]:
     return tuple(result)
 
 
+def _unusual_balances(message: Inbound, raw: msgspec.Raw) -> tuple[Balance, ...]:
+    """Balances of which some can't be read. One whose asset is unknown is left out."""
+    entries = values.entries(bytes(raw))
+    if entries is None:
+        if is_missing(raw):
+            raise ProtocolError("the balances has no data")
+        raise ProtocolError("the balances has another shape than documented: it is no list")
+    places: list[str] = []
+    balances = []
+    for index, entry in enumerate(entries):
+        members = Members.of(bytes(entry), places, f"balances[{index}].")
+        asset = members.identifier("asset") if members is not None else None
+        if members is None or asset is None:
+            places.append(f"balances[{index}]")
+        else:
+            balances.append(_unusual_balance(asset, members))
+    _note(message, places)
+    return tuple(balances)
+
+
+def _unusual_balance(asset: str, members: Members) -> Balance:
+    amounts: dict[str, Decimal | None] = {}
+    total = members.read("total", values.amount)
+    if total is not None:
+        amounts["total"] = total
+    elif not members.unreadable or members.unreadable[-1] != f"{members.place}total":
+        members.unreadable.append(f"{members.place}total")  # It is missing.
+    locked = bytes(members.values.get("locked", NOTHING))
+    if locked in MISSING or locked == EMPTY:
+        amounts["locked"] = None
+    elif (amount := members.read("locked", values.amount)) is not None:
+        amounts["locked"] = amount
+    if total is not None and "locked" in amounts:
+        return Balance(asset, total, amounts["locked"])
+    return UnreadableBalance(asset, amounts)
+
+
 def decode_estimate(message: Inbound) -> SwapEstimate:
     """The body of a reply to ``estimate``.
 
     Raises:
         ProtocolError: The body isn't as documented.
     """
-    body = _decode(_estimate, message.data, "the estimate")
-    return SwapEstimate(
-        route=tuple(_to_step(step) for step in body.route or ()),
-        price=_amount(body.price, "price"),
-        expected_out=_amount(body.expected_out, "expectedOut"),
-        fee=_optional_amount(body.fee, "fee"),
-        expires_at=_optional_time(body.expires_at, "expiresAt"),
+    places: list[str] = []
+    members = _members(message.data, places, "the estimate")
+    estimate = SwapEstimate(
+        route=_route(members),
+        price=members.require("price", values.amount, "the estimate"),
+        expected_out=members.require("expectedOut", values.amount, "the estimate"),
+        fee=members.read("fee", values.amount),
+        expires_at=members.read("expiresAt", values.time),
     )
+    _note(message, places)
+    return estimate
 
 
-def _to_step(step: _RouteStep) -> RouteStep:
+def _route(members: Members) -> tuple[RouteStep, ...]:
+    steps = []
+    for index, raw in enumerate(members.read("route", values.entries) or ()):
+        step = Members.of(bytes(raw), members.unreadable, f"route[{index}].")
+        if step is None:
+            members.unreadable.append(f"route[{index}]")
+        else:
+            steps.append(_to_step(step))
+    return tuple(steps)
+
+
+def _to_step(step: Members) -> RouteStep:
+    # One of the broker's documents has the names in camel case.
     return RouteStep(
-        from_asset=step.from_asset if step.from_asset is not None else step.fromAsset,
-        to_asset=step.to_asset if step.to_asset is not None else step.toAsset,
-        amount_in=_optional_amount(_either(step.amount_in, step.amountIn), "amount_in"),
-        amount_out=_optional_amount(_either(step.amount_out, step.amountOut), "amount_out"),
-        pool=step.pool,
-        exchange=step.exchange,
+        from_asset=step.read(("from_asset", "fromAsset"), values.text),
+        to_asset=step.read(("to_asset", "toAsset"), values.text),
+        amount_in=step.read(("amount_in", "amountIn"), values.amount),
+        amount_out=step.read(("amount_out", "amountOut"), values.amount),
+        pool=step.read("pool", values.identifier),
+        exchange=step.read("exchange", values.identifier),
     )
-
-
-def _either(raw: msgspec.Raw, other: msgspec.Raw) -> msgspec.Raw:
-    return other if _is_missing(raw) else raw
 
 
 def decode_receipt(message: Inbound, client_order_id: str) -> SwapReceipt:
@@ -314,12 +476,28 @@ def decode_receipt(message: Inbound, client_order_id: str) -> SwapReceipt:
     Raises:
         ProtocolError: The body isn't as documented.
     """
-    body = _decode(_receipt, message.data, "the swap's receipt")
+    try:
+        body = _receipt.decode(message.data)
+    except msgspec.ValidationError:
+        return _unusual_receipt(message, client_order_id)
+    except DecodeErrors as error:
+        raise _unreadable(error, message.data, "the swap's receipt") from None
+    if not body.order_id:
+        raise ProtocolError("orderId of the swap's receipt is empty")
     return SwapReceipt(
-        order_id=_identifier(body.order_id, "orderId"),
-        status=None if body.status is None else _status(body.status),
+        order_id=body.order_id,
+        status=_status(body.status) if body.status else None,
         client_order_id=client_order_id,
     )
+
+
+def _unusual_receipt(message: Inbound, client_order_id: str) -> SwapReceipt:
+    places: list[str] = []
+    members = _members(message.data, places, "the swap's receipt")
+    order_id = members.require("orderId", values.identifier, "the swap's receipt")
+    status = members.read("status", values.text)
+    _note(message, places)
+    return SwapReceipt(order_id, _status(status) if status else None, client_order_id)
 
 
 def decode_order(
@@ -333,28 +511,53 @@ def decode_order(
     # This runs for each push: short helpers are written out.
     try:
         body = _order.decode(message.data)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+    except msgspec.ValidationError:
+        return _unusual_order(message, order_id, client_order_id)
+    except DecodeErrors as error:
         raise _unreadable(error, message.data, "the order") from None
-    if not body.order_id:
-        named = order_id
-    else:
-        named = body.order_id
-        if order_id is not None and named != order_id:
-            client_order_id = None
-    updated_at = body.updated_at
-    is_exact = updated_at is not None and 0 <= updated_at <= _EXACT_AS_FLOAT
-    filled = bytes(body.filled_out)
-    status = body.status
+    named, status = body.order_id or order_id, body.status
+    if order_id is not None and named != order_id:
+        client_order_id = None
+    amount, filled = None, bytes(body.filled_out)
+    if filled not in MISSING:
+        filled = filled.strip(b'"')
+        if not AMOUNT.fullmatch(filled):
+            return _unusual_order(message, order_id, client_order_id)
+        amount = Decimal(filled.decode())
+    at, milliseconds = None, body.updated_at
+    if milliseconds is not None:
+        if not EARLIEST <= milliseconds <= EXACT_AS_FLOAT:
+            return _unusual_order(message, order_id, client_order_id)
+        at = dt.datetime.fromtimestamp(milliseconds / 1000, dt.UTC)
+    if not status:
+        raise ProtocolError("status of the order is empty")
     return Order(  # By position: it takes two thirds of the time.
         named,
-        _STATUSES.get(status) or _STATUSES.get(status.upper()) or status,
-        None if filled in _MISSING else _to_decimal(filled, "filledOut"),
+        _STATUSES.get(status) or _STATUSES.get(status.strip().upper()) or status,
+        amount,
         body.tx_hash,
-        dt.datetime.fromtimestamp(updated_at / 1000, dt.UTC)  # type: ignore[operator]
-        if is_exact
-        else _optional_time(updated_at, "updatedAt"),
+        at,
         body.client_order_id or client_order_id,
     )
+
+
+def _unusual_order(message: Inbound, order_id: str | None, client_order_id: str | None) -> Order:
+    places: list[str] = []
+    members = _members(message.data, places, "the order")
+    status = members.require("status", values.text, "the order")
+    named = members.identifier("orderId") or order_id
+    if order_id is not None and named != order_id:
+        client_order_id = None
+    order = Order(
+        order_id=named,
+        status=_status(status),
+        filled_out=members.read("filledOut", values.amount),
+        tx_hash=members.read("txHash", values.text),
+        updated_at=members.read("updatedAt", values.time),
+        client_order_id=members.identifier("clientOrderId") or client_order_id,
+    )
+    _note(message, places)
+    return order
 
 
 def decode_authenticated(message: Inbound) -> None:
@@ -376,7 +579,7 @@ def decode_anything(message: Inbound) -> Any:
     Raises:
         ProtocolError: The body is nested too deeply.
     """
-    return None if _is_missing(message.data) else _decode(_anything, message.data, "the push")
+    return None if is_missing(message.data) else _decode(_anything, message.data, "the push")
 
 
 def order_names(message: Inbound) -> tuple[str | None, str | None]:
@@ -385,57 +588,18 @@ def order_names(message: Inbound) -> tuple[str | None, str | None]:
     Returns:
         Its order id and its client order id, each None if it isn't named.
     """
-    if _is_missing(message.data):
+    if is_missing(message.data):
         return None, None
     try:
-        names = _decode(_names, message.data, "the reply")
-    except ProtocolError:
+        names = _names.decode(message.data)
+    except msgspec.ValidationError:
+        members = Members.of(bytes(message.data), [])
+        if members is None:
+            return None, None
+        return members.identifier("orderId"), members.identifier("clientOrderId")
+    except DecodeErrors:
         return None, None
     return names.order_id or None, names.client_order_id or None
-
-
-def _amount(raw: msgspec.Raw, place: str) -> Decimal:
-    return _to_decimal(bytes(raw), place)
-
-
-def _to_decimal(text: bytes, place: str) -> Decimal:
-    text = text.strip(b'"')  # A quote inside would have a backslash, which the pattern refuses.
-    if not _AMOUNT.fullmatch(text):
-        raise _not_an_amount(place)
-    return Decimal(text.decode())
-
-
-def _not_an_amount(place: str) -> ProtocolError:
-    return ProtocolError(f"{place} isn't a finite decimal number of at most 60 digits")
-
-
-def _optional_amount(raw: msgspec.Raw, place: str) -> Decimal | None:
-    text = bytes(raw)
-    return None if text in _MISSING else _to_decimal(text, place)
-
-
-def _optional_time(milliseconds: int | None, place: str) -> dt.datetime | None:
-    if milliseconds is None:
-        return None
-    if 0 <= milliseconds <= _EXACT_AS_FLOAT:
-        return dt.datetime.fromtimestamp(milliseconds / 1000, dt.UTC)
-    try:
-        return _EPOCH + dt.timedelta(milliseconds=milliseconds)
-    except OverflowError:
-        raise ProtocolError(f"{place} isn't a time in milliseconds") from None
-
-
-# Up to here, seconds as a float are exact to half a microsecond, and rounding restores the
-# milliseconds. This takes a third of the time of the sum.
-_EXACT_AS_FLOAT: Final = 4 * 10**12
-
-_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-
-
-def _identifier(text: str, place: str) -> str:
-    if not text:
-        raise ProtocolError(f"{place} is empty")
-    return text
 
 
 # The broker's documents and other clients spell some statuses differently.
@@ -447,4 +611,4 @@ _STATUSES: Final[Mapping[str, OrderStatus]] = {
 
 
 def _status(text: str) -> OrderStatus | str:
-    return _STATUSES.get(text.upper(), text)
+    return _STATUSES.get(text.strip().upper(), text)

@@ -72,7 +72,7 @@ class Session:
         unexpected: Unexpected messages received.
         ended: Requests that have ended and that the engine has not handled yet.
         is_distrusted: Whether the connection is about to be replaced.
-        malformed: Unreadable messages in a row.
+        malformed: Messages in a row that are no JSON.
         may_send: Whether `next_to_send` may return another request than when the caller last
             cleared this.
         waiting: Requests that have not been sent yet.
@@ -252,14 +252,14 @@ class Session:
             what = message.op or "anything"
             self.report_unexpected(f"no request is waiting for this reply to {what!r}", text)
 
-    def check_authentication(self, op: str | None, text: str) -> None:
+    def check_authentication(self, op: str | None, text: str, code: str | None = None) -> None:
         """Replace the connection if an error shows that the broker no longer knows the client."""
-        error = server_error(op, text, self._redactor.error_text)
+        error = server_error(op, text, self._redactor.error_text, code)
         if self.is_authenticated and isinstance(error, NotAuthenticatedError):
             self._distrust(ConnectionLostError(f"the broker says {error.message!r}"))
 
-    def take_malformed(self, error: ProtocolError, text: str) -> None:
-        """Report an unreadable message. Several in a row replace the connection."""
+    def take_malformed(self, error: Exception, text: str) -> None:
+        """Report a message that is no JSON. Several in a row replace the connection."""
         self.malformed += 1
         self.report_unexpected(str(error), text)
         if self.malformed == MALFORMED_IN_A_ROW:
@@ -474,7 +474,8 @@ class Session:
 
     def _answer(self, request: Request, message: Inbound) -> tuple[Any, BrokerError | None]:
         if message.error:
-            return None, server_error(request.op, message.error, self._redactor.error_text)
+            redact = self._redactor.error_text
+            return None, server_error(request.op, message.error, redact, message.code)
         try:
             result = request.decode(message)
             if self._redactor.may_hold(bytes(message.data).decode()):

@@ -150,7 +150,7 @@ def perform(port: int, seconds: float | None, args: Sequence[str]) -> None:
     run = trio.run
 
     async def with_broker(command: Callable[[], Awaitable[int]]) -> int:
-        async with open_sandbox(seed=SEED, port=port) as sandbox:
+        async with open_sandbox(seed=SEED, port=port, order_id_prefix="ord_") as sandbox:
             sandbox.next_outcome(*[Outcome.FILLED_IN_PARTS] * 10)
             sandbox.faults.delay(LATENCY)
             with trio.move_on_after(float("inf") if seconds is None else seconds):

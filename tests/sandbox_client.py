@@ -62,10 +62,13 @@ class RawClient:
         websocket: trio_websocket.WebSocketConnection,
         clock: Callable[[], float],
         number: int = 1,
+        *,
+        raw_key: bool = False,
     ) -> None:
         self.websocket = websocket
         self._clock = clock
         self._number = number
+        self._raw_key = raw_key
 
     async def send(self, text: str | bytes) -> None:
         await self.websocket.send_message(text)
@@ -75,7 +78,8 @@ class RawClient:
 
     async def request(self, op: str, body: str = "", **members: Any) -> Any:
         secret = f"test_secret_{self._number}"
-        await self.send(signed(op, body, at=self._clock(), secret=secret, **members))
+        at, raw = self._clock(), self._raw_key
+        await self.send(signed(op, body, at=at, secret=secret, raw=raw, **members))
         return await self.receive_json()
 
     async def authenticate(self) -> None:

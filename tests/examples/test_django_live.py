@@ -56,7 +56,7 @@ def run(play: Any, **options: Any) -> None:
             await play(it)
             await it.live.aclose()
 
-    with open_threaded_sandbox(**QUICK) as sandbox:
+    with open_threaded_sandbox(**QUICK, signing_key="derived") as sandbox:
         PLAIN.run(partial(main, sandbox))
 
 

@@ -47,6 +47,7 @@ from trio_broker.sandbox import Sandbox, open_sandbox
 ROOT = Path(__file__).parents[2]
 QUICK: dict[str, Any] = {
     "seed": 7,
+    "order_id_prefix": "ord_",
     "outcomes": {"filled": 1},
     "pending_delay": (0.01, 0.02),
     "processing_delay": (0.01, 0.02),

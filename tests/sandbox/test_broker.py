@@ -25,7 +25,7 @@ class House:
     def __init__(self, **rules: Any) -> None:
         self.at = 50.0
         opening = {account.api_key: account.balances for account in DOCUMENTED_ACCOUNTS}
-        checked = Rules(**rules)
+        checked = Rules(**{"error_form": "named", "order_id_prefix": "ord_", **rules})
         exchange = Exchange(7, self.at, opening, checked)
         self.broker = Broker(DOCUMENTED_ACCOUNTS, exchange, checked)
         self.heard: dict[Connection, list[Any]] = {}
@@ -234,6 +234,144 @@ def test_any_message_is_answered_or_refused(
         assert reply["op"] == op
         assert ("data" in reply) != ("error" in reply)
     house.live()
+
+
+# ---- The form of errors
+
+
+def refusals(house: House) -> list[Any]:
+    """The errors of an operation, a channel and an unreadable message."""
+    connection = house.connect()
+    return [
+        house.request(connection, "swap", swap_body(amountIn="9999999")),
+        house.subscribe(connection, "prices"),
+        house.send(connection, b"?"),
+    ]
+
+
+def test_documented_errors_name_neither_operation_nor_channel() -> None:
+    assert refusals(House(error_form="documented")) == [
+        {"error": "Insufficient balance"},
+        {"error": "Invalid channel format"},
+        {"error": "Binary messages are not supported"},
+    ]
+
+
+def test_named_errors_name_operation_and_channel() -> None:
+    assert refusals(House(error_form="named")) == [
+        {"op": "swap", "error": "Insufficient balance"},
+        {"op": "subscribe", "ch": "prices", "error": "Invalid channel format"},
+        {"error": "Binary messages are not supported"},
+    ]
+
+
+def test_errors_can_be_objects_with_codes() -> None:
+    assert refusals(House(error_form="object")) == [
+        {"error": {"code": "INSUFFICIENT_BALANCE", "message": "Insufficient balance"}},
+        {"error": {"code": "INVALID_REQUEST", "message": "Invalid channel format"}},
+        {"error": {"code": "INVALID_REQUEST", "message": "Binary messages are not supported"}},
+    ]
+
+
+# ---- Dialects
+
+DOCS_SWAP = swap_body(
+    amountIn=None, assetIn=None, assetOut=None, amount="1.5", to="USDT", **{"from": "ETH"}
+)
+DOCS = {"swap": DOCS_SWAP, "estimate": DOCS_SWAP, "balances": "{}"}
+CLIENTS = {"swap": swap_body(), "estimate": swap_body(), "balances": ""}
+
+
+@pytest.mark.parametrize("op", DOCS)
+@pytest.mark.parametrize(
+    ("dialect", "takes"),
+    [("both", [True, True]), ("clients", [True, False]), ("docs", [False, True])],
+)
+def test_requests_are_taken_in_the_forms_of_the_dialect(
+    op: str, dialect: str, takes: list[bool]
+) -> None:
+    house = House(dialect=dialect)
+    connection = house.connect(None)
+    house.send(connection, auth(house.moment.wall, raw=dialect == "docs"))
+    replies = [
+        house.request(connection, op, body[op], raw=dialect == "docs") for body in (CLIENTS, DOCS)
+    ]
+    assert ["data" in reply for reply in replies] == takes
+    for reply in replies:
+        assert "data" in reply or reply["error"].startswith("Invalid request: ")
+
+
+def test_both_dialects_mean_the_same_terms(house: House) -> None:
+    connection = house.connect()
+    more = {"slippage_bps": 30, "filter": ["gate"], "account": "0x1"}
+    docs = json.dumps(json.loads(DOCS_SWAP) | more)
+    house.request(connection, "swap", swap_body(**more))
+    house.request(connection, "swap", docs)
+    first, second = house.broker.exchange.orders.values()
+    assert first.terms == second.terms
+
+
+@pytest.mark.parametrize("dialect", ["both", "docs"])
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        ('{"amount":"1","from":"ETH"}', "Invalid request: Object missing required field `to`"),
+        ('{"amount":1,"from":"ETH","to":"USDT"}', "Invalid amount"),
+        ('{"amount":"1","assetIn":"ETH","assetOut":"USDT"}', "Invalid request: Object missing"),
+    ],
+)
+def test_a_wrong_member_is_told_by_the_docs_name(dialect: str, body: str, error: str) -> None:
+    house = House(dialect=dialect, signing_key="derived")
+    refused = house.request(house.connect(), "swap", body)
+    assert refused["error"].startswith(error)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "derived", "raw"),
+    [("both", True, True), ("clients", True, False), ("docs", False, True)],
+)
+def test_signatures_are_taken_with_the_key_of_the_dialect(
+    dialect: str, derived: bool, raw: bool
+) -> None:
+    house = House(dialect=dialect)
+    connection = house.connect(None)
+    replies = [house.send(connection, auth(house.moment.wall, raw=one)) for one in (False, True)]
+    assert ["data" in reply for reply in replies] == [derived, raw]
+
+
+# ---- Order ids and client order ids
+
+
+def test_two_ledgers_have_no_order_id_in_common() -> None:
+    ids = set()
+    for _ in range(10):
+        house = House(order_id_prefix=None)
+        reply = house.request(house.connect(), "swap", swap_body())
+        ids.add(reply["data"]["orderId"])
+    assert len(ids) == 10
+    assert all(one.startswith("ord_") for one in ids)
+
+
+@pytest.mark.parametrize("in_receipts", [False, True])
+@pytest.mark.parametrize("in_lookups", [False, True])
+@pytest.mark.parametrize("found", [False, True])
+def test_client_order_ids_are_named_and_found_as_set(
+    in_receipts: bool, in_lookups: bool, found: bool
+) -> None:
+    house = House(
+        client_order_id_in_receipts=in_receipts,
+        client_order_id_in_lookups=in_lookups,
+        lookup_by_client_order_id=found,
+    )
+    connection = house.connect()
+    receipt = house.request(connection, "swap", swap_body(clientOrderId="mine"))["data"]
+    assert ("clientOrderId" in receipt) == in_receipts
+    by_id = house.request(connection, "order_status", json.dumps({"id": receipt["orderId"]}))
+    assert ("clientOrderId" in by_id["data"]) == in_lookups
+    by_name = house.request(connection, "order_status", '{"id":"mine"}')
+    assert by_name == (by_id if found else {"op": "order_status", "error": "Order not found"})
+    anonymous = house.request(connection, "swap", swap_body())["data"]
+    assert "clientOrderId" not in anonymous
 
 
 # ---- Channels

@@ -51,7 +51,7 @@ async def test_an_unknown_setting_is_refused() -> None:
 
 async def test_balances_and_orders_can_be_looked_at() -> None:
     async with (
-        open_sandbox() as sandbox,
+        open_sandbox(order_id_prefix="ord_") as sandbox,
         open_raw(sandbox) as mine,
         open_raw(sandbox, 2) as other,
     ):
@@ -138,7 +138,7 @@ async def test_the_same_seed_gives_the_same_story(autojump_clock: MockClock) -> 
 
         start = trio.current_time()
         heard = []
-        async with open_sandbox(seed=seed, clock=clock) as sandbox:
+        async with open_sandbox(seed=seed, clock=clock, order_id_prefix="ord_") as sandbox:
             async with open_raw(sandbox, clock=clock) as raw:
                 for _ in range(10):
                     heard.append(await raw.request("estimate", swap_body()))

@@ -141,6 +141,6 @@ async def test_no_secret_is_in_any_event() -> None:
         await raw.authenticate()
         await raw.request("swap", swap_body())
     shown = "".join(map(repr, events))
-    assert "ord_00000001" in shown
+    assert "_00000001" in shown
     for secret in ("test_key", "test_secret", json.loads(message)["sig"]):
         assert secret not in shown

@@ -28,7 +28,7 @@ START = 1000.0
 
 
 def opened(seed: int = 7, **rules: Any) -> Exchange:
-    return Exchange(seed, START, OPENING, Rules(**rules))
+    return Exchange(seed, START, OPENING, Rules(**{"order_id_prefix": "ord_", **rules}))
 
 
 def moment(at: float = START) -> Moment:

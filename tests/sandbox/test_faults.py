@@ -255,7 +255,7 @@ async def test_replies_about_one_channel_are_swallowed(autojump_clock: MockClock
 
 async def test_pushes_to_some_channels_are_swallowed(autojump_clock: MockClock) -> None:
     async with (
-        open_sandbox(outcomes={Outcome.FILLED: 1}) as sandbox,
+        open_sandbox(outcomes={Outcome.FILLED: 1}, order_id_prefix="ord_") as sandbox,
         open_raw(sandbox) as raw,
     ):
         await raw.subscribe("balances")
@@ -270,7 +270,7 @@ async def test_pushes_to_some_channels_are_swallowed(autojump_clock: MockClock) 
 
 
 async def test_pushing_stops_though_requests_are_answered(autojump_clock: MockClock) -> None:
-    async with open_sandbox() as sandbox, open_raw(sandbox) as raw:
+    async with open_sandbox(order_id_prefix="ord_") as sandbox, open_raw(sandbox) as raw:
         await raw.subscribe("balances")
         await raw.subscribe("orders:ord_00000001")
         sandbox.faults.stop_pushing()
@@ -342,7 +342,7 @@ async def test_a_time_is_not_negative(seconds: float) -> None:
 
 
 async def test_a_reply_comes_twice() -> None:
-    async with open_sandbox() as sandbox, open_raw(sandbox) as raw:
+    async with open_sandbox(order_id_prefix="ord_") as sandbox, open_raw(sandbox) as raw:
         sandbox.faults.duplicate(op="swap", times=1)
         reply = await raw.request("swap", swap_body())
         assert reply["data"]["orderId"] == "ord_00000001"
@@ -672,7 +672,7 @@ async def test_a_server_comes_back_beside_another_at_the_port_of_the_other_famil
 
 
 async def test_orders_live_on_while_the_server_is_killed(autojump_clock: MockClock) -> None:
-    async with open_sandbox(outcomes={Outcome.FILLED: 1}) as sandbox:
+    async with open_sandbox(outcomes={Outcome.FILLED: 1}, order_id_prefix="ord_") as sandbox:
         async with open_raw(sandbox) as raw:
             await raw.subscribe("balances")
             await raw.request("swap", swap_body())

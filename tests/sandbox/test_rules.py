@@ -20,7 +20,7 @@ def test_every_rule_can_be_set_and_nothing_else() -> None:
 
 def test_the_defaults_are_the_documented_limits() -> None:
     rules = Rules()
-    assert rules.signing_key == "derived"
+    assert (rules.dialect, rules.signing_keys) == ("both", ("derived", "raw"))
     assert rules.max_subscriptions == 100
     assert rules.max_message_size == 65536
     assert rules.messages_per_second == 100
@@ -40,6 +40,12 @@ def test_the_defaults_are_the_documented_limits() -> None:
         {"pending_delay": (-1, 1)},
         {"processing_delay": (0, float("inf"))},
         {"processing_delay": 1.0},
+        {"dialect": "english"},
+        {"error_form": "html"},
+        {"order_id_prefix": ""},
+        {"order_id_prefix": "a b"},
+        {"order_id_prefix": "x" * 65},
+        {"order_id_prefix": 5},
         {"outcomes": {}},
         {"outcomes": {"filled": 0}},
         {"outcomes": {"filled": 2, "failed": -1}},
@@ -52,7 +58,7 @@ def test_a_setting_that_can_t_be_is_refused_by_name(setting: dict[str, Any]) -> 
 
 
 def test_an_unknown_signing_key_or_outcome_is_refused() -> None:
-    with pytest.raises(ValueError, match="signing_key"):
+    with pytest.raises(ConfigurationError, match="signing_key must be one of None, 'derived'"):
         Rules(signing_key="hashed")  # type: ignore[arg-type]  # the point of the test
     with pytest.raises(ValueError, match="exploded"):
         Rules(outcomes={"exploded": 1})  # type: ignore[dict-item]  # the point of the test

@@ -18,7 +18,7 @@ import trio_websocket
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.sandbox_client import RawClient, auth, swap_body
-from trio_broker.sandbox import Sandbox, open_sandbox
+from trio_broker.sandbox import Outcome, Sandbox, open_sandbox
 from trio_broker.sandbox.broker import Broker
 
 UPGRADE = (
@@ -112,7 +112,7 @@ async def closed(raw: RawClient) -> int:
 
 async def test_a_swap_from_quote_to_balances_over_a_socket() -> None:
     async with (
-        open_sandbox(seed=7, outcomes={"filled": 1}) as sandbox,  # type: ignore[dict-item]  # texts will do
+        open_sandbox(seed=7, outcomes={Outcome.FILLED: 1}, order_id_prefix="ord_") as sandbox,
         open_raw(sandbox) as raw,
     ):
         await raw.subscribe("balances")

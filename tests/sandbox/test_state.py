@@ -58,7 +58,8 @@ def opened(
         pass
 
     moment = Moment(at, wall)
-    with state.open_exchange(path, seed, opening, Rules(**rules), moment, stop=stop) as exchange:
+    checked = Rules(**{"order_id_prefix": "ord_", **rules})
+    with state.open_exchange(path, seed, opening, checked, moment, stop=stop) as exchange:
         yield exchange
 
 
@@ -128,6 +129,16 @@ def test_everything_is_as_it_was(path: Path) -> None:
             exchange.swap("alice", terms, "second", Moment(0.0, WALL))
         assert swap(exchange, after).order_id == "ord_00000003"
         assert exchange.ledger.holding("alice", "ETH").locked == 20
+
+
+def test_order_ids_go_on_with_the_prefix_of_the_file(path: Path) -> None:
+    with opened(path, order_id_prefix=None) as exchange:
+        first = swap(exchange).order_id
+    with opened(path, order_id_prefix=None) as exchange:
+        second = swap(exchange).order_id
+    assert first.removesuffix("1") == second.removesuffix("2")
+    with pytest.raises(ConfigurationError, match="leave order_id_prefix out"):
+        opened(path, order_id_prefix="other_").__enter__()
 
 
 def test_what_was_due_while_nobody_ran_is_done_at_once_as_if_somebody_had(path: Path) -> None:
@@ -624,7 +635,10 @@ async def test_what_a_client_is_told_is_in_the_file_already(
         post(self, item)
 
     monkeypatch.setattr(Link, "post", check)
-    async with open_sandbox(state=path) as sandbox, open_raw(sandbox) as raw:
+    async with (
+        open_sandbox(state=path, order_id_prefix="ord_") as sandbox,
+        open_raw(sandbox) as raw,
+    ):
         sandbox.next_outcome("filled")
         await raw.subscribe("balances")
         await raw.subscribe("orders:ord_00000001")

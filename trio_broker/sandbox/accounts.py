@@ -80,9 +80,10 @@ DOCUMENTED_ACCOUNTS: Final = (
 class SignatureChecker:
     """Checks signed messages."""
 
-    def __init__(self, accounts: Iterable[Account], signing_key: SigningKey) -> None:
+    def __init__(self, accounts: Iterable[Account], *signing_keys: SigningKey) -> None:
         self._signers = {
-            account.api_key: Signer(account.secret_key, signing_key) for account in accounts
+            account.api_key: [Signer(account.secret_key, kind) for kind in signing_keys]
+            for account in accounts
         }
         self._nonces: dict[str, dict[str, int]] = {api_key: {} for api_key in self._signers}
 
@@ -96,14 +97,14 @@ class SignatureChecker:
             Refusal: The key is unknown, the signature is wrong or missing, the timestamp is
                 outside the window, or the account has used the nonce before.
         """
-        signer = self._signers.get(api_key)
-        if signer is None:
+        signers = self._signers.get(api_key)
+        if signers is None:
             raise Refusal(INVALID_API_KEY)
         ts, nonce, sig = envelope.ts, envelope.nonce, envelope.sig
         if ts is None or not nonce or not sig or envelope.op is None:
             raise Refusal(INVALID_SIGNATURE)
-        expected = signer.sign(envelope.op, ts, nonce, envelope.body)
-        if not hmac.compare_digest(expected.encode(), sig.encode()):
+        valid = (signer.sign(envelope.op, ts, nonce, envelope.body) for signer in signers)
+        if not any(hmac.compare_digest(one.encode(), sig.encode()) for one in valid):
             raise Refusal(INVALID_SIGNATURE)
         if abs(ts - moment.ms) > WINDOW_MS:
             raise Refusal(TIMESTAMP_OUTSIDE_WINDOW)

@@ -28,8 +28,10 @@ from trio_broker.sandbox.messages import (
     EstimateBody,
     StatusBody,
     SwapBody,
+    check_no_body,
     parse_body,
     parse_or_empty,
+    print_error,
     print_message,
 )
 from trio_broker.sandbox.moment import Moment
@@ -114,10 +116,14 @@ class Outgoing:
     Attributes:
         connection: The recipient.
         text: The text.
+        op: The operation of the request that it answers; None for a push.
+        channel: The channel of that request or push. An error needn't name either.
     """
 
     connection: Connection
     text: str
+    op: str | None = None
+    channel: str | None = None
 
 
 class Broker:
@@ -139,7 +145,7 @@ class Broker:
         self._on_event = on_event
         self.connections: deque[Connection] = deque(maxlen=rules.history_size)
         self._rules = rules
-        self._signatures = SignatureChecker(accounts, rules.signing_key)
+        self._signatures = SignatureChecker(accounts, *rules.signing_keys)
         self._opened = 0
         # Connections by API key: pushes go to those of one account alone.
         self._authenticated: dict[str, dict[Connection, None]] = {}
@@ -181,12 +187,13 @@ class Broker:
         except Refusal as refusal:
             logger.info("connection %d: refused %r: %s", connection.number, op, refusal)
             self._report_request(connection, op, channel, error=str(refusal))
-            return [Outgoing(connection, print_message(op=op, ch=channel, error=str(refusal)))]
+            text = print_error(self._rules.error_form, str(refusal), op=op, ch=channel)
+            return [Outgoing(connection, text, op, channel)]
         logger.debug("connection %d: answered %r %s", connection.number, op, channel or "")
         self._report_request(connection, op, channel, order=answer.order)
         nonce = envelope.nonce if self._rules.echo_nonce else None
         text = print_message(op=op, ch=answer.channel, nonce=nonce, data=answer.data)
-        return [Outgoing(connection, text), *self._pushes(answer.change)]
+        return [Outgoing(connection, text, op, channel), *self._pushes(answer.change)]
 
     def record(self, connection: Connection, message: str | bytes, at: float) -> None:
         """Record a message that is never handled."""
@@ -283,12 +290,14 @@ class Broker:
         channels[channel] = None
         return _Answer({"status": "subscribed"}, channel)
 
-    def _balances(self, api_key: str, _envelope: Envelope, _moment: Moment) -> _Answer:
+    def _balances(self, api_key: str, envelope: Envelope, _moment: Moment) -> _Answer:
+        check_no_body(envelope, self._rules.dialect)
         held = self.exchange.ledger.accounts[api_key]
         return _Answer({"balances": self._holdings(api_key, held)})
 
     def _estimate(self, _api_key: str, envelope: Envelope, moment: Moment) -> _Answer:
-        quote = self.exchange.quote(_terms(parse_body(envelope, EstimateBody)), moment.at)
+        body = parse_body(envelope, EstimateBody, self._rules.dialect)
+        quote = self.exchange.quote(_terms(body), moment.at)
         route = [
             {
                 name: plain(value) if name.startswith("amount") else value
@@ -307,15 +316,17 @@ class Broker:
         )
 
     def _swap(self, api_key: str, envelope: Envelope, moment: Moment) -> _Answer:
-        body = parse_body(envelope, SwapBody)
+        body = parse_body(envelope, SwapBody, self._rules.dialect)
         order, change = self.exchange.swap(api_key, _terms(body), body.client_order_id, moment)
         data: dict[str, object] = {"orderId": order.order_id, "status": order.status}
+        if self._rules.client_order_id_in_receipts and order.client_order_id is not None:
+            data["clientOrderId"] = order.client_order_id
         return _Answer(data, change=change, order=order)
 
     def _order_status(self, api_key: str, envelope: Envelope, _moment: Moment) -> _Answer:
         order = self.exchange.find(api_key, parse_body(envelope, StatusBody).id)
         data = _order_data(order)
-        if order.client_order_id is not None:
+        if self._rules.client_order_id_in_lookups and order.client_order_id is not None:
             data["clientOrderId"] = order.client_order_id
         return _Answer(data, order=order)
 
@@ -335,7 +346,7 @@ class Broker:
             bodies[BALANCES] = self._holdings(api_key, change.assets)
         texts = [(name, print_message(ch=name, data=body)) for name, body in bodies.items()]
         return [
-            Outgoing(connection, text)
+            Outgoing(connection, text, channel=name)
             for connection in self._authenticated.get(api_key, ())
             for name, text in texts
             if name in connection.channels

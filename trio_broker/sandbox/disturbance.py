@@ -21,11 +21,11 @@ from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeAlias, TypeVar
 
 import attrs
-import msgspec
 import trio
 
 from trio_broker.sandbox.broker import Connection, Outgoing
-from trio_broker.sandbox.messages import parse_or_empty, print_message
+from trio_broker.sandbox.messages import ErrorForm, parse_or_empty, print_error
+from trio_broker.sandbox.rules import DEFAULT_ERROR_FORM
 
 # With this option, closing a socket resets the connection.
 _NO_LINGER: Final = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
@@ -168,17 +168,15 @@ class Drip:
     api_key: str | None
 
 
-class _Head(msgspec.Struct):
-    """The members that identify a text to a client."""
-
-    op: str | None = None
-    ch: str | None = None
-
-
 class Disturbances:
-    """The rules in force, and the texts that they hold back."""
+    """The rules in force, and the texts that they hold back.
 
-    def __init__(self) -> None:
+    Args:
+        error_form: The form of the errors.
+    """
+
+    def __init__(self, error_form: ErrorForm = DEFAULT_ERROR_FORM) -> None:
+        self._error_form = error_form
         self._rules: dict[Fault, object] = {}
         self._lifted = trio.Event()
         self._late: list[tuple[float, int, Outgoing]] = []
@@ -219,8 +217,9 @@ class Disturbances:
                 self._use(fault)
                 if rule.error is None:
                     return []
-                text = print_message(op=envelope.op, ch=envelope.ch, error=rule.error)
-                return [Outgoing(connection, text)]
+                op, channel = envelope.op, envelope.ch
+                text = print_error(self._error_form, rule.error, op=op, ch=channel)
+                return [Outgoing(connection, text, op, channel)]
         return None
 
     def altered(self, outgoing: Iterable[Outgoing], at: float) -> list[Outgoing]:
@@ -228,7 +227,7 @@ class Disturbances:
         now: list[Outgoing] = []
         for message in outgoing:
             for late, text in self._alter(message):
-                changed = Outgoing(message.connection, text)
+                changed = attrs.evolve(message, text=text)
                 if late:
                     heapq.heappush(self._late, (at + late, next(self._numbers), changed))
                 else:
@@ -268,15 +267,11 @@ class Disturbances:
                 yield fault, rule
 
     def _alter(self, message: Outgoing) -> list[Later]:
-        rules = list(self._of(Alteration))
-        # The usual case: the text needn't be parsed.
-        if not rules:
-            return [(0.0, message.text)]
-        head = msgspec.json.decode(message.text, type=_Head)
         texts = [(0.0, message.text)]
-        for fault, rule in rules:
+        api_key = message.connection.api_key
+        for fault, rule in self._of(Alteration):
             # A text that another fault has swallowed doesn't count as a use.
-            if texts and rule.selector.selects(head.op, head.ch, message.connection.api_key):
+            if texts and rule.selector.selects(message.op, message.channel, api_key):
                 self._use(fault)
                 texts = [late for text in texts for late in rule.alter(*text)]
         return texts

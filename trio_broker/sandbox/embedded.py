@@ -73,7 +73,7 @@ class Sandbox:
         chosen = self._account(account)
         options = {
             "clock": self._clock,
-            "signing_key": self._server.rules.signing_key,
+            "signing_key": self._server.rules.signing_keys[0],
             **options,
         }
         return BrokerWSClient(chosen.api_key, chosen.secret_key, self.url, **options)
@@ -192,7 +192,8 @@ async def open_sandbox(
 
     Args:
         seed: The seed of the prices and of the orders' outcomes. The same seed and the same swaps
-            at the same times give the same prices and orders. None for the seed of `state`, or 0.
+            at the same times give the same prices and orders, but for the order ids
+            (`Rules.order_id_prefix`). None for the seed of `state`, or 0.
         host: The address to listen on. There is no TLS: everyone who can reach it can read the
             traffic.
         port: The TCP port, 0 for any free port.

@@ -2,6 +2,7 @@
 
 It knows nothing of messages or connections. Time comes in as a `Moment`. Randomness depends only
 on the seed and the number of an order, so the same swaps at the same times have the same results.
+Only the prefix of the order ids is another one in each ledger, unless it is set.
 
 Internal times are seconds since the exchange was opened. Only the public methods use Trio's clock,
 which starts anywhere. So the state of an exchange means the same in another process.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import heapq
 import logging
 import random
+import secrets
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
@@ -42,6 +44,11 @@ _REASONS: Final = {
 }
 
 
+def numbered_id(prefix: str, number: int) -> str:
+    """The id of a ledger's order, by the prefix of the ledger's ids and the order's number."""
+    return f"{prefix}{number:08d}"
+
+
 @attrs.frozen
 class Change:
     """The change by an order's step or by a new order.
@@ -68,6 +75,7 @@ class Exchange:
     Attributes:
         seed: The seed of prices and orders.
         opened_at: When it was opened, on Trio's clock.
+        order_id_prefix: How its order ids begin.
         market: Where prices come from.
         ledger: The balances.
         orders: All orders by id, in the order of their acceptance.
@@ -86,6 +94,8 @@ class Exchange:
     ) -> None:
         self.seed: int = seed
         self.opened_at: float = opened_at
+        # Not of the seed, so that a restarted sandbox doesn't repeat the ids of an earlier ledger.
+        self.order_id_prefix: str = rules.order_id_prefix or f"ord_{secrets.token_hex(4)}_"
         self.market: Market = Market(seed, rules.fee_bps)
         self.ledger: Ledger = Ledger(opening)
         self.orders: dict[str, Order] = {}
@@ -136,7 +146,7 @@ class Exchange:
                 return self.orders[earlier], None
         self.ledger.lock(api_key, terms.asset_in, terms.amount_in)
         order = Order(
-            order_id=f"ord_{len(self.orders) + 1:08d}",
+            order_id=numbered_id(self.order_id_prefix, len(self.orders) + 1),
             api_key=api_key,
             terms=terms,
             client_order_id=client_order_id,
@@ -148,12 +158,14 @@ class Exchange:
         return order, Change(order, (terms.asset_in,))
 
     def find(self, api_key: str, order_id: str) -> Order:
-        """An order of an account, by its id or its client order id.
+        """An order of an account, by its id, or by its client order id if the rules allow that.
 
         Raises:
             Refusal: The account has no such order.
         """
-        order = self.orders.get(self._by_client_order_id.get((api_key, order_id), order_id))
+        if self._rules.lookup_by_client_order_id:
+            order_id = self._by_client_order_id.get((api_key, order_id), order_id)
+        order = self.orders.get(order_id)
         if order is None or order.api_key != api_key:
             raise Refusal(ORDER_NOT_FOUND)
         return order

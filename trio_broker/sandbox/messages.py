@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
 
 import msgspec
 
@@ -11,7 +12,11 @@ from trio_broker.sandbox.refusals import (
     INVALID_REQUEST,
     MALFORMED_MESSAGE,
     Refusal,
+    error_code,
 )
+
+ErrorForm: TypeAlias = Literal["documented", "named", "object"]
+Dialect: TypeAlias = Literal["both", "clients", "docs"]
 
 _Body = TypeVar("_Body", bound=msgspec.Struct)
 
@@ -36,7 +41,7 @@ class Envelope(msgspec.Struct, frozen=True):
         return "" if raw == b"null" else raw.decode()
 
 
-class EstimateBody(msgspec.Struct, rename="camel"):
+class EstimateBody(msgspec.Struct, rename="camel", kw_only=True):
     """The body of an `estimate`. `network` is accepted and has no effect."""
 
     # Of any type: a wrong type is an invalid amount, like a wrong text.
@@ -48,7 +53,15 @@ class EstimateBody(msgspec.Struct, rename="camel"):
     filter: list[str] | None = None
 
 
-class SwapBody(msgspec.Struct, rename="camel"):
+class DocsEstimateBody(EstimateBody, kw_only=True):
+    """The body of an `estimate` with the names of the broker's documentation."""
+
+    amount_in: Any = msgspec.field(name="amount")
+    asset_in: str = msgspec.field(name="from")
+    asset_out: str = msgspec.field(name="to")
+
+
+class SwapBody(msgspec.Struct, rename="camel", kw_only=True):
     """The body of a `swap`."""
 
     amount_in: Any
@@ -63,11 +76,25 @@ class SwapBody(msgspec.Struct, rename="camel"):
     filter: list[str] | None = None
 
 
+class DocsSwapBody(SwapBody, kw_only=True):
+    """The body of a `swap` with the names of the broker's documentation."""
+
+    amount_in: Any = msgspec.field(name="amount")
+    asset_in: str = msgspec.field(name="from")
+    asset_out: str = msgspec.field(name="to")
+
+
 class StatusBody(msgspec.Struct):
     """The body of an `order_status`."""
 
     id: str
 
+
+_DOCS_BODIES: Final[Mapping[type[msgspec.Struct], type[Any]]] = {
+    EstimateBody: DocsEstimateBody,
+    SwapBody: DocsSwapBody,
+}
+_DOCS_NAMES: Final = frozenset({"amount", "from", "to"})
 
 _envelopes = msgspec.json.Decoder(Envelope)
 
@@ -99,16 +126,66 @@ def parse_or_empty(message: str | bytes) -> tuple[Envelope, Refusal | None]:
         return Envelope(), refusal
 
 
-def parse_body(envelope: Envelope, kind: type[_Body]) -> _Body:
+def parse_body(envelope: Envelope, kind: type[_Body], dialect: Dialect = "both") -> _Body:
     """The body of a message.
+
+    Args:
+        envelope: The message.
+        kind: The kind of the body, with the clients' names.
+        dialect: Whose names it may have.
 
     Raises:
         Refusal: It is missing, or isn't of that kind.
     """
     try:
+        if kind in _DOCS_BODIES and (
+            dialect == "docs" or (dialect == "both" and _has_docs_names(envelope.body))
+        ):
+            kind = _DOCS_BODIES[kind]
         return msgspec.json.decode(envelope.body, type=kind)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise Refusal(INVALID_REQUEST, str(error)) from None
+
+
+def check_no_body(envelope: Envelope, dialect: Dialect) -> None:
+    """Check the body of a request that has none, which is `{}` in the documentation.
+
+    Raises:
+        Refusal: The dialect has another form.
+    """
+    if dialect == "docs" and envelope.body.replace(" ", "") != "{}":
+        raise Refusal(INVALID_REQUEST, "`data` must be {}")
+    if dialect == "clients" and envelope.body:
+        raise Refusal(INVALID_REQUEST, "there must be no `data`")
+
+
+def _has_docs_names(body: str) -> bool:
+    members = msgspec.json.decode(body)
+    return isinstance(members, dict) and not _DOCS_NAMES.isdisjoint(members)
+
+
+def print_error(
+    form: ErrorForm,
+    error: str | Mapping[str, object],
+    *,
+    op: str | None,
+    ch: str | None,
+    **members: object,
+) -> str:
+    """Encode a reply that is an error.
+
+    Args:
+        form: Its form.
+        error: The text; or the object, which stays as it is in every form.
+        op: The operation of the request.
+        ch: The channel of the request.
+        members: Further members of the message.
+    """
+    content: object = error
+    if form == "object" and isinstance(error, str):
+        content = {"code": error_code(error), "message": error}
+    head = {"op": op, "ch": ch} if form == "named" else {}
+    return print_message(**{**head, "error": content, **members})
 
 
 def print_message(**members: object) -> str:

@@ -1,7 +1,8 @@
-"""The texts of refusals: the documented ones, and the sandbox's own."""
+"""The texts of refusals: the documented ones, and the sandbox's own. And their codes."""
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 # Documented for the broker's WebSocket.
@@ -29,6 +30,22 @@ SUBSCRIPTION_LIMIT: Final = "Subscription limit exceeded"
 UNKNOWN_ASSET: Final = "Unknown asset: "
 UNKNOWN_SOURCE: Final = "Unknown liquidity source: "
 
+# The codes of the broker's REST side, for errors as objects.
+_CODES: Final = {
+    NOT_AUTHENTICATED: "UNAUTHORIZED",
+    INVALID_API_KEY: "UNAUTHORIZED",
+    INVALID_SIGNATURE: "INVALID_SIGNATURE",
+    TIMESTAMP_OUTSIDE_WINDOW: "EXPIRED_REQUEST",
+    NONCE_REUSED: "INVALID_NONCE",
+    DUPLICATE_CLIENT_ORDER_ID: "DUPLICATE_REQUEST",
+    INSUFFICIENT_BALANCE: "INSUFFICIENT_BALANCE",
+    INVALID_AMOUNT: "INVALID_AMOUNT",
+    ORDER_NOT_FOUND: "ORDER_NOT_FOUND",
+    RATE_LIMIT: "RATE_LIMIT_EXCEEDED",
+}
+_OTHER_CODE: Final = "INVALID_REQUEST"
+_CODE_FIRST: Final = re.compile(r"[A-Z]+(_[A-Z]+)+\b")
+
 _LONGEST_QUOTATION: Final = 64
 
 
@@ -43,6 +60,12 @@ class Refusal(Exception):  # noqa: N818 - it is an answer to a client, not an er
 
     def __init__(self, text: str, detail: str = "") -> None:
         super().__init__(text + shortened(detail))
+
+
+def error_code(text: str) -> str:
+    """The REST code of a refusal. A text that begins with a code has that one."""
+    first = _CODE_FIRST.match(text)
+    return first.group() if first else _CODES.get(text, _OTHER_CODE)
 
 
 def shortened(text: str) -> str:

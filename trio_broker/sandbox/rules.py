@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Final, TypedDict
+from typing import Any, Final, TypedDict, get_args
 
 import attrs
 
 from trio_broker.exceptions import ConfigurationError
+from trio_broker.sandbox.messages import Dialect, ErrorForm
 from trio_broker.sandbox.orders import Outcome
 from trio_broker.signing import SigningKey
+
+DEFAULT_ERROR_FORM: Final[ErrorForm] = "named"
 
 DEFAULT_OUTCOMES: Final[Mapping[Outcome, float]] = MappingProxyType(
     {
@@ -27,8 +31,14 @@ DEFAULT_OUTCOMES: Final[Mapping[Outcome, float]] = MappingProxyType(
 class Settings(TypedDict, total=False):
     """The keyword settings of `open_sandbox`. `Rules` documents them."""
 
-    signing_key: SigningKey
+    dialect: Dialect
+    signing_key: SigningKey | None
+    error_form: ErrorForm
     echo_nonce: bool
+    order_id_prefix: str | None
+    client_order_id_in_receipts: bool
+    client_order_id_in_lookups: bool
+    lookup_by_client_order_id: bool
     max_subscriptions: int
     max_message_size: int
     messages_per_second: int
@@ -64,6 +74,24 @@ def _range(_: object, attribute: attrs.Attribute[tuple[float, float]], value: ob
     )
 
 
+def _one_of(*choices: object) -> Callable[[object, attrs.Attribute[Any], object], None]:
+    def check(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if value not in choices:
+            known = ", ".join(map(repr, choices))
+            raise ConfigurationError(f"{attribute.name} must be one of {known}, not {value!r}")
+
+    return check
+
+
+def _prefix(_: object, attribute: attrs.Attribute[str | None], value: object) -> None:
+    if value is None:
+        return
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", value):
+        raise ConfigurationError(
+            f"{attribute.name} must have 1 to 64 letters, digits or any of '_.-', not {value!r}"
+        )
+
+
 def _weights(outcomes: Mapping[Outcome, float]) -> Mapping[Outcome, float]:
     return {Outcome(name): weight for name, weight in outcomes.items()}
 
@@ -75,8 +103,21 @@ class Rules:
     Times are seconds of Trio's clock.
 
     Attributes:
+        dialect: Whose form requests must have: ``"clients"``, as the broker's clients send them,
+            with ``amountIn``, ``assetIn`` and ``assetOut``, and no ``data`` for ``balances``;
+            ``"docs"``, as the broker's documentation has them, with ``amount``, ``from`` and
+            ``to``, and ``{}``; or ``"both"``, for either.
         signing_key: ``"derived"`` or ``"raw"``: which HMAC key the signatures are checked with.
+            None for the dialect's: derived for clients, raw for docs, either for both.
+        error_form: The form of errors: ``"documented"``, ``{"error": text}``; ``"named"``, which
+            has the request's ``op`` and ``ch`` too; ``"object"``, ``{"error": {"code": code,
+            "message": text}}``, with the codes of the broker's REST side.
         echo_nonce: Whether a reply to a signed message repeats its nonce.
+        order_id_prefix: How order ids begin; eight digits follow. None for a random prefix of a
+            new ledger, so that a sandbox without `state` doesn't use the ids of an earlier one.
+        client_order_id_in_receipts: Whether the reply to a swap has its client order id.
+        client_order_id_in_lookups: Whether the reply to ``order_status`` has it.
+        lookup_by_client_order_id: Whether ``order_status`` finds orders by client order id.
         max_subscriptions: Channels on one connection.
         max_message_size: The largest message that is accepted, in bytes; a larger one closes the
             connection with code 1009.
@@ -100,10 +141,18 @@ class Rules:
             choose.
     """
 
-    signing_key: SigningKey = attrs.field(
-        default="derived", validator=attrs.validators.in_(("derived", "raw"))
+    dialect: Dialect = attrs.field(default="both", validator=_one_of(*get_args(Dialect)))
+    signing_key: SigningKey | None = attrs.field(
+        default=None, validator=_one_of(None, *get_args(SigningKey))
+    )
+    error_form: ErrorForm = attrs.field(
+        default=DEFAULT_ERROR_FORM, validator=_one_of(*get_args(ErrorForm))
     )
     echo_nonce: bool = False
+    order_id_prefix: str | None = attrs.field(default=None, validator=_prefix)
+    client_order_id_in_receipts: bool = False
+    client_order_id_in_lookups: bool = True
+    lookup_by_client_order_id: bool = True
     max_subscriptions: int = attrs.field(default=100, validator=_at_least(1))
     max_message_size: int = attrs.field(default=64 * 1024, validator=_at_least(1))
     messages_per_second: int = attrs.field(default=100, validator=_at_least(1))
@@ -129,3 +178,11 @@ class Rules:
         weights = value.values()
         if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
             raise ConfigurationError("outcomes must have weights of 0 or more, and one over 0")
+
+    @property
+    def signing_keys(self) -> tuple[SigningKey, ...]:
+        """The HMAC keys that are accepted, the clients' first."""
+        if self.signing_key is not None:
+            return (self.signing_key,)
+        keys: dict[Dialect, tuple[SigningKey, ...]] = {"clients": ("derived",), "docs": ("raw",)}
+        return keys.get(self.dialect, ("derived", "raw"))

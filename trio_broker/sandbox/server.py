@@ -65,7 +65,7 @@ class Server:
     def __init__(self, broker: Broker, rules: Rules, clock: Callable[[], float]) -> None:
         self.broker = broker
         self.rules = rules
-        self.disturbances: Disturbances = Disturbances()
+        self.disturbances: Disturbances = Disturbances(rules.error_form)
         self._clock = clock
         self._links: dict[Connection, Link] = {}
         self._streams: set[trio.SocketStream] = set()

@@ -40,7 +40,7 @@ import msgspec
 
 from trio_broker import lockfile
 from trio_broker.exceptions import ConfigurationError
-from trio_broker.sandbox.exchange import Exchange
+from trio_broker.sandbox.exchange import Exchange, numbered_id
 from trio_broker.sandbox.ledger import Holding
 from trio_broker.sandbox.market import ASSETS
 from trio_broker.sandbox.moment import Moment
@@ -75,6 +75,8 @@ class _Snapshot(msgspec.Struct):
     book: dict[str, Decimal]
     fees: dict[str, Decimal]
     orders: dict[str, Order]
+    # Files of earlier versions have none.
+    order_id_prefix: str = "ord_"
 
     def apply(self, change: _Change) -> None:
         """Apply a change."""
@@ -93,7 +95,7 @@ class _Snapshot(msgspec.Struct):
         """
         locked: dict[tuple[str, str], Decimal] = {}
         for number, (order_id, order) in enumerate(self.orders.items(), 1):
-            if not order_id == order.order_id == f"ord_{number:08d}":
+            if not order_id == order.order_id == numbered_id(self.order_id_prefix, number):
                 raise ValueError(f"order {number} is {order_id}")
             _check_life(order)
             if order.steps:
@@ -183,6 +185,11 @@ def open_exchange(
             exchange = Exchange(seed or 0, moment.at, opening, rules)
         elif seed not in {None, int(saved.seed)}:
             raise ConfigurationError(f"{file} is of a sandbox with seed {saved.seed}, not {seed}")
+        elif rules.order_id_prefix not in {None, saved.order_id_prefix}:
+            raise ConfigurationError(
+                f"the order ids in {file} begin with {saved.order_id_prefix!r}, not with "
+                f"{rules.order_id_prefix!r}: leave order_id_prefix out"
+            )
         else:
             exchange = _resumed(saved, opening, rules, moment)
         _replace(file, _snapshot(exchange, moment))
@@ -259,6 +266,7 @@ def _snapshot(exchange: Exchange, moment: Moment) -> _Snapshot:
         book=exchange.ledger.book,
         fees=exchange.ledger.fees,
         orders=exchange.orders,
+        order_id_prefix=exchange.order_id_prefix,
     )
 
 
@@ -271,6 +279,7 @@ def _resumed(
     # A wall clock that was set back must not take time back.
     age = saved.at + max(0.0, moment.wall - saved.wall)
     exchange = Exchange(int(saved.seed), moment.at - age, opening, rules)
+    exchange.order_id_prefix = saved.order_id_prefix
     exchange.ledger.accounts |= saved.accounts
     exchange.ledger.book |= saved.book
     exchange.ledger.fees |= saved.fees

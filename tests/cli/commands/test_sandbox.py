@@ -18,8 +18,10 @@ from typing import Any
 
 import pytest
 import trio
+from trio_websocket import open_websocket_url
 
 from tests.cli.harness import COMMAND, PATIENCE, environment, read_variables, run, serving, status
+from tests.sandbox_client import RawClient
 from trio_broker import (
     AuthenticationError,
     Balance,
@@ -303,7 +305,7 @@ async def serving_with_log(*args: str) -> AsyncIterator[LoggedSandbox]:
 
 
 async def test_log_shows_client_activity() -> None:
-    async with serving_with_log("--seed", "5") as served:
+    async with serving_with_log("--seed", "5", "--order-id-prefix", "ord_") as served:
         async with served.client() as client:
             await client.get_balances()
             receipt = await client.do_swap("1", "ETH", "USDT")
@@ -322,6 +324,44 @@ async def test_log_shows_client_activity() -> None:
     assert "#1 subscribed to orders:ord_00000001" in messages
     assert messages[-1] == "#1 closed with code 1000"
     assert "test_secret" not in "".join(lines)
+
+
+async def test_options_set_the_form_of_the_messages() -> None:
+    options = [
+        *("--dialect", "docs", "--error-form", "object", "--order-id-prefix", "mine-"),
+        *("--client-order-id-in-receipts", "--no-client-order-id-in-lookups"),
+        "--no-lookup-by-client-order-id",
+    ]
+    async with (
+        serving_with_log(*options) as served,
+        open_websocket_url(served.variables["BROKER_WS_URL"]) as websocket,
+    ):
+        raw = RawClient(websocket, time.time, raw_key=True)
+        await raw.authenticate()
+        body = {"amount": "1", "from": "ETH", "to": "USDT", "clientOrderId": "one"}
+        receipt = (await raw.request("swap", json.dumps(body)))["data"]
+        assert receipt == {
+            "orderId": "mine-00000001",
+            "status": "PENDING",
+            "clientOrderId": "one",
+        }
+        order = (await raw.request("order_status", '{"id":"mine-00000001"}'))["data"]
+        assert "clientOrderId" not in order
+        refused = await raw.request("order_status", '{"id":"one"}')
+        assert refused == {"error": {"code": "ORDER_NOT_FOUND", "message": "Order not found"}}
+
+
+async def test_signing_key_can_differ_from_the_dialects() -> None:
+    async with (
+        serving_with_log("--signing-key", "derived", "--dialect", "docs") as served,
+        open_websocket_url(served.variables["BROKER_WS_URL"]) as websocket,
+    ):
+        await RawClient(websocket, time.time).authenticate()
+
+
+def test_invalid_setting_is_an_error_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status("sandbox", "--order-id-prefix", "a b") == 2
+    assert "order_id_prefix must have 1 to 64 letters" in capsys.readouterr().err
 
 
 async def test_json_option_prints_the_log_as_json() -> None:

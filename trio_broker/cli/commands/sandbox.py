@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypeVar
 
 import attrs
 import click
@@ -18,6 +18,8 @@ from trio_broker.cli.runner import run
 from trio_broker.cli.sandbox.faults import FaultType, MillisecondsType, RequestedFault, help_rows
 from trio_broker.cli.terminal.output import Output
 
+_F = TypeVar("_F", bound=Callable[..., Any])
+
 
 @attrs.frozen(kw_only=True)
 class _Options:
@@ -27,6 +29,7 @@ class _Options:
     port: int
     seed: int | None
     state: Path | None
+    settings: Mapping[str, Any]  # of the sandbox
     latency: float  # seconds
     faults: Sequence[RequestedFault]
 
@@ -37,6 +40,49 @@ class _Command(click.Command):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
         with formatter.section("Faults"):
             formatter.write_dl(help_rows())
+
+
+# The options that are settings of the sandbox. It checks them.
+_SETTINGS: Final[Mapping[str, tuple[Any, str]]] = {
+    "dialect": (
+        click.Choice(["both", "clients", "docs"]),
+        "Whose form of requests is required: the broker's clients' or its documentation's.",
+    ),
+    "signing-key": (
+        click.Choice(["derived", "raw"]),
+        "The required signing key, instead of the dialect's.",
+    ),
+    "error-form": (
+        click.Choice(["documented", "named", "object"]),
+        "The form of errors: a text alone; with op and ch; or an object with code and message.",
+    ),
+    "order-id-prefix": (
+        str,
+        "How order ids begin; by default, random for each new ledger.",
+    ),
+    "client-order-id-in-receipts/--no-client-order-id-in-receipts": (
+        None,
+        "Whether the reply to a swap has its client order id.",
+    ),
+    "client-order-id-in-lookups/--no-client-order-id-in-lookups": (
+        None,
+        "Whether the reply to order_status has the client order id.",
+    ),
+    "lookup-by-client-order-id/--no-lookup-by-client-order-id": (
+        None,
+        "Whether order_status finds orders by client order id.",
+    ),
+}
+
+
+def _setting_options(function: _F) -> _F:
+    """Add the options of `_SETTINGS` to a command; those that aren't given are None."""
+    for name, (kind, text) in reversed(list(_SETTINGS.items())):
+        metavar = "PREFIX" if kind is str else None
+        function = click.option(f"--{name}", type=kind, default=None, metavar=metavar, help=text)(
+            function
+        )
+    return function
 
 
 def _checked_host(_: click.Context, __: click.Parameter, host: str) -> str:
@@ -76,6 +122,7 @@ def _checked_host(_: click.Context, __: click.Parameter, host: str) -> str:
     metavar="FILE",
     help="Keep balances and orders in this file, and continue from it after a restart.",
 )
+@_setting_options
 @click.option(
     "--latency",
     type=MillisecondsType(),
@@ -111,7 +158,10 @@ def command(*, output: Output, **options: Any) -> None:
     turned_away
     fault        name, what, connections
     """  # noqa: D301 - click's mark for lines that are not wrapped
-    run(lambda: _serve(_Options(**options), output), debug=output.debug)
+    names = [name.partition("/")[0].replace("-", "_") for name in _SETTINGS]
+    settings = {name: options.pop(name) for name in names}
+    given = {name: value for name, value in settings.items() if value is not None}
+    run(lambda: _serve(_Options(settings=given, **options), output), debug=output.debug)
 
 
 async def _serve(options: _Options, output: Output) -> int:
@@ -126,6 +176,7 @@ async def _serve(options: _Options, output: Output) -> int:
         port=options.port,
         state=options.state,
         on_event=log.event,
+        **options.settings,
     ) as sandbox:
         # Signals are received and not raised, so that connections are closed cleanly. After this
         # block they are raised again: a second Ctrl-C interrupts the closing.

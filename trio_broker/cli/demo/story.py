@@ -107,7 +107,10 @@ async def _run_story(seed: int, pace: Pace, report: Reporter) -> None:
     from trio_broker.sandbox import Outcome, open_sandbox  # noqa: PLC0415
 
     async with open_sandbox(
-        seed=seed, pending_delay=pace.pending, processing_delay=pace.processing
+        seed=seed,
+        order_id_prefix="ord_",  # short, as in the broker's documentation
+        pending_delay=pace.pending,
+        processing_delay=pace.processing,
     ) as sandbox:
         # With some seeds, the order would fail.
         sandbox.next_outcome(Outcome.FILLED_IN_PARTS)

@@ -104,12 +104,19 @@ class OrderStatus(enum.StrEnum):
     @property
     def is_final(self) -> bool:
         """True for FILLED, FAILED and CANCELLED, which are never followed by another status."""
-        return self in _FINAL
+        return self in FINAL_STATUSES
 
 
-_FINAL = frozenset({OrderStatus.FILLED, OrderStatus.FAILED, OrderStatus.CANCELLED})
-_PROGRESS = {OrderStatus.PENDING: 0, OrderStatus.PROCESSING: 1, OrderStatus.PARTIAL: 2}
-_FINAL_PROGRESS = 3
+FINAL_STATUSES: Final = frozenset({OrderStatus.FILLED, OrderStatus.FAILED, OrderStatus.CANCELLED})
+
+# How far an order is. A status that isn't documented is somewhere in the middle.
+_PROGRESS: Final[dict[OrderStatus | str, int]] = {
+    OrderStatus.PENDING: 0,
+    OrderStatus.PROCESSING: 1,
+    OrderStatus.PARTIAL: 1,
+    **dict.fromkeys(FINAL_STATUSES, 2),
+}
+_UNKNOWN_PROGRESS: Final = 1
 
 
 @attrs.frozen
@@ -227,23 +234,36 @@ class Order:
     def is_older_than(self, other: Order) -> bool:
         """Whether this state is certainly older than another state of the same order.
 
+        States are compared by their progress: PENDING, then PROCESSING and PARTIAL, then the final
+        statuses. If that is equal, the smaller `filled_out` is older, then the earlier
+        `updated_at`. So a clock of the broker that is set back hides no progress.
+
         Args:
             other: The other state.
 
         Returns:
-            True if it was updated earlier. If the times are equal or unknown, True if its status
-            comes before the other's. An unknown status is neither older nor newer.
+            True if it is older. False if nothing shows which of the two is, as with two different
+            final statuses. A status that isn't documented is between PENDING and the final ones.
         """
-        if self.updated_at and other.updated_at and self.updated_at != other.updated_at:
-            return self.updated_at < other.updated_at
-        mine, its = _progress(self.status), _progress(other.status)
-        return mine is not None and its is not None and mine < its
+        # This runs for each push of an order.
+        mine = _PROGRESS.get(self.status, _UNKNOWN_PROGRESS)
+        its = _PROGRESS.get(other.status, _UNKNOWN_PROGRESS)
+        if mine != its:
+            return mine < its
+        if self.status != other.status and not (
+            self.status in _COMPARABLE and other.status in _COMPARABLE
+        ):
+            return False
+        if self.filled_out != other.filled_out and self.filled_out is not None:
+            # A fill is news if the other state doesn't tell its own.
+            return other.filled_out is not None and self.filled_out < other.filled_out
+        if self.updated_at is None or other.updated_at is None:
+            return False
+        return self.updated_at < other.updated_at
 
 
-def _progress(status: OrderStatus | str) -> int | None:
-    if isinstance(status, OrderStatus):
-        return _PROGRESS.get(status, _FINAL_PROGRESS)
-    return None
+# The statuses of one progress whose fills and times can be compared with each other's.
+_COMPARABLE: Final = frozenset({OrderStatus.PROCESSING, OrderStatus.PARTIAL})
 
 
 @attrs.frozen

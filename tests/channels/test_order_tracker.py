@@ -225,11 +225,11 @@ def test_final_state_is_delivered_whatever_its_times() -> None:
         ({"filledOut": "5"}, {}, True),
         ({}, {"filledOut": "5"}, True),
         ({"filledOut": "5", "updatedAt": MS + 1}, {"filledOut": "3", "updatedAt": MS + 1}, False),
-        ({"filledOut": "5", "updatedAt": MS + 1}, {"filledOut": "3", "updatedAt": MS + 2}, True),
-        ({"filledOut": "5", "updatedAt": MS + 2}, {"filledOut": "7", "updatedAt": MS + 1}, False),
+        ({"filledOut": "5", "updatedAt": MS + 1}, {"filledOut": "3", "updatedAt": MS + 2}, False),
+        ({"filledOut": "5", "updatedAt": MS + 2}, {"filledOut": "7", "updatedAt": MS + 1}, True),
     ],
 )
-def test_partial_fill_shrinks_only_with_a_later_time(
+def test_partial_fill_never_shrinks(
     earlier: dict[str, Any], later: dict[str, Any], *, is_delivered: bool
 ) -> None:
     harness = TrackerHarness()
@@ -237,6 +237,7 @@ def test_partial_fill_shrinks_only_with_a_later_time(
     for body in (earlier, later):
         harness.receive_json(ch="orders:o1", data={"status": "PARTIAL", **body})
     assert len(progress.receive_all()) == 1 + is_delivered
+    assert len(harness.unexpected) == (not is_delivered)
 
 
 def test_unknown_status_with_less_filled_is_not_older() -> None:

@@ -337,6 +337,91 @@ def test_pushed_error_is_raised_in_its_place() -> None:
     assert harness.channels.wanted == 1
 
 
+def order_body(status: str, filled: str | None = None, at: int = 0) -> dict[str, Any]:
+    return {"orderId": "o1", "status": status, "filledOut": filled, "updatedAt": MS + at}
+
+
+def test_order_goes_on_when_the_brokers_clock_is_set_back() -> None:
+    harness = ChannelsHarness()
+    subscriber = harness.subscribed("orders:o1")
+    states = [
+        order_body("PENDING", at=60_000),
+        order_body("PROCESSING", "0", at=1),
+        order_body("PARTIAL", "2", at=0),
+        order_body("PARTIAL", "3", at=-60_000),
+        order_body("FILLED", "5", at=-120_000),
+    ]
+    for state in states:
+        harness.receive_json(ch="orders:o1", data=state)
+    statuses = ["PENDING", "PROCESSING", "PARTIAL", "PARTIAL", "FILLED"]
+    assert subscriber.states() == [("push", status) for status in statuses]
+    assert harness.unexpected == []
+
+
+def test_snapshot_goes_on_when_the_brokers_clock_is_set_back() -> None:
+    harness = ChannelsHarness()
+    subscriber = harness.subscribed("orders:o1")
+    harness.receive_json(ch="orders:o1", data=order_body("PARTIAL", "2", at=60_000))
+    harness.lose()
+    harness.connect()
+    harness.answer("subscribe", "orders:o1")
+    assert harness.send_all() == [ORDER_STATE_REQUEST]
+    harness.receive_json(op="order_status", data=order_body("FILLED", "5"))
+    assert subscriber.states() == [("push", "PARTIAL"), ("snapshot", "FILLED")]
+
+
+def test_older_state_with_a_smaller_fill_is_left_out_and_reported_once() -> None:
+    harness = ChannelsHarness()
+    consumers = [harness.subscribed("orders:o1"), harness.subscribe("orders:o1")]
+    for body in (order_body("PARTIAL", "3"), order_body("PARTIAL", "2", at=5)):
+        harness.receive_json(ch="orders:o1", data=body)
+    for consumer in consumers:
+        assert consumer.states() == [("push", "PARTIAL")]
+    (reason,) = harness.unexpected
+    assert "smaller fill" in reason
+    # Older states that contradict nothing aren't reported.
+    for body in (order_body("PENDING"), order_body("PARTIAL", "3", at=-1)):
+        harness.receive_json(ch="orders:o1", data=body)
+    assert len(harness.unexpected) == 1
+
+
+def test_other_final_state_is_delivered_and_reported() -> None:
+    harness = ChannelsHarness()
+    subscriber = harness.subscribed("orders:o1")
+    for body in (order_body("FILLED", "3"), order_body("FILLED", "3"), order_body("FAILED", "0")):
+        harness.receive_json(ch="orders:o1", data=body)
+    assert [status for _, status in subscriber.states()] == ["FILLED", "FILLED", "FAILED"]
+    assert harness.unexpected == ["a final order changes from FILLED to FAILED"]
+
+
+def test_odd_snapshots_are_reported_too() -> None:
+    harness = ChannelsHarness()
+    subscriber = harness.subscribed("orders:o1")
+    harness.receive_json(ch="orders:o1", data=order_body("FILLED", "3"))
+    for body in (order_body("FILLED", "2"), order_body("CANCELLED")):
+        harness.lose()
+        harness.connect()
+        harness.answer("subscribe", "orders:o1")
+        assert harness.send_all() == [ORDER_STATE_REQUEST]
+        harness.receive_json(op="order_status", data=body)
+    assert subscriber.states() == [("push", "FILLED"), ("snapshot", "CANCELLED")]
+    assert len(harness.unexpected) == 2
+
+
+def test_restored_channel_that_is_not_acknowledged_as_subscribed_is_refused() -> None:
+    harness = ChannelsHarness()
+    subscriber = harness.subscribed("balances")
+    harness.lose()
+    harness.connect()
+    assert harness.send_all() == [("subscribe", "balances")]
+    harness.receive_json(op="subscribe", ch="balances", data={"status": "rejected"})
+    with pytest.raises(ServerError, match="rejected"):
+        subscriber.handle.receive_nowait()
+    (event,) = harness.events
+    assert isinstance(event, ChannelRefused)
+    assert event.channel == "balances"
+
+
 def test_unreadable_push_is_skipped() -> None:
     harness = ChannelsHarness()
     subscriber = harness.subscribed("balances")

@@ -4,6 +4,7 @@ import datetime as dt
 import decimal
 import pickle
 from decimal import Decimal
+from typing import Any
 
 import attrs
 import pytest
@@ -50,34 +51,65 @@ def test_unknown_status_is_not_final() -> None:
     assert not Order("o1", "FILLED").is_final  # A plain text isn't a status that we know.
 
 
+S = OrderStatus
+
+
 @pytest.mark.parametrize(
-    ("one", "other", "older"),
+    ("one", "other"),
     [
-        (("PENDING", EARLY), ("PENDING", LATE), True),
-        (("PENDING", LATE), ("PENDING", EARLY), False),
-        (("FILLED", EARLY), ("PENDING", LATE), True),
-        (("PENDING", LATE), ("FILLED", EARLY), False),
-        (("PENDING", EARLY), ("PROCESSING", EARLY), True),
-        (("PROCESSING", EARLY), ("PENDING", EARLY), False),
-        (("PROCESSING", None), ("PARTIAL", EARLY), True),
-        (("PARTIAL", EARLY), ("FILLED", None), True),
-        (("PARTIAL", None), ("FAILED", None), True),
-        (("FILLED", None), ("CANCELLED", None), False),
-        (("CANCELLED", None), ("FILLED", None), False),
-        (("PENDING", None), ("PENDING", None), False),
-        (("odd", None), ("FILLED", None), False),
-        (("PENDING", None), ("odd", None), False),
-        (("odd", EARLY), ("odd", LATE), True),
+        # By progress, whatever the times and fills say.
+        ((S.PENDING, 0, LATE), (S.PROCESSING, 0, EARLY)),
+        ((S.PENDING, None, LATE), (S.PARTIAL, 1, EARLY)),
+        ((S.PENDING, 5, LATE), ("odd", None, EARLY)),
+        ((S.PROCESSING, 5, LATE), (S.FILLED, 3, EARLY)),
+        ((S.PARTIAL, None, None), (S.FAILED, None, None)),
+        (("odd", 5, LATE), (S.CANCELLED, None, EARLY)),
+        # Then by what is filled.
+        ((S.PROCESSING, 1, LATE), (S.PARTIAL, 2, EARLY)),
+        ((S.PARTIAL, 1, LATE), (S.PROCESSING, 2, EARLY)),
+        ((S.PARTIAL, 1, LATE), (S.PARTIAL, 2, EARLY)),
+        ((S.FILLED, 1, None), (S.FILLED, 2, None)),
+        (("odd", 1, LATE), ("odd", 2, EARLY)),
+        # Then by time.
+        ((S.PENDING, None, EARLY), (S.PENDING, None, LATE)),
+        ((S.PARTIAL, 2, EARLY), (S.PARTIAL, 2, LATE)),
+        ((S.PARTIAL, 2, EARLY), (S.PROCESSING, 2, LATE)),
+        ((S.PROCESSING, None, EARLY), (S.PARTIAL, 2, LATE)),
+        ((S.FILLED, 2, EARLY), (S.FILLED, 2, LATE)),
+        (("odd", None, EARLY), ("odd", None, LATE)),
     ],
 )
-def test_older_state_has_an_earlier_time_or_status(
-    one: tuple[str, dt.datetime | None], other: tuple[str, dt.datetime | None], older: bool
-) -> None:
-    def order(status: str, at: dt.datetime | None) -> Order:
-        known = status in OrderStatus.__members__
-        return Order("o1", OrderStatus(status) if known else status, updated_at=at)
+def test_state_is_older_by_progress_then_fill_then_time(one: Any, other: Any) -> None:
+    assert order(*one).is_older_than(order(*other))
+    assert not order(*other).is_older_than(order(*one))
 
-    assert order(*one).is_older_than(order(*other)) == older
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ((S.FILLED, 2, EARLY), (S.FAILED, 1, LATE)),
+        ((S.CANCELLED, None, EARLY), (S.FAILED, None, LATE)),
+        (("odd", 1, EARLY), ("strange", 2, LATE)),
+        (("odd", 1, EARLY), (S.PROCESSING, 2, LATE)),
+        (("odd", 1, EARLY), (S.PARTIAL, 2, LATE)),
+        ((S.PENDING, None, None), (S.PENDING, None, LATE)),
+        ((S.PENDING, None, None), (S.PENDING, None, None)),
+        ((S.PARTIAL, 2, EARLY), (S.PARTIAL, 2, EARLY)),
+        # The clock was set back, and only one of them says what is filled.
+        ((S.PARTIAL, 2, EARLY), (S.PARTIAL, None, EARLY)),
+    ],
+)
+def test_arrival_decides_between_other_states(one: Any, other: Any) -> None:
+    assert not order(*one).is_older_than(order(*other))
+    assert not order(*other).is_older_than(order(*one))
+
+
+def test_first_fill_is_news_although_the_clock_was_set_back() -> None:
+    assert not order(S.PARTIAL, 2, EARLY).is_older_than(order(S.PROCESSING, None, LATE))
+
+
+def order(status: str, filled: int | None, at: dt.datetime | None) -> Order:
+    return Order("o1", status, None if filled is None else Decimal(filled), updated_at=at)
 
 
 def test_gaps_merge_into_one_with_all_reasons() -> None:

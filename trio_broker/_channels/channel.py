@@ -27,6 +27,17 @@ BALANCES: Final = "balances"
 ORDERS: Final = "orders:"
 
 
+def oddity(state: Order, newest: Order) -> str | None:
+    """Why a state that follows another one of its order must be reported; None if it needn't."""
+    if state.is_final and newest.is_final and state.status != newest.status:
+        return f"a final order changes from {newest.status} to {state.status}"
+    if state.filled_out is None or newest.filled_out is None or not state.is_older_than(newest):
+        return None
+    if state.filled_out < newest.filled_out:
+        return "it is older than the order's last state, and has a smaller fill: it is left out"
+    return None
+
+
 class RemoteState(enum.Enum):
     """Whether the broker has the subscription to a channel."""
 

@@ -5,8 +5,9 @@ are answered, and an order may be filled during an outage. So the order is polle
 channel is subscribed, after every reconnection, and when nothing came for `poll_interval`. Without
 a subscription it is only polled. So the final status is found as long as the broker answers.
 
-**It never goes backwards.** A state that says nothing new is delivered only with a gap. A final
-status is always delivered, whatever its times say, and then the stream ends.
+**It never goes backwards,** as `Order.is_older_than` defines it. A state that says nothing new is
+delivered only with a gap. A final status is always delivered, whatever its times say, and then the
+stream ends.
 
 **"Not found" doesn't end it.** The order may be too new, or known to another of the broker's
 machines only. One event reports it, and the order is polled again.
@@ -130,7 +131,8 @@ class OrderTracker:
         order.is_known = order.is_known or message.origin == "push"
         self._pause(order, now)
         if order.newest is not None:
-            if _is_older(state, order.newest):
+            if state.is_older_than(order.newest):
+                self._channels.report_oddity(state, order.newest, message.raw)
                 return
             if order.gap is None and _what_it_says(state) == _what_it_says(order.newest):
                 return
@@ -169,22 +171,6 @@ class OrderTracker:
     def _set(self, order: TrackedOrder, due: float) -> None:
         order.due = due
         self._timers.set(order, due)
-
-
-def _is_older(state: Order, newest: Order) -> bool:
-    """Whether a state must not be delivered after another one. A final status always may.
-
-    The times come from several machines of the broker, whose clocks may differ.
-    """
-    if state.is_final:
-        return False
-    if state.is_older_than(newest):
-        return True
-    if state.updated_at and newest.updated_at and state.updated_at != newest.updated_at:
-        return False
-    if state.filled_out is None or newest.filled_out is None:
-        return False
-    return state.status == newest.status and state.filled_out < newest.filled_out
 
 
 def _what_it_says(state: Order) -> tuple[object, ...]:

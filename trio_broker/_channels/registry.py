@@ -28,6 +28,7 @@ from trio_broker._channels.channel import (
     Channel,
     RemoteState,
     Subscriber,
+    oddity,
 )
 from trio_broker._channels.poll_queue import PollQueue
 from trio_broker._channels.slots import Slots
@@ -58,7 +59,7 @@ from trio_broker.exceptions import (
     SubscriptionBrokenError,
     SubscriptionLimitError,
 )
-from trio_broker.models import Gap, Message
+from trio_broker.models import FINAL_STATUSES, Gap, Message, Order
 
 
 class ChannelRegistry:
@@ -230,16 +231,30 @@ class ChannelRegistry:
         delivery = Message(channel.name, data, "push", None, at, text)
         for tracker in trackers:
             self.background_updates.append((tracker, delivery))
+        odd = None
         for subscriber in subscriptions:
             if channel.ids is not None:
-                if subscriber.newest is not None and data.is_older_than(subscriber.newest):
-                    continue
+                newest = subscriber.newest
+                if newest is not None:
+                    is_older = data.is_older_than(newest)
+                    if is_older or newest.status in FINAL_STATUSES:
+                        odd = oddity(data, newest) or odd
+                    if is_older:
+                        continue
                 subscriber.newest = data
             if subscriber.gap is None:
                 subscriber.has_begun = True
                 self._effects.append((subscriber.sink, delivery))
             else:
                 self._effects.append(subscriber.delivery(delivery))
+        if odd is not None:
+            self._session.report_unexpected(odd, text)
+
+    def report_oddity(self, state: Order, newest: Order, text: str) -> None:
+        """Report a state of an order that doesn't fit the one before, if it doesn't."""
+        odd = oddity(state, newest)
+        if odd is not None:
+            self._session.report_unexpected(odd, text)
 
     def _take_error(
         self, channel: Channel, error: str, text: str, now: float, at: dt.datetime

@@ -23,7 +23,7 @@ from typing import Final
 
 import attrs
 
-from trio_broker._channels.channel import ORDERS, BackgroundUpdate, Channel
+from trio_broker._channels.channel import ORDERS, BackgroundUpdate, Channel, oddity
 from trio_broker._protocol.effects import Effect, Emit
 from trio_broker._protocol.order_ids import OrderIds
 from trio_broker._protocol.requests import Request
@@ -91,12 +91,17 @@ class Snapshots:
         if isinstance(state, Order):
             state = self._order_ids.complete(state, channel.name.removeprefix(ORDERS))
             message = attrs.evolve(message, data=state)
+        odd = None
         for subscriber in channel.subscriptions:
             if subscriber.wants_snapshot:
                 subscriber.wants_snapshot = False
                 newest = subscriber.newest
+                if newest is not None:
+                    odd = oddity(state, newest) or odd
                 if newest is None or not state.is_older_than(newest):
                     self._effects.append(subscriber.delivery(message))
+        if odd is not None:
+            self._session.report_unexpected(odd, request.reply)
 
     def _fail(self, channel: Channel, error: BrokerError, *, is_final: bool) -> None:
         is_silent = isinstance(error, RequestTimeoutError) and not channel.has_state

@@ -35,7 +35,7 @@ from trio_broker._protocol.timers import Timers
 from trio_broker._redactor import Redactor
 from trio_broker._swaps.registry import Swap, SwapRegistry
 from trio_broker.exceptions import BrokerError, NotSentError, ProtocolError
-from trio_broker.models import Message
+from trio_broker.models import Dialect, Message
 
 
 class Engine:
@@ -62,6 +62,7 @@ class Engine:
         reply_grace: float,
         resolve_timeout: float,
         poll_interval: float,
+        dialect: Dialect = "clients",
     ) -> None:
         self.timers: Timers[Any] = Timers()
         self.order_ids: OrderIds = OrderIds()
@@ -86,6 +87,7 @@ class Engine:
             max_subscriptions=max_subscriptions,
             request_timeout=request_timeout,
             messages_per_second=messages_per_second,
+            dialect=dialect,
         )
         self.tracker: OrderTracker = OrderTracker(
             self._effects,

@@ -8,7 +8,7 @@ import math
 import os
 import ssl
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from decimal import Decimal
 from types import TracebackType
@@ -51,6 +51,7 @@ from trio_broker.models import (
     Balance,
     ClientStatistics,
     ConnectionState,
+    Dialect,
     Order,
     SwapEstimate,
     SwapFinding,
@@ -59,10 +60,12 @@ from trio_broker.models import (
     amount_text,
 )
 from trio_broker.settings import (
+    DIALECT_VARIABLE,
     Limits,
     ReconnectPolicy,
     TransportName,
     make_settings,
+    parse_dialect,
     read_variables,
 )
 from trio_broker.signing import SigningKey, hmac_key
@@ -120,12 +123,14 @@ class BrokerWSClient(Sealed, trio.abc.AsyncResource):
         heartbeat_timeout: float = 10.0,
         write_timeout: float = 10.0,
         request_timeout: float = 10.0,
-        reply_grace: float = 30.0,
+        reply_grace: float = 5.0,
         resolve_timeout: float = 30.0,
         poll_interval: float = 15.0,
         close_timeout: float = 5.0,
         transport: TransportName = "trio-websocket",
-        signing_key: SigningKey = "derived",
+        dialect: Dialect = "clients",
+        signing_key: SigningKey | None = None,
+        refusal_texts: Sequence[str] = (),
         ssl_context: ssl.SSLContext | None = None,
         allow_insecure: bool = False,
         journal: SwapJournal | None = None,
@@ -153,8 +158,12 @@ class BrokerWSClient(Sealed, trio.abc.AsyncResource):
             close_timeout: Seconds for the closing handshake.
             transport: The WebSocket library. ``"websockets"`` is faster and needs the extra
                 ``speed``.
+            dialect: The form of requests: ``"clients"`` as the broker's own clients send them,
+                ``"docs"`` as its documentation shows them.
             signing_key: ``"derived"`` signs as the broker's own clients do, ``"raw"`` with the
-                secret itself, as its documentation shows.
+                secret itself, as its documentation shows. By default as `dialect` requires.
+            refusal_texts: Parts of the broker's error texts, without regard to case. An error of a
+                swap that contains one counts as a refusal: nothing was executed.
             ssl_context: The TLS context for ``wss://``, if Python's default doesn't fit.
             allow_insecure: Allow plaintext connections (``ws://``) to remote hosts.
             journal: Records swaps on disk before they are sent, so that they survive a crash.
@@ -184,7 +193,9 @@ class BrokerWSClient(Sealed, trio.abc.AsyncResource):
             "poll_interval": poll_interval,
             "close_timeout": close_timeout,
             "transport": transport,
+            "dialect": dialect,
             "signing_key": signing_key,
+            "refusal_texts": refusal_texts,
             "ssl_context": ssl_context,
             "clock": clock,
             "name": name,
@@ -205,6 +216,7 @@ class BrokerWSClient(Sealed, trio.abc.AsyncResource):
             reply_grace=reply_grace,
             resolve_timeout=resolve_timeout,
             poll_interval=poll_interval,
+            dialect=dialect,
         )
         self._driver = Driver(self._settings, self._engine, self._log, journal)
         self._supervisor = Supervisor(self._settings, self._driver, self._log, redactor, journal)
@@ -219,8 +231,9 @@ class BrokerWSClient(Sealed, trio.abc.AsyncResource):
 
         Args:
             environ: The mapping with ``BROKER_API_KEY``, ``BROKER_SECRET_KEY`` and
-                ``BROKER_WS_URL`` or ``BROKER_BASE_URL``; by default the process's environment.
-            **options: The constructor's keyword options.
+                ``BROKER_WS_URL`` or ``BROKER_BASE_URL``, and perhaps ``BROKER_DIALECT``; by default
+                the process's environment.
+            **options: The constructor's keyword options. They replace those of the environment.
 
         Raises:
             ConfigurationError: A variable is missing or invalid; the message names it.
@@ -228,6 +241,9 @@ class BrokerWSClient(Sealed, trio.abc.AsyncResource):
         variables = Variables(os.environ if environ is None else environ)
         environ = None  # for tracebacks with locals
         try:
+            dialect = parse_dialect(variables.get(DIALECT_VARIABLE))
+            if dialect is not None:
+                options.setdefault("dialect", dialect)
             return cls(*read_variables(variables), **options)
         except ConfigurationError as error:
             failure = fresh(error)
@@ -633,7 +649,9 @@ class BrokerWSClient(Sealed, trio.abc.AsyncResource):
             ConnectionLostError: The connection was lost before the reply.
             ProtocolError: The reply can't be read.
         """
-        balances: tuple[Balance, ...] = await self._ask(requests.balances(self._deadline()))
+        balances: tuple[Balance, ...] = await self._ask(
+            requests.balances(self._deadline(), dialect=self._settings.dialect)
+        )
         return balances
 
     @always_checkpoint
@@ -667,7 +685,7 @@ class BrokerWSClient(Sealed, trio.abc.AsyncResource):
             ProtocolError: The reply can't be read.
         """
         trade = Trade(amount_in, asset_in, asset_out, filter_sources, account)
-        request = requests.estimate(trade, network, self._deadline())
+        request = requests.estimate(trade, network, self._deadline(), self._settings.dialect)
         estimate: SwapEstimate = await self._ask(request)
         return estimate
 
@@ -818,7 +836,9 @@ class BrokerWSClient(Sealed, trio.abc.AsyncResource):
     ) -> Request:
         if client_order_id is None:
             client_order_id = new_client_order_id()
-        request = requests.swap(trade, client_order_id, slippage_bps, self._deadline())
+        request = requests.swap(
+            trade, client_order_id, slippage_bps, self._deadline(), self._settings.dialect
+        )
         codec.check_size(
             request.op, request.body, request.channel, self._settings.limits.max_message_size
         )

@@ -19,6 +19,7 @@ T_co = TypeVar("T_co", covariant=True)
 Origin: TypeAlias = Literal["push", "snapshot"]
 GapReason: TypeAlias = Literal["reconnected", "overflow"]
 Amount: TypeAlias = str | int | Decimal
+Dialect: TypeAlias = Literal["clients", "docs"]
 
 MAX_DIGITS: Final = 100
 """The digits that an amount may have on either side of the point. A uint256 has 78."""

@@ -9,14 +9,15 @@ import re
 import ssl
 import sys
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal, TypeAlias, get_args
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, Literal, TypeAlias, cast, get_args
 from urllib.parse import SplitResult, urlsplit
 
 import attrs
 
 from trio_broker._secret import Secret, Variables, hide
 from trio_broker.exceptions import ConfigurationError, fresh
+from trio_broker.models import Dialect, plain_text
 from trio_broker.signing import SigningKey
 
 TransportName: TypeAlias = Literal["trio-websocket", "websockets"]
@@ -27,6 +28,7 @@ _KNOWN_SCHEMES: Final = frozenset({"nothing", "http", "https", "ftp", "file"})
 _KEYS: Final = ("BROKER_API_KEY", "BROKER_SECRET_KEY")
 _WS_URL: Final = "BROKER_WS_URL"
 _BASE_URL: Final = "BROKER_BASE_URL"
+DIALECT_VARIABLE: Final = "BROKER_DIALECT"
 
 
 @attrs.frozen
@@ -274,6 +276,23 @@ def _key(_: object, attribute: attrs.Attribute[Secret], value: Secret) -> None:
         )
 
 
+def _texts(value: object) -> object:
+    """A list of texts as a tuple. Anything else is left to the validator."""
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        return value
+    return tuple(plain_text(one) if isinstance(one, str) else one for one in value)
+
+
+def _refusal_texts(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, tuple):
+        raise ConfigurationError(f"{attribute.name} must be a list of texts")
+    for one in value:
+        if not isinstance(one, str) or not one.strip():
+            raise ConfigurationError(
+                f"{attribute.name} must have texts only, and no empty one, which is in every error"
+            )
+
+
 def _name(_: object, attribute: attrs.Attribute[str], value: object) -> None:
     # A logger whose name has a dot would be the child of another client's logger.
     if not isinstance(value, str) or not value.isprintable() or value != value.strip():
@@ -315,10 +334,21 @@ class Settings:
     poll_interval: float = attrs.field(validator=_seconds)
     close_timeout: float = attrs.field(validator=_seconds)
     transport: TransportName = attrs.field(validator=_one_of(*get_args(TransportName)))
-    signing_key: SigningKey = attrs.field(validator=_one_of(*get_args(SigningKey)))
+    signing_key: SigningKey | None = attrs.field(
+        validator=attrs.validators.optional(_one_of(*get_args(SigningKey)))
+    )
+    dialect: Dialect = attrs.field(default="clients", validator=_one_of(*get_args(Dialect)))
+    refusal_texts: tuple[str, ...] = attrs.field(
+        default=(), converter=_texts, validator=_refusal_texts
+    )
     ssl_context: ssl.SSLContext | None = None
     clock: Callable[[], float] = time.time
     name: str | None = attrs.field(default=None, validator=attrs.validators.optional(_name))
+
+    @property
+    def effective_signing_key(self) -> SigningKey:
+        """The signing key that was chosen, otherwise that of the dialect."""
+        return self.signing_key or ("raw" if self.dialect == "docs" else "derived")
 
     def __attrs_post_init__(self) -> None:
         """Check combinations of options."""
@@ -356,6 +386,19 @@ def read_variables(variables: Variables) -> tuple[str, str, str]:
     else:
         ws_url = stream_url(variables.get(_BASE_URL), name=_BASE_URL)
     return variables.get(_KEYS[0]), variables.get(_KEYS[1]), ws_url
+
+
+def parse_dialect(text: str) -> Dialect | None:
+    """The dialect in the value of ``BROKER_DIALECT``; None if it is empty.
+
+    Raises:
+        ConfigurationError: It is unknown.
+    """
+    name = text.strip().lower()
+    if name and name not in get_args(Dialect):
+        # Without the value, which may be a misplaced key.
+        raise ConfigurationError(f"{DIALECT_VARIABLE} must be {' or '.join(get_args(Dialect))}")
+    return cast("Dialect", name) if name else None
 
 
 def make_settings(

@@ -35,6 +35,22 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- Precedence -----------------------------------------------------------------------------
 
 
+def test_dialect_is_found_like_the_other_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BROKER_API_KEY", "alice")
+    monkeypatch.setenv("BROKER_SECRET_KEY", "of alice")
+    url = "wss://broker.example"
+    assert find_account(url=url).dialect == "clients"
+    Path(".env").write_text("BROKER_DIALECT=docs")
+    assert find_account(url=url).dialect == "docs"
+    assert find_account(url=url, dialect="clients").dialect == "clients"
+    monkeypatch.setenv("BROKER_DIALECT", "clients")
+    assert find_account(url=url).dialect == "clients"
+    assert find_account(url=url, dialect="docs").dialect == "docs"
+    monkeypatch.setenv("BROKER_DIALECT", "dutch")
+    with pytest.raises(click.UsageError, match="BROKER_DIALECT must be clients or docs"):
+        find_account(url=url)
+
+
 def test_flags_override_the_environment_which_overrides_the_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -196,6 +196,26 @@ def test_key_must_be_text_without_surrounding_white_space(name: str) -> None:
         assert "hush" not in str(caught.value)
 
 
+def test_signing_key_follows_the_dialect_unless_it_is_set() -> None:
+    keys = {
+        (dialect, key): make_settings(dialect=dialect, signing_key=key).effective_signing_key
+        for dialect in ("clients", "docs")
+        for key in (None, "derived", "raw")
+    }
+    assert {pair: key for pair, key in keys.items() if key == "raw"} == dict.fromkeys(
+        [("clients", "raw"), ("docs", None), ("docs", "raw")], "raw"
+    )
+
+
+def test_refusal_texts_are_texts() -> None:
+    assert make_settings().refusal_texts == ()
+    assert make_settings(refusal_texts=["No pool", "Paused"]).refusal_texts == ("No pool", "Paused")
+    assert make_settings(refusal_texts=iter(["No pool"])).refusal_texts == ("No pool",)
+    for wrong in ("No pool", b"No pool", 5, None, [""], ["  "], [b"No pool"], [None]):
+        with pytest.raises(ConfigurationError, match="refusal_texts must"):
+            make_settings(refusal_texts=wrong)
+
+
 def test_signing_key_is_derived_or_raw() -> None:
     assert make_settings(signing_key="raw").signing_key == "raw"
     with pytest.raises(ConfigurationError, match="'derived' or 'raw'"):

@@ -40,8 +40,12 @@ from trio_broker import (
     DuplicateClientOrderIdError,
     Gap,
     GaveUp,
+    InsufficientBalanceError,
+    InternalServerError,
+    InvalidAmountError,
     InvalidApiKeyError,
     InvalidChannelError,
+    InvalidRequestError,
     InvalidSignatureError,
     JournalError,
     JournalRow,
@@ -54,10 +58,12 @@ from trio_broker import (
     NotSentError,
     Opening,
     Order,
+    OrderNotFoundError,
     OrderStatus,
     OrderUnfinishedError,
     ProtocolError,
     QuoteExpiredError,
+    RateLimitedError,
     ReconnectFailedError,
     ReconnectPolicy,
     ReplyTooLargeError,
@@ -81,7 +87,9 @@ from trio_broker import (
     SwapResolved,
     SwapUnresolved,
     UnexpectedMessage,
+    UnknownAssetError,
     UnknownOperationError,
+    UnreadableError,
     UnresolvedSwap,
     key_fingerprint,
     new_client_order_id,
@@ -235,6 +243,7 @@ def guarding() -> None:
 
 
 def values(message: Message[Order], balance: Balance, step: RouteStep) -> None:
+    assert_type(balance.is_readable, bool)
     assert_type(message.channel, str)
     assert_type(message.raw, str)
     assert_type(message.received_at, dt.datetime)
@@ -407,7 +416,11 @@ def kinds(
     not_sent: NotConnectedError | ClientClosedError | JournalError,
     keys: AuthenticationError | InvalidApiKeyError | InvalidSignatureError,
     trust: ClockSkewError | NonceReusedError | NotAuthenticatedError,
-    names: InvalidChannelError | UnknownOperationError,
+    names: InvalidChannelError | UnknownOperationError | UnknownAssetError | OrderNotFoundError,
+    business: InsufficientBalanceError | InvalidAmountError | InvalidRequestError,
+    passing: RateLimitedError | InternalServerError,
+    unreadable: UnreadableError,
+    duplicate: DuplicateClientOrderIdError,
     reply: ReplyTooLargeError,
     arguments: ConfigurationError | MessageTooLargeError,
     streams: ChannelError | SlowConsumerError | SubscriptionLimitError,
@@ -419,6 +432,13 @@ def kinds(
     refused(keys)
     refused(trust)
     refused(names)
+    refused(business)
+    refused(passing)
+    assert_type(passing.code, str | None)
+    assert_type(passing.is_retryable, bool)
+    library(unreadable)
+    assert_type(duplicate.was_sent, bool)
+    assert_type(duplicate.order, Order | None)
     library(reply)
     assert_type(reply.op, str)
     assert_type(reply.limit, int)

@@ -21,7 +21,7 @@ from trio_broker._protocol.effects import Delivery, Sink
 from trio_broker._protocol.order_ids import Ids, default_ids
 from trio_broker._protocol.requests import Priority, Purpose, Request, Waiter
 from trio_broker.exceptions import BrokerError, ServerError
-from trio_broker.models import Gap, Message, Order
+from trio_broker.models import Dialect, Gap, Message, Order
 
 BALANCES: Final = "balances"
 ORDERS: Final = "orders:"
@@ -187,11 +187,11 @@ class Channel:
             and not self.is_client_id
         )
 
-    def snapshot_request(self, deadline: float) -> Request | None:
+    def snapshot_request(self, deadline: float, dialect: Dialect = "clients") -> Request | None:
         """A request for its state; None if the broker has no operation for that."""
         order_id = self.name.removeprefix(ORDERS)
         if self.name == BALANCES:
-            request = requests.balances(deadline, Priority.BACKGROUND)
+            request = requests.balances(deadline, Priority.BACKGROUND, dialect)
         elif self.ids is None or not order_id:
             return None
         elif self.is_client_id:

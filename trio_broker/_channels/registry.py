@@ -59,7 +59,7 @@ from trio_broker.exceptions import (
     SubscriptionBrokenError,
     SubscriptionLimitError,
 )
-from trio_broker.models import FINAL_STATUSES, Gap, Message, Order
+from trio_broker.models import FINAL_STATUSES, Dialect, Gap, Message, Order
 
 
 class ChannelRegistry:
@@ -81,6 +81,7 @@ class ChannelRegistry:
         max_subscriptions: int,
         request_timeout: float,
         messages_per_second: int,
+        dialect: Dialect = "clients",
     ) -> None:
         self.is_online: bool = False
         self.background_updates: deque[BackgroundUpdate] = deque()
@@ -99,7 +100,7 @@ class ChannelRegistry:
         self._slots = Slots(max_subscriptions)
         # Background channels send half of the messages at most.
         self._queue = PollQueue(max(1, messages_per_second // 2))
-        self._snapshots = Snapshots(effects, self.background_updates, session, order_ids)
+        self._snapshots = Snapshots(effects, self.background_updates, session, order_ids, dialect)
 
     @property
     def wanted(self) -> int:

@@ -30,7 +30,7 @@ from trio_broker._protocol.requests import Request
 from trio_broker._protocol.session import Session
 from trio_broker.events import SnapshotUnavailable
 from trio_broker.exceptions import BrokerError, RequestTimeoutError, ServerError
-from trio_broker.models import Message, Order
+from trio_broker.models import Dialect, Message, Order
 
 SNAPSHOT_INTERVAL: Final = 1.0
 _FIRST_RETRY: Final = 0.05
@@ -45,15 +45,17 @@ class Snapshots:
         background_updates: deque[BackgroundUpdate],
         session: Session,
         order_ids: OrderIds,
+        dialect: Dialect = "clients",
     ) -> None:
         self._effects = effects
         self._background_updates = background_updates
         self._session = session
         self._order_ids = order_ids
+        self._dialect = dialect
 
     def ask(self, channel: Channel, now: float, deadline: float) -> Request | None:
         """Request a channel's state now. Return None if that isn't possible."""
-        request = channel.snapshot_request(deadline)
+        request = channel.snapshot_request(deadline, self._dialect)
         if request is None:
             error = BrokerError(f"{channel.name!r} is no channel with a snapshot")
             self._fail(channel, error, is_final=True)

@@ -71,7 +71,7 @@ class Supervisor:
         self._journal = journal
         self._open_transport = opener(settings.transport)
         self._tls = ClientContext(settings.ssl_context)
-        self._signer = Signer(settings.secret_key, settings.signing_key)
+        self._signer = Signer(settings.secret_key, settings.effective_signing_key)
         # It only spreads clients over time, so it needn't be secure.
         self.backoff: Backoff = Backoff(settings.reconnect, random.Random())  # noqa: S311
         self._last_latency: float | None = None

@@ -18,7 +18,7 @@ import attrs
 from trio_broker._protocol import codec
 from trio_broker._protocol.order_ids import check_client_order_id
 from trio_broker.exceptions import BrokerError
-from trio_broker.models import Amount, amount_text
+from trio_broker.models import Amount, Dialect, amount_text
 
 MAX_SLIPPAGE_BPS: Final = 10_000
 
@@ -132,6 +132,13 @@ class Request:
         return self.ambiguity is not None or self.replies < len(self.nonces)
 
 
+# The broker's own clients and its documentation have different names for these.
+_TRADE_NAMES: Final[dict[Dialect, tuple[str, str, str]]] = {
+    "clients": ("amountIn", "assetIn", "assetOut"),
+    "docs": ("amount", "from", "to"),
+}
+
+
 @attrs.frozen
 class Trade:
     """The parameters that an estimate and a swap share."""
@@ -142,17 +149,18 @@ class Trade:
     filter_sources: Iterable[str] | None = None
     account: str | None = None
 
-    def body(self) -> dict[str, codec.BodyValue]:
-        """The members of the message's body.
+    def body(self, dialect: Dialect) -> dict[str, codec.BodyValue]:
+        """The members of the message's body, with the names of the dialect.
 
         Raises:
             TypeError: A value has the wrong type.
             ValueError: A value is out of its range.
         """
+        amount_in, asset_in, asset_out = _TRADE_NAMES[dialect]
         body: dict[str, codec.BodyValue] = {
-            "amountIn": amount_text(self.amount_in, "amount_in"),
-            "assetIn": codec.check_text(self.asset_in, "asset_in"),
-            "assetOut": codec.check_text(self.asset_out, "asset_out"),
+            amount_in: amount_text(self.amount_in, "amount_in"),
+            asset_in: codec.check_text(self.asset_in, "asset_in"),
+            asset_out: codec.check_text(self.asset_out, "asset_out"),
         }
         if self.account is not None:
             body["account"] = codec.check_text(self.account, "account")
@@ -172,9 +180,17 @@ def authentication(deadline: float) -> Request:
     )
 
 
-def balances(deadline: float, priority: Priority = Priority.READ) -> Request:
-    """The ``balances`` operation, which has no body."""
-    return Request("balances", priority, decode=codec.decode_balances, deadline=deadline)
+def balances(
+    deadline: float, priority: Priority = Priority.READ, dialect: Dialect = "clients"
+) -> Request:
+    """The ``balances`` operation, which has no body, or an empty one."""
+    return Request(
+        "balances",
+        priority,
+        decode=codec.decode_balances,
+        deadline=deadline,
+        body="{}" if dialect == "docs" else "",
+    )
 
 
 def order_status(order_id: str, deadline: float, priority: Priority = Priority.READ) -> Request:
@@ -217,14 +233,16 @@ def order_lookup(
     )
 
 
-def estimate(trade: Trade, network: str | None, deadline: float) -> Request:
+def estimate(
+    trade: Trade, network: str | None, deadline: float, dialect: Dialect = "clients"
+) -> Request:
     """The ``estimate`` operation.
 
     Raises:
         TypeError: A value has the wrong type.
         ValueError: A value is out of its range.
     """
-    body = trade.body()
+    body = trade.body(dialect)
     if network is not None:
         body["network"] = codec.check_text(network, "network")
     return Request(
@@ -236,14 +254,20 @@ def estimate(trade: Trade, network: str | None, deadline: float) -> Request:
     )
 
 
-def swap(trade: Trade, client_order_id: str, slippage_bps: int | None, deadline: float) -> Request:
+def swap(
+    trade: Trade,
+    client_order_id: str,
+    slippage_bps: int | None,
+    deadline: float,
+    dialect: Dialect = "clients",
+) -> Request:
     """The ``swap`` operation.
 
     Raises:
         TypeError: A value has the wrong type.
         ValueError: A value is out of its range.
     """
-    body = trade.body()
+    body = trade.body(dialect)
     body["clientOrderId"] = check_client_order_id(client_order_id)
     if slippage_bps is not None:
         body["slippage_bps"] = _basis_points(slippage_bps)

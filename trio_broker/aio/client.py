@@ -6,7 +6,7 @@ Generated from `trio_broker/client.py` by ``python -m tools.generate_aio``. Don'
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any, Literal, TypedDict, overload
@@ -22,6 +22,7 @@ from trio_broker.models import (
     Balance,
     ClientStatistics,
     ConnectionState,
+    Dialect,
     Order,
     SwapEstimate,
     SwapFinding,
@@ -48,7 +49,9 @@ class ClientOptions(TypedDict, total=False):
     poll_interval: float
     close_timeout: float
     transport: TransportName
-    signing_key: SigningKey
+    dialect: Dialect
+    signing_key: SigningKey | None
+    refusal_texts: Sequence[str]
     ssl_context: ssl.SSLContext | None
     allow_insecure: bool
     journal: SwapJournal | None

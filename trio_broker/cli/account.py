@@ -18,10 +18,13 @@ import click
 
 from trio_broker import BrokerWSClient, ConfigurationError
 from trio_broker.cli.terminal.output import hide
+from trio_broker.models import Dialect
 from trio_broker.settings import (
+    DIALECT_VARIABLE,
     Endpoint,
     TransportName,
     from_environment,
+    parse_dialect,
     parse_url,
     stream_url,
 )
@@ -35,7 +38,7 @@ _API_KEY: Final = "BROKER_API_KEY"
 _SECRET_KEY: Final = "BROKER_SECRET_KEY"  # noqa: S105 - the variable's name
 _WS_URL: Final = "BROKER_WS_URL"
 _BASE_URL: Final = "BROKER_BASE_URL"
-_NAMES: Final = (_API_KEY, _SECRET_KEY, _WS_URL, _BASE_URL)
+_NAMES: Final = (_API_KEY, _SECRET_KEY, _WS_URL, _BASE_URL, DIALECT_VARIABLE)
 
 
 @attrs.frozen(kw_only=True)
@@ -47,7 +50,8 @@ class Account:
         secret_key: The secret key.
         ws_url: The WebSocket URL; its query may contain secrets.
         endpoint: The parts of the URL that may be shown.
-        signing_key: The key that messages are signed with.
+        dialect: The form of requests.
+        signing_key: The key that messages are signed with; None follows the dialect.
         transport: The WebSocket library.
         allow_insecure: Allow plaintext connections to remote hosts.
     """
@@ -56,7 +60,8 @@ class Account:
     secret_key: str = attrs.field(repr=False)
     ws_url: str = attrs.field(repr=False)
     endpoint: Endpoint
-    signing_key: SigningKey = "derived"
+    dialect: Dialect = "clients"
+    signing_key: SigningKey | None = None
     transport: TransportName = "trio-websocket"
     allow_insecure: bool = False
 
@@ -79,6 +84,7 @@ class Account:
             self.api_key,
             self.secret_key,
             self.ws_url,
+            dialect=self.dialect,
             signing_key=self.signing_key,
             transport=self.transport,
             allow_insecure=self.allow_insecure,
@@ -196,6 +202,8 @@ def make_account(found: FoundSettings, **options: Any) -> Account:
         name = _BASE_URL
     allow_insecure = options.get("allow_insecure", False)
     endpoint = parse_url(ws_url, allow_insecure=allow_insecure, name=name)
+    if options.get("dialect") is None:
+        options["dialect"] = parse_dialect(values.get(DIALECT_VARIABLE, "")) or "clients"
     return Account(
         api_key=api_key, secret_key=secret_key, ws_url=ws_url, endpoint=endpoint, **options
     )

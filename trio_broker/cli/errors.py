@@ -70,7 +70,7 @@ _ADVICE: Final[tuple[tuple[type[BaseException], str], ...]] = (
         "don't repeat it; 'trio-broker swaps --reconcile' asks the broker for its outcome",
     ),
     (OrderUnfinishedError, "don't repeat it; 'trio-broker order ID --follow' follows the order"),
-    (AuthenticationError, "check BROKER_API_KEY, BROKER_SECRET_KEY and --signing-key"),
+    (AuthenticationError, "check BROKER_API_KEY, BROKER_SECRET_KEY, --dialect and --signing-key"),
     (ClockSkewError, "correct this machine's clock; 'trio-broker doctor' shows how far it is off"),
     (CertificateError, "check the URL; 'trio-broker doctor' shows the certificate"),
     (ConnectFailedError, "'trio-broker doctor' checks each step of connecting"),

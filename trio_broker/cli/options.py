@@ -12,6 +12,7 @@ from click.core import ParameterSource
 
 from trio_broker.cli.account import find_account
 from trio_broker.cli.terminal.output import Output
+from trio_broker.models import Dialect
 from trio_broker.settings import TransportName
 from trio_broker.signing import SigningKey
 
@@ -42,12 +43,16 @@ _ACCOUNT: Final = (
         help="Read the secret key from the first line of standard input, or prompt for it.",
     ),
     click.option(
+        "--dialect",
+        type=click.Choice(get_args(Dialect)),
+        help="The form of requests: as the official clients send them (the default), or as the "
+        "broker's documentation shows them.  [env: BROKER_DIALECT]",
+    ),
+    click.option(
         "--signing-key",
         type=click.Choice(get_args(SigningKey)),
-        default="derived",
-        show_default=True,
         help="Sign with a key derived from the secret key, as the official clients do, or with the "
-        "secret key itself.",
+        "secret key itself.  [default: as --dialect requires]",
     ),
     click.option(
         "--transport",
@@ -120,7 +125,8 @@ def given_account_flags() -> list[str]:
 
 
 _ACCOUNT_NAMES: Final = (
-    "url", "env_file", "secret_key_stdin", "signing_key", "transport", "allow_insecure",
+    "url", "env_file", "secret_key_stdin", "dialect", "signing_key", "transport",
+    "allow_insecure",
 )  # fmt: skip
 
 

@@ -53,8 +53,8 @@ async def run_doctor(
             after[result.step]()
 
     everything = {
-        "url": url, "env_file": None, "secret_key_stdin": False, "signing_key": "derived",
-        "transport": "trio-websocket", "allow_insecure": False, **flags,
+        "url": url, "env_file": None, "secret_key_stdin": False, "dialect": None,
+        "signing_key": None, "transport": "trio-websocket", "allow_insecure": False, **flags,
     }  # fmt: skip
     context = CheckContext(flags=everything, timeout=limit, clock=clock)
     with trio.fail_after(PATIENCE):

@@ -67,8 +67,8 @@ _NO_REPLY: Final = "the broker accepts connections but doesn't reply: try again 
 
 _AUTH_ADVICE: Final[tuple[tuple[type[BrokerError], str], ...]] = (
     (InvalidApiKeyError, "check BROKER_API_KEY, and that the URL belongs to the same broker"),
-    (InvalidSignatureError, "check BROKER_SECRET_KEY; if it is correct, try another --signing-key"),
-    (AuthenticationError, "check BROKER_API_KEY, BROKER_SECRET_KEY and --signing-key"),
+    (InvalidSignatureError, "check BROKER_SECRET_KEY; if it is correct, try another --dialect"),
+    (AuthenticationError, "check BROKER_API_KEY, BROKER_SECRET_KEY, --dialect and --signing-key"),
     (ClockSkewError, _SET_THE_CLOCK),
     (AuthenticationTimeoutError, _NO_REPLY),
 )

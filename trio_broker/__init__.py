@@ -8,7 +8,7 @@ import typing as _typing
 # fmt: off
 # isort: off
 from trio_broker._journal.journal import SwapJournal
-from trio_broker._journal.journal_db import JournalRow, key_fingerprint
+from trio_broker._journal.entries import JournalRow, key_fingerprint
 from trio_broker._swap_executor import new_client_order_id
 from trio_broker._streams.opening import Opening
 from trio_broker._streams.subscription import BoundedReceiveChannel, Subscription

@@ -25,8 +25,8 @@ from trio.lowlevel import enable_ki_protection
 from trio_broker._client_log import ClientLog
 from trio_broker._connection.driver import Driver
 from trio_broker._connection.supervisor import Supervisor
+from trio_broker._journal.entries import JournalRow
 from trio_broker._journal.journal import SwapJournal
-from trio_broker._journal.journal_db import JournalRow
 from trio_broker._protocol.order_ids import CLIENT_ORDER_ID_PREFIX
 from trio_broker._protocol.requests import Request, Trade
 from trio_broker._swaps.registry import Swap

@@ -1,16 +1,29 @@
-"""A file that one process at a time may use, on systems that have `fcntl`.
+"""A file that one process at a time may use, on every system.
 
-The lock is on a second file beside it, which is never removed. A lock on the file itself would be
-lost when the file is replaced, and would interfere with SQLite's locks on a database. The system
+The lock is on a second file beside it, which stays there. A lock on the file itself would be lost
+when the file is replaced, and would interfere with SQLite's locks on a database. The system
 releases the lock when the process ends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
+
+
+def lock_path(path: Path) -> Path:
+    """The lock file of a file.
+
+    Args:
+        path: The file, with links resolved.
+
+    Returns:
+        The file beside it whose name ends with ``.lock``. It exists if the file was ever locked.
+    """
+    return path.with_name(f"{path.name}.lock")
 
 
 @contextmanager
@@ -18,20 +31,21 @@ def held(path: Path) -> Iterator[None]:
     """Lock a file for the length of a block.
 
     Args:
-        path: The file. It needn't exist.
+        path: The file. It needn't exist; its directory must.
 
     Raises:
         BlockingIOError: It is locked already.
         OSError: The lock file can't be created.
     """
-    with path.with_name(f"{path.name}.lock").open("ab") as file:
-        _lock(file)
-        yield
-
-
-def _lock(file: IO[bytes]) -> None:
+    file = lock_path(path)
+    lock = FileLock(file, timeout=0, mode=0o600)
     try:
-        import fcntl  # noqa: PLC0415 - not every system has it
-    except ImportError:
-        return
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.acquire()
+    except Timeout:
+        raise BlockingIOError(f"{path} is locked") from None
+    try:
+        yield
+    finally:
+        lock.release()
+        with suppress(OSError):
+            file.touch(0o600)  # On Windows, filelock removes it.

@@ -26,17 +26,18 @@ async def intend(self, intent, attempt):
 
 SwapJournal.intend = intend
 """
-# A swap that is about to be sent is recorded as not sent.
+# A swap that is about to be sent is recorded as not sent, and nothing else.
 NOT_SENT = """
 from trio_broker import SwapJournal, SwapOutcome
 
-really_intend = SwapJournal.intend
+really_intend, really_note = SwapJournal.intend, SwapJournal.note
 
 async def intend(self, intent, attempt):
     await really_intend(self, intent, attempt)
-    self.note(intent.client_order_id, attempt, SwapOutcome.NOT_SENT)
+    really_note(self, intent.client_order_id, attempt, SwapOutcome.NOT_SENT)
 
 SwapJournal.intend = intend
+SwapJournal.note = lambda *_, **__: None
 """
 
 

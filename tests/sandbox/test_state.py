@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
@@ -460,14 +459,6 @@ def test_a_file_is_one_sandboxs_at_a_time(path: Path) -> None:
         swap(exchange)
     with opened(path) as exchange:
         assert len(exchange.orders) == 1
-
-
-def test_without_locks_it_does_without(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "fcntl", None)
-    with opened(path) as exchange:
-        swap(exchange)
-        with opened(path) as other:
-            assert len(other.orders) == 1
 
 
 # ---- Writing that fails

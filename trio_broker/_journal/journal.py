@@ -11,8 +11,8 @@ need an answer wait for it in Trio.
 
 - The call for an intent returns when the disk has it. Otherwise the swap isn't sent. If the call
   gives up, the intent may still be written; the fact "not sent" is then written after it.
-- No task waits for the disk longer than `timeout` seconds. A disk that hangs blocks only the
-  thread, which is a daemon, so the interpreter can exit.
+- No task waits for the disk longer than `timeout` seconds, except while the file is checked. A disk
+  that hangs blocks only the thread, which is a daemon, so the interpreter can exit.
 - A fact is kept until it is written. If it never is, it is logged.
 - After an awaited close, the next client can open the file.
 
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+import math
 import os
 import queue
 import threading
@@ -36,16 +37,16 @@ import trio
 from trio.lowlevel import enable_ki_protection
 
 from trio_broker._checkpoints import always_checkpoint
-from trio_broker._journal.journal_db import (
+from trio_broker._journal.entries import (
     Account,
     Fact,
     Intent,
-    JournalFile,
     JournalRow,
     key_fingerprint,
-    open_file,
-    read_file,
+    new_fact,
+    new_intent,
 )
+from trio_broker._journal.journal_db import JournalFile, open_file, read_file
 from trio_broker._log_fields import fields
 from trio_broker.exceptions import BrokerError, ConfigurationError, JournalError, fresh
 from trio_broker.models import SwapIntent, SwapOutcome
@@ -67,10 +68,17 @@ class SwapJournal:
     Pass it to a client as ``journal=``. The client opens and closes it, and you call only `rows`.
     One client at a time can use it. Cancelling any of its methods is safe.
 
+    A journal that was copied or moved is refused, because it may not be the only one with its
+    swaps. A file with hard links is refused.
+
     Args:
-        path: The file, on a local disk. It is created if it doesn't exist. Beside it are SQLite's
-            ``-wal`` and ``-shm`` files, and a ``.lock`` file that is never removed.
-        timeout: Seconds for which a swap, or closing, waits for the disk; more than 0.
+        path: The file, on a local disk. It is created if it doesn't exist. A ``.lock`` file beside
+            it is never removed: without its journal, it is an error. During a commit there is a
+            ``-journal`` file too, which SQLite needs after a crash.
+        timeout: Seconds for which a swap, or closing, waits for the disk; more than 0. Checking the
+            file, when it is opened or read, isn't limited: it takes some seconds per million
+            swaps.
+        adopt: Use the file although it was copied or moved. Make sure that no other copy is used.
 
     Attributes:
         client: The name of the client that opens it, for log records.
@@ -79,11 +87,14 @@ class SwapJournal:
         ConfigurationError: An argument is invalid.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, timeout: float = 5.0) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, timeout: float = 5.0, adopt: bool = False
+    ) -> None:
         check_seconds("timeout", timeout)
         # Now, because the program may change its directory. Links are resolved when it is opened.
         self._path = Path(_file_name(path)).absolute()
         self._timeout = timeout
+        self._adopt = adopt
         self._writer: _Writer | None = None
         self._last_thread: threading.Thread | None = None
         self._refused: set[str] = set()
@@ -102,8 +113,8 @@ class SwapJournal:
 
         Raises:
             JournalError: It is open already, or another process uses it; it can't be created, read
-                or written within `timeout`; or it is damaged or isn't a journal, and wasn't
-                changed.
+                or written within `timeout`; it is missing, was copied or moved, or has hard links;
+                or it is damaged or isn't a journal, and wasn't changed.
         """
         account = (host, key_fingerprint(api_key))
         api_key = ""  # for tracebacks with locals
@@ -113,7 +124,13 @@ class SwapJournal:
             raise JournalError(f"{self._path} is open already: one client at a time can use it")
         opened = _Answer[tuple[JournalRow, ...]](self._path, self._timeout)
         self._writer = writer = _Writer(
-            self._path, self._busy, account, opened, self._last_thread, client=self.client
+            self._path,
+            self._busy,
+            account,
+            opened,
+            self._last_thread,
+            adopt=self._adopt,
+            client=self.client,
         )
         try:
             return await opened.wait()
@@ -138,7 +155,7 @@ class SwapJournal:
                 disk, or the journal isn't open.
             ValueError: A value can't be written.
         """
-        entry = Intent(attempt=attempt, **attrs.asdict(intent, recurse=False))
+        entry = new_intent(intent, attempt)
         writer = self._opened()
         if writer.waiting >= _MOST_WAITING:
             self._refused.add(attempt)
@@ -162,8 +179,10 @@ class SwapJournal:
 
         This never waits, and never fails because of the disk. A fact that can't be written is
         logged and kept, and tried again with the next write, the next `flush` and at the end. It
-        changes only the row of this attempt, and only while the outcome is unknown. If the journal
-        isn't open, the fact is logged and dropped, and the row stays "unknown".
+        changes only the row of this attempt. A later fact replaces an earlier one: a refusal may
+        become "unknown" or "confirmed". Nothing replaces "confirmed", and only "confirmed" replaces
+        "settled". If the journal isn't open, the fact is logged and dropped, and the row stays as
+        it is.
 
         Args:
             client_order_id: The client order ID of the swap.
@@ -189,14 +208,8 @@ class SwapJournal:
                 ),
             )  # fmt: skip
             return
-        fact = Fact(
-            client_order_id=client_order_id,
-            attempt=attempt,
-            outcome=outcome,
-            order_id=order_id,
-            detail=detail,
-            at=dt.datetime.now(dt.UTC),
-        )
+        at = dt.datetime.now(dt.UTC)
+        fact = new_fact(client_order_id, attempt, outcome, order_id=order_id, detail=detail, at=at)
         self._writer.queue.put(_Item(fact))
 
     @always_checkpoint
@@ -238,19 +251,21 @@ class SwapJournal:
     async def rows(self) -> tuple[JournalRow, ...]:
         """Read all swaps in the file, of every account, the oldest first. Nothing is changed.
 
-        This works at any time, also while another process has the journal open. Call `flush` first
-        to include the latest facts. If no process has it open, SQLite may leave an empty ``-wal``
-        and a ``-shm`` file, which the next opening removes.
+        This works at any time, also while another process has the journal open, and for copies.
+        Call `flush` first to include the latest facts. Only the incomplete commit of a killed
+        process is rolled back before.
 
         Raises:
-            JournalError: The file doesn't exist, can't be read within `timeout`, is damaged, or
-                isn't a journal.
+            JournalError: The file doesn't exist, can't be read within `timeout`, has hard links, is
+                damaged, or isn't a journal.
         """
-        with trio.move_on_after(self._timeout):
+        limit = _TimeLimit(self._timeout)
+        with limit.scope:
             return await trio.to_thread.run_sync(
                 read_file,
                 self._path,
                 self._busy,
+                limit.lift,
                 abandon_on_cancel=True,
                 # A disk that hangs must not use up Trio's threads.
                 limiter=trio.CapacityLimiter(1),
@@ -264,6 +279,16 @@ class SwapJournal:
         Empty if the journal isn't open.
         """
         return self._writer.known_orders if self._writer is not None else ()
+
+    @property
+    def unresolved_elsewhere(self) -> tuple[JournalRow, ...]:
+        """The key's rows at other hosts whose outcome was unknown at the opening, oldest first.
+
+        A host may be another spelling of the client's own, for example with a port. The client
+        doesn't look these swaps up. They are also logged at WARNING. To look them up, open a client
+        with their host. Empty if the journal isn't open.
+        """
+        return self._writer.elsewhere if self._writer is not None else ()
 
     @property
     def _busy(self) -> float:
@@ -280,19 +305,32 @@ class SwapJournal:
         self._writer, self._last_thread = None, writer.thread
 
 
+class _TimeLimit:
+    """A limit for a thread's work, which the thread can lift."""
+
+    def __init__(self, timeout: float) -> None:
+        self.scope = trio.CancelScope(deadline=trio.current_time() + timeout)
+        self._token = trio.lowlevel.current_trio_token()
+
+    def lift(self) -> None:
+        with suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(setattr, self.scope, "deadline", math.inf)
+
+
 class _Answer(Generic[T]):
     """A value or an error that the thread gives to a waiting task."""
 
     def __init__(self, path: Path, timeout: float) -> None:
         self._path = path
         self._timeout = timeout
+        self.limit = _TimeLimit(timeout)
         self._token = trio.lowlevel.current_trio_token()
         self._event = trio.Event()
         self._value: T | None = None
         self._error: BrokerError | None = None
 
     async def wait(self) -> T:
-        with trio.move_on_after(self._timeout):
+        with self.limit.scope:
             await self._event.wait()
         if not self._event.is_set():
             # The thread may have answered in time while the event loop was blocked.
@@ -342,6 +380,7 @@ class _Writer:
         opened: _Answer[tuple[JournalRow, ...]],
         last_thread: threading.Thread | None,
         *,
+        adopt: bool,
         client: str | None,
     ) -> None:
         self._path = path
@@ -349,12 +388,14 @@ class _Writer:
         self._account = account
         self._opened = opened
         self._last_thread = last_thread
+        self._adopt = adopt
         self._extra = fields(client=client)
         self._has_failed = False
         self.is_overdue = False  # `aclose` has returned before the end
         self.queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._kept: list[Fact] = []
         self.known_orders: tuple[tuple[str, str], ...] = ()
+        self.elsewhere: tuple[JournalRow, ...] = ()
         self.thread = threading.Thread(target=self._run, name=f"journal {path}", daemon=True)
         self.thread.start()
 
@@ -372,9 +413,16 @@ class _Writer:
             # A cancelled `aclose` didn't wait for it.
             self._last_thread.join()
         try:
-            with open_file(self._path, self._account, self._busy) as file:
-                self.known_orders = file.known_orders()
-                self._opened.give(file.unresolved())
+            with open_file(
+                self._path,
+                self._account,
+                self._busy,
+                adopt=self._adopt,
+                on_check=self._opened.limit.lift,
+            ) as file:
+                self.known_orders, self.elsewhere = file.known_orders, file.elsewhere
+                self._report_elsewhere()
+                self._opened.give(file.unresolved)
                 end = self._serve(file)
         except JournalError as error:
             self._opened.give(None, error)
@@ -382,6 +430,19 @@ class _Writer:
             if self.is_overdue and not self._kept:
                 logger.warning("%s: everything is written now", self._path, extra=self._extra)
             end.answer(None)
+
+    def _report_elsewhere(self) -> None:
+        if self.elsewhere:
+            logger.warning(
+                "%s has %d unresolved swaps of this API key at other hosts (%s), which the client "
+                "of %s doesn't look up. If such a host is another spelling of its own, open a "
+                "client with that host, and reconcile them",
+                self._path,
+                len(self.elsewhere),
+                ", ".join(sorted({row.host for row in self.elsewhere})),
+                self._account[0],
+                extra=self._extra,
+            )
 
     def _serve(self, file: JournalFile) -> _Item:
         """Write what is queued until the last item, and return that."""

@@ -1,22 +1,27 @@
 """A journal's file: how it is created, checked, read and written.
 
-It is an SQLite database in WAL mode with ``synchronous=FULL``, and has one row per swap.
+It is an SQLite database with a rollback journal (``journal_mode=DELETE``, ``synchronous=EXTRA``).
+All that is committed is in this one file.
 
 - When `JournalFile.write` returns, everything it was given is on the disk. When it raises, all or
   nothing is, and writing the same again is safe.
-- A fact changes only a row that is "unknown" and has the same attempt. A late fact never changes
-  the row of another swap with the same ID.
-- A row is only removed if its swap wasn't sent and another swap with the same ID replaces it.
-- Only SQLite opens the database's file. POSIX releases all locks of a process on a file when *any*
-  descriptor of it is closed, so reading it in another way would allow two writers.
-- A file that is damaged, isn't a journal, or has a later version is never changed. It is checked as
-  a whole with a read-only connection before it is opened for writing.
-- A new file is created under another name and then linked, so it is never there incomplete.
+- Entries are only appended. The header has their number and the last checksum, and is written in
+  the same transaction. The state of a swap is the sum of its entries, as `entries` describes.
+- The whole file is checked before it is used: by SQLite, and by the checksums. A file that is
+  damaged, isn't a journal, or has a later version is never changed. Only the incomplete transaction
+  of a killed process is rolled back before.
+- If another program changes the file while it is open, the whole file is checked again.
 - One process at a time writes. The lock is on a second file, and the system releases it when the
-  process ends. Others may read meanwhile.
+  process ends. Others may read meanwhile. They read in short transactions, because a long one would
+  keep the writer waiting.
+- The lock file also shows that the journal exists. A missing database beside it is an error. So
+  that a process may be killed while it creates a journal, it marks that by a third file before.
+- Only SQLite opens the database's file. POSIX releases all locks of a process on a file when *any*
+  descriptor of it is closed. A program that does this interferes only with a transaction that is
+  under way at that moment, because SQLite's locks are held only for transactions.
 
-``synchronous=FULL`` asks the disk to store each commit durably; no program can do more. Network
-file systems may not obey, and can't share a WAL. So a journal must be on a local disk.
+SQLite asks the disk to store each commit durably; no program can do more. Network file systems may
+not obey, so a journal must be on a local disk.
 
 The file shows what the account trades, so only its owner may read it. It contains no key: a row has
 the host and a fingerprint of the key, by which a client finds its own rows.
@@ -24,193 +29,107 @@ the host and a fingerprint of the key, by which a client finds its own rows.
 
 from __future__ import annotations
 
-import datetime as dt
-import hashlib
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final
 
 import attrs
+import msgspec
 
 from trio_broker import lockfile
+from trio_broker._journal import version_1
+from trio_broker._journal.entries import (
+    Account,
+    Damage,
+    Entry,
+    Fact,
+    Intent,
+    JournalRow,
+    Place,
+    all_rows,
+    checksum,
+    decode,
+    encode,
+    follow,
+    number_of,
+    swap_number,
+)
 from trio_broker.exceptions import BrokerError, DuplicateClientOrderIdError, JournalError
-from trio_broker.models import SwapIntent, SwapOutcome
-
-Account: TypeAlias = tuple[str, str]
-"""A broker's host and a key's fingerprint."""
+from trio_broker.models import SwapOutcome
 
 APPLICATION_ID: Final = 0x7472626A
-VERSION: Final = 1
+VERSION: Final = 2
+# How many order IDs of earlier processes are read.
+MOST_KNOWN: Final = 10_000
 
-# Characters. A broker's refusal may be a page of HTML.
-_LONGEST_TEXT: Final = 1_000
 # Bytes. No database is smaller. SQLite deletes the WAL of an empty file even when only reading.
 _SMALLEST: Final = 512
 _FAILURES: Final = (sqlite3.Error, OSError, MemoryError)
+_SIDES: Final = ("-journal", "-wal", "-shm")
+# Entries that are read in one transaction.
+_CHUNK: Final = 1_000
 
-_SCHEMA: Final = f"""
-    PRAGMA journal_mode = WAL;
-    PRAGMA synchronous = FULL;
-    BEGIN;
-    PRAGMA application_id = {APPLICATION_ID};
-    PRAGMA user_version = {VERSION};
-    CREATE TABLE swaps (
+_TABLES: Final = (
+    """CREATE TABLE entries (
         number INTEGER PRIMARY KEY,
-        host TEXT NOT NULL,
-        key_fingerprint TEXT NOT NULL,
-        client_order_id TEXT NOT NULL,
-        attempt TEXT NOT NULL,
-        amount_in TEXT NOT NULL,
-        asset_in TEXT NOT NULL,
-        asset_out TEXT NOT NULL,
-        at TEXT NOT NULL,
-        outcome TEXT NOT NULL,
-        order_id TEXT,
-        detail TEXT NOT NULL,
-        updated_at TEXT NOT NULL,
-        UNIQUE (host, key_fingerprint, client_order_id)
-    );
-    COMMIT;
-"""
-_FOUND: Final = (
-    "SELECT host, key_fingerprint, client_order_id, attempt, amount_in, asset_in, asset_out, at, "
-    "outcome, order_id, detail, updated_at FROM swaps"
+        swap INTEGER NOT NULL,
+        body TEXT NOT NULL,
+        checksum BLOB NOT NULL
+    )""",
+    "CREATE INDEX entries_by_swap ON entries (swap)",
+    """CREATE TABLE header (
+        only INTEGER PRIMARY KEY,
+        count INTEGER NOT NULL,
+        checksum BLOB NOT NULL
+    )""",
 )
-# How many order IDs of earlier processes are read.
-MOST_KNOWN: Final = 10_000
-_OPEN: Final = SwapOutcome.UNKNOWN.value
-# The query excludes these, and so finds invalid outcomes too: a damaged row isn't ignored.
-_CLOSED: Final = tuple(
-    one.value for one in SwapOutcome if one not in {SwapOutcome.UNKNOWN, SwapOutcome.UNDER_WAY}
+_FIRST_HEADER: Final = "INSERT INTO header VALUES (1, 0, x'')"
+_HEADER: Final = (
+    "SELECT count, checksum, (SELECT max(number) FROM entries), "
+    "(SELECT checksum FROM entries WHERE number = count) FROM header"
+)
+_ENTRIES: Final = "SELECT number, swap, body, checksum FROM entries "
+_OF_SWAP: Final = (
+    "SELECT number, swap, body, checksum, "
+    "(SELECT checksum FROM entries AS before WHERE before.number = entries.number - 1) "
+    "FROM entries WHERE swap = ? ORDER BY number"
 )
 
 
-@attrs.frozen(kw_only=True)
-class JournalRow(SwapIntent):
-    """One swap in a journal.
-
-    Attributes:
-        host: The broker's host, with the port if it isn't the default.
-        key_fingerprint: Identifies the API key: 16 hexadecimal digits of a digest.
-        attempt: Identifies this use of the client order ID.
-        outcome: The outcome. It is `SwapOutcome.UNKNOWN` also if nothing was noted after the
-            intent: the swap was possibly sent.
-        order_id: The broker's order ID, None if it is unknown.
-        detail: The reason for the outcome. For a settled swap, the note of `settle_swap`.
-        updated_at: When the outcome was noted, by the clock of that machine.
-    """
-
-    host: str
-    key_fingerprint: str
-    attempt: str
-    outcome: SwapOutcome
-    order_id: str | None
-    detail: str
-    updated_at: dt.datetime
-
-
-def key_fingerprint(api_key: str) -> str:
-    """The fingerprint that identifies an API key in a journal.
-
-    Args:
-        api_key: The API key.
-
-    Returns:
-        16 hexadecimal digits. They differ between keys, and don't reveal the key.
-    """
-    return hashlib.sha256(b"trio_broker journal key\0" + api_key.encode()).hexdigest()[:16]
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{value!a} isn't a text")  # noqa: TRY004 - as for all bad values
-    value.encode()  # Bytes that aren't UTF-8 were decoded as lone surrogates.
-    return value
-
-
-def _storable(text: str) -> str:
-    """Make any text storable: a fact must not fail because of its text."""
-    return text[:_LONGEST_TEXT].encode(errors="backslashreplace").decode()
-
-
-def _positive(amount: Decimal) -> Decimal:
-    if not (amount.is_finite() and amount > 0):
-        raise ValueError(f"amount_in must be more than 0, and is {amount}")
-    return amount
-
-
-def _utc(at: dt.datetime) -> dt.datetime:
-    if at.utcoffset() is None:
-        raise ValueError(f"{at} has no time zone")
-    return at.astimezone(dt.UTC)
-
-
-@attrs.frozen(kw_only=True)
-class Intent(SwapIntent):
-    """A swap that is about to be sent.
-
-    Raises:
-        ValueError: A value can't be written.
-    """
-
-    attempt: str
-
-    def __attrs_post_init__(self) -> None:
-        """Check that every value can be written."""
-        for text in (self.client_order_id, self.attempt, self.asset_in, self.asset_out):
-            _text(text)
-        _positive(self.amount_in)
-        _utc(self.at)
-
-
-@attrs.frozen(kw_only=True)
-class Fact:
-    """The outcome of a swap, as `SwapJournal.note` documents it."""
-
-    client_order_id: str = attrs.field(converter=_storable)
-    attempt: str = attrs.field(converter=_storable)
-    outcome: SwapOutcome
-    order_id: str | None = attrs.field(converter=attrs.converters.optional(_storable))
-    detail: str = attrs.field(converter=_storable)
-    at: dt.datetime = attrs.field(converter=_utc)
-
-    def __str__(self) -> str:
-        return f"swap {self.client_order_id} is {self.outcome}"
+# --- A file that is open for writing ------------------------------------------------------------
 
 
 class JournalFile:
-    """A file that is open for writing, for one account."""
+    """A file that is open for writing, for one account.
 
-    def __init__(self, path: Path, connection: sqlite3.Connection, account: Account) -> None:
+    Attributes:
+        unresolved: The account's rows whose outcome was unknown when it was opened, oldest first.
+        elsewhere: Such rows of the same key at other hosts.
+        known_orders: Client order IDs and order IDs of the account's last confirmed swaps.
+    """
+
+    def __init__(
+        self, path: Path, connection: sqlite3.Connection, account: Account, survey: _Survey
+    ) -> None:
         self._path = path
         self._connection = connection
         self._account = account
-        self._identity = _identity(path)
+        self._stamp = _stamp(path)
+        self.known_orders = tuple(survey.orders.items())
+        self.unresolved, self.elsewhere = self._sort(survey)
 
-    def unresolved(self) -> tuple[JournalRow, ...]:
-        """The account's rows whose outcome is unknown, the oldest first."""
-        with _journal_errors(self._path):
-            found = self._connection.execute(
-                f"{_FOUND} WHERE host = ? AND key_fingerprint = ? "
-                f"AND outcome NOT IN ({', '.join('?' * len(_CLOSED))}) ORDER BY number",
-                (*self._account, *_CLOSED),
-            )
-            return tuple(_row(self._path, values) for values in found)
-
-    def known_orders(self) -> tuple[tuple[str, str], ...]:
-        """Client order IDs and order IDs of the account's last confirmed swaps."""
-        with _journal_errors(self._path):
-            found = self._connection.execute(
-                "SELECT client_order_id, order_id FROM swaps WHERE host = ? "
-                "AND key_fingerprint = ? AND typeof(client_order_id) = 'text' "
-                "AND typeof(order_id) = 'text' ORDER BY number DESC LIMIT ?",
-                (*self._account, MOST_KNOWN),
-            )
-            return tuple((name, order_id) for name, order_id in found)
+    def _sort(self, survey: _Survey) -> tuple[tuple[JournalRow, ...], tuple[JournalRow, ...]]:
+        found = [self._swap((host, self._account[1]), name) for host, name in survey.open]
+        rows = [
+            row
+            for _, row in sorted(found, key=lambda one: one[0])
+            if row is not None and row.outcome is SwapOutcome.UNKNOWN
+        ]
+        own = tuple(row for row in rows if row.host == self._account[0])
+        return own, tuple(row for row in rows if row.host != self._account[0])
 
     def write(self, entries: Sequence[Intent | Fact]) -> list[BrokerError | None]:
         """Write entries in order, in one transaction.
@@ -222,65 +141,127 @@ class JournalFile:
             JournalError: The disk may have all of them, or none.
         """
         with _journal_errors(self._path):
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                refusals = [self._apply(entry) for entry in entries]
-                self._check_identity()
+            self._check_name()
+            with _transaction(self._connection):
+                self._check_unchanged()
+                with _appending(self._connection) as tail:
+                    refusals = [self._apply(tail, entry) for entry in entries]
                 _commit(self._connection)
-            except BaseException:
-                # After a failed commit, the transaction may be open or not.
-                with suppress(sqlite3.Error):
-                    self._connection.rollback()
-                raise
+            self._stamp = _stamp(self._path)
             return refusals
 
-    def _apply(self, entry: Intent | Fact) -> BrokerError | None:
-        if isinstance(entry, Intent):
-            return self._insert(entry)
-        self._change(entry)
-        return None
-
-    def _check_identity(self) -> None:
+    def _check_name(self) -> None:
         """Refuse to write after the file was removed or replaced: SQLite wouldn't notice."""
-        if _identity(self._path) != self._identity:
-            raise OSError("another file has its name now")
+        try:
+            stamp = _stamp(self._path)
+        except FileNotFoundError:
+            raise JournalError(
+                f"{self._path} was removed while it was in use: put it back; until then, nothing "
+                "can be written to it, and swaps are refused"
+            ) from None
+        if (stamp.device, stamp.inode) != (self._stamp.device, self._stamp.inode):
+            raise JournalError(
+                f"{self._path} was replaced while it was in use, and another file has its name "
+                "now: put the first one back, or open the journal again"
+            )
 
-    def _change(self, fact: Fact) -> None:
-        # The broker's receipt also corrects a swap that was settled by hand.
-        also = SwapOutcome.SETTLED.value if fact.outcome is SwapOutcome.CONFIRMED else _OPEN
-        self._connection.execute(
-            "UPDATE swaps SET outcome = ?, order_id = coalesce(?, order_id), detail = ?, "
-            "updated_at = ? WHERE host = ? AND key_fingerprint = ? AND client_order_id = ? "
-            "AND attempt = ? AND outcome IN (?, ?)",
-            (
-                fact.outcome.value, fact.order_id, fact.detail, fact.at.isoformat(),
-                *self._account, fact.client_order_id, fact.attempt, _OPEN, also,
-            ),
-        )  # fmt: skip
+    def _check_unchanged(self) -> None:
+        if _stamp(self._path) != self._stamp:
+            # By a new connection, because this one may have the former pages in its cache.
+            with closing(_connect(self._path, "ro", 0.0)) as reader:
+                if reader.execute("PRAGMA journal_mode").fetchone() != (b"delete",):
+                    raise OSError("another program has changed its journal mode: open it again")
+                _survey(self._path, reader, self._account)
 
-    def _insert(self, intent: Intent) -> BrokerError | None:
-        """Write an intent, or return why it is refused."""
-        place = (*self._account, intent.client_order_id)
-        which = "host = ? AND key_fingerprint = ? AND client_order_id = ?"
-        for values in self._connection.execute(f"{_FOUND} WHERE {which}", place).fetchall():
-            try:
-                earlier = _row(self._path, values).outcome
-            except JournalError as error:
-                return error
-            if earlier is not SwapOutcome.NOT_SENT:
-                return DuplicateClientOrderIdError(intent.client_order_id, earlier.value)
-            self._connection.execute(f"DELETE FROM swaps WHERE {which}", place)  # noqa: S608 - our own text
-        at = _utc(intent.at).isoformat()
-        self._connection.execute(
-            "INSERT INTO swaps (host, key_fingerprint, client_order_id, attempt, amount_in, "
-            "asset_in, asset_out, at, outcome, detail, updated_at) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, '', ?)",
-            (
-                *place, intent.attempt, str(intent.amount_in), intent.asset_in, intent.asset_out,
-                at, _OPEN, at,
-            ),
-        )  # fmt: skip
+    def _apply(self, tail: _Tail, entry: Intent | Fact) -> BrokerError | None:
+        host, key = self._account
+        entry = msgspec.structs.replace(entry, host=host, key_fingerprint=key)
+        _, row = self._swap(self._account, entry.client_order_id)
+        if isinstance(entry, Fact):
+            # A late fact never changes another swap with the same ID.
+            if row is not None and row.attempt == entry.attempt:
+                tail.append(entry)
+        elif row is None or row.outcome is SwapOutcome.NOT_SENT:
+            tail.append(entry)
+        else:
+            return DuplicateClientOrderIdError(entry.client_order_id, row.outcome.value)
         return None
+
+    def _swap(self, account: Account, name: str) -> tuple[int, JournalRow | None]:
+        """The number of a swap's last intent, and its row."""
+        number, row = 0, None
+        number_of_swap = number_of(account, name)
+        for *values, before in self._connection.execute(_OF_SWAP, [number_of_swap]).fetchall():
+            entry = _entry(before or b"", values)
+            if isinstance(entry, Place) or entry.client_order_id != name:
+                raise Damage(f"entry {values[0]} belongs to another swap")
+            row = follow(row, entry)
+            number = values[0] if isinstance(entry, Intent) else number
+        return number, row
+
+
+@attrs.define
+class _Tail:
+    """The end of the entries, within a transaction."""
+
+    _connection: sqlite3.Connection
+    count: int
+    checksum: bytes
+
+    @classmethod
+    def read(cls, connection: sqlite3.Connection) -> _Tail:
+        """Read the header.
+
+        Raises:
+            Damage: It doesn't match the last entry.
+        """
+        found = connection.execute(_HEADER).fetchall()
+        if len(found) != 1:
+            raise Damage(f"it has {len(found)} headers")
+        count, sealed, last, last_checksum = found[0]
+        if (count, sealed) != (last or 0, last_checksum or b""):
+            raise Damage(f"its header is that of entry {count!a}, and its last entry is {last!a}")
+        return cls(connection, count, sealed)
+
+    def append(self, entry: Entry) -> None:
+        """Append an entry."""
+        self.count += 1
+        swap, body = swap_number(entry), encode(entry)
+        self.checksum = checksum(self.checksum, self.count, swap, body)
+        self._connection.execute(
+            "INSERT INTO entries VALUES (?, ?, ?, ?)",
+            (self.count, swap, body.decode(), self.checksum),
+        )
+
+    def write(self) -> None:
+        """Write the header."""
+        self._connection.execute(
+            "UPDATE header SET count = ?, checksum = ?", (self.count, self.checksum)
+        )
+
+
+@contextmanager
+def _appending(connection: sqlite3.Connection) -> Iterator[_Tail]:
+    """Append entries, within a transaction."""
+    tail = _Tail.read(connection)
+    count = tail.count
+    yield tail
+    if tail.count != count:
+        tail.write()
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        if connection.in_transaction:
+            connection.execute("COMMIT")
+    except BaseException:
+        # After a failed commit, the transaction may be open or not.
+        with suppress(sqlite3.Error):
+            connection.rollback()
+        raise
 
 
 def _commit(connection: sqlite3.Connection) -> None:
@@ -288,108 +269,333 @@ def _commit(connection: sqlite3.Connection) -> None:
     connection.execute("COMMIT")
 
 
-# --- The file -------------------------------------------------------------------------------
+# --- Opening ------------------------------------------------------------------------------------
+
+
+@attrs.define
+class _Survey:
+    """What one pass over all entries finds out for an account.
+
+    Attributes:
+        account: The account.
+        place: Where the file was used last.
+        open: Host and client order ID of swaps of its key that may be unresolved.
+        orders: Order IDs of its confirmed swaps, by client order ID.
+    """
+
+    account: Account
+    place: Place | None = None
+    open: dict[tuple[str, str], None] = attrs.field(factory=dict)
+    orders: dict[str, str] = attrs.field(factory=dict)
+
+    def add(self, entry: Entry) -> None:
+        """Take the next entry into account."""
+        if isinstance(entry, Place):
+            self.place = entry
+        elif entry.key_fingerprint != self.account[1]:
+            pass
+        elif isinstance(entry, Intent) or entry.outcome is SwapOutcome.UNKNOWN:
+            self.open[entry.host, entry.client_order_id] = None
+        else:
+            self.open.pop((entry.host, entry.client_order_id), None)
+            if entry.order_id is not None and entry.host == self.account[0]:
+                self.orders.setdefault(entry.client_order_id, entry.order_id)
+                if len(self.orders) > MOST_KNOWN:
+                    del self.orders[next(iter(self.orders))]
 
 
 @contextmanager
-def open_file(path: Path, account: Account, busy: float) -> Iterator[JournalFile]:
-    """Open a journal's file for writing; it is created if it doesn't exist."""
+def open_file(
+    path: Path,
+    account: Account,
+    busy: float,
+    *,
+    adopt: bool = False,
+    on_check: Callable[[], None] = lambda: None,
+) -> Iterator[JournalFile]:
+    """Open a journal's file for writing; it is created if it doesn't exist.
+
+    Args:
+        path: The file.
+        account: Whose rows are read and written.
+        busy: Seconds for which SQLite waits for a lock.
+        adopt: Use it although it was copied or moved.
+        on_check: Called before the file is checked, which takes long if it is large.
+    """
+    path = Path(os.path.realpath(path))
     with ExitStack() as stack:
         with _journal_errors(path):
-            path = path.resolve()
-            if not path.parent.is_dir():
-                raise JournalError(f"{path} can't be created: there is no such directory")
-            if path.exists():
-                _check_file(path)
-            stack.enter_context(lockfile.held(path))
-            if not path.exists():
-                _create(path)
-            with _reader(path, busy):
-                pass
+            stack.enter_context(_locked(path))
+            version_1.check_wal(path)
+            _roll_back(path, busy)
+            on_check()
+            if _is_version_1(path, busy):
+                _convert(path, busy)
+            with closing(_connect(path, "ro", busy)) as reader:
+                survey = _survey(path, reader, account)
             connection = stack.enter_context(closing(_connect(path, "rw", busy)))
-            connection.execute("PRAGMA synchronous = FULL")
-            # On macOS a plain fsync may leave data in the cache of the disk.
-            connection.execute("PRAGMA fullfsync = ON")
-            file = JournalFile(path, connection, account)
+            _take_place(path, connection, survey.place, adopt=adopt)
+            file = JournalFile(path, connection, account, survey)
         yield file
 
 
-def read_file(path: Path, busy: float) -> tuple[JournalRow, ...]:
-    """Read all rows of a file, of every account, the oldest first."""
-    with _journal_errors(path):
-        path = path.resolve()
+def _take_place(
+    path: Path, connection: sqlite3.Connection, place: Place | None, *, adopt: bool
+) -> None:
+    """Refuse a file that was copied or moved, unless it is adopted."""
+    here = _place(path, path)
+    if place is not None and place != here and not adopt:
+        raise JournalError(
+            f"{path} (file number {here.inode}) is a copy, or was moved: it was used last as "
+            f"{place.path} (file number {place.inode}). Use that one, if it has later swaps. If "
+            "no other copy is used any more, adopt this one: SwapJournal(path, adopt=True), or "
+            "the option --adopt"
+        )
+    _make_durable(connection)
+    if place != here:
+        with _transaction(connection), _appending(connection) as tail:
+            tail.append(here)
+    # This fails if the file is read-only: not only when a swap is made.
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("ROLLBACK")
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Lock a file that exists, or create it."""
+    if not path.parent.is_dir():
+        raise JournalError(f"{path} can't be created: there is no such directory")
+    made = path.with_name(f".{path.name}.new")
+    if path.exists():
+        _check_file(path)
+    elif not _traces(path):
+        # Before the lock file, which shows that there was a journal.
+        made.touch(0o600)
+        _sync_directory(path.parent)
+    with lockfile.held(path):
         if not path.exists():
-            raise JournalError(f"{path} doesn't exist")
-        with _reader(path, busy) as connection:
-            found = connection.execute(f"{_FOUND} ORDER BY number")
-            return tuple(_row(path, values) for values in found)
+            if not made.exists():
+                raise _missing(path)
+            _create(path, made)
+        _remove(made)
+        yield
+
+
+def _traces(path: Path) -> list[str]:
+    """The names of the files beside a journal that show that it existed."""
+    sides = (path.with_name(f"{path.name}{end}") for end in _SIDES)
+    return [one.name for one in (lockfile.lock_path(path), *sides) if one.exists()]
+
+
+def _create(path: Path, made: Path) -> None:
+    """Create an empty journal under another name, and rename it, so that it is never incomplete."""
+    _remove(made)  # the rest of a killed process
+    os.close(os.open(made, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    with closing(_connect(made, "rw", 0.0)) as connection:
+        _make_durable(connection)
+        with _transaction(connection):
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            _create_tables(connection)
+            with _appending(connection) as tail:
+                tail.append(_place(made, path))  # A renamed file keeps its number.
+    made.rename(path)
+    _sync_directory(path.parent)
+
+
+def _create_tables(connection: sqlite3.Connection) -> None:
+    for sql in (*_TABLES, _FIRST_HEADER, f"PRAGMA user_version = {VERSION}"):
+        connection.execute(sql)
+
+
+def _is_version_1(path: Path, busy: float) -> bool:
+    """Whether this is a journal of the first version. Then it is checked, before any change."""
+    with closing(_connect(path, "ro", busy)) as reader:
+        if _version(path, reader) != 1:
+            return False
+        _check_database(reader)
+        for _ in version_1.rows(reader):
+            pass
+        return True
+
+
+def _convert(path: Path, busy: float) -> None:
+    """Convert a journal of the first version in place, in one transaction."""
+    with closing(_connect(path, "rw", busy)) as connection:
+        _make_durable(connection)  # This also merges the -wal file.
+        with _transaction(connection):
+            _create_tables(connection)
+            with _appending(connection) as tail:
+                tail.append(_place(path, path))
+                for row in version_1.rows(connection):
+                    for entry in version_1.entries(row):
+                        tail.append(entry)
+            connection.execute("DROP TABLE swaps")
+
+
+def _roll_back(path: Path, busy: float) -> None:
+    """Roll back the incomplete transaction of a killed process, if there is one."""
+    if path.with_name(f"{path.name}-journal").exists():
+        with closing(_connect(path, "rw", busy)) as connection:
+            connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
 
 
 def _connect(path: Path, mode: str, busy: float) -> sqlite3.Connection:
     connection = sqlite3.connect(
         f"{path.as_uri()}?mode={mode}", uri=True, timeout=busy, isolation_level=None
     )
-    # Bytes that aren't UTF-8 are found later by `_text`, so that the error can name the row.
-    connection.text_factory = lambda raw: raw.decode(errors="surrogateescape")
+    connection.text_factory = bytes  # the checksums are of bytes
     return connection
+
+
+def _make_durable(connection: sqlite3.Connection) -> None:
+    (mode,) = connection.execute("PRAGMA journal_mode = DELETE").fetchone()
+    if mode != b"delete":
+        raise OSError("another program uses it")
+    # This also stores the removal of the rollback journal: a commit is durable when it returns.
+    connection.execute("PRAGMA synchronous = EXTRA")
+    # On macOS a plain fsync may leave data in the cache of the disk.
+    connection.execute("PRAGMA fullfsync = ON")
+
+
+# --- Reading and checking -----------------------------------------------------------------------
+
+
+def read_file(
+    path: Path, busy: float, on_check: Callable[[], None] = lambda: None
+) -> tuple[JournalRow, ...]:
+    """Read all rows of a file, of every account, the oldest first."""
+    path = Path(os.path.realpath(path))
+    with _journal_errors(path):
+        if not path.exists():
+            raise _missing(path) if _traces(path) else JournalError(f"{path} doesn't exist")
+        _check_file(path)
+        on_check()
+        try:
+            return _read(path, busy)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorname != "SQLITE_READONLY_ROLLBACK":
+                raise
+        with lockfile.held(path):
+            _roll_back(path, busy)
+        return _read(path, busy)
+
+
+def _read(path: Path, busy: float) -> tuple[JournalRow, ...]:
+    if any(path.with_name(f"{path.name}{end}").exists() for end in ("-wal", "-shm")):
+        # If it is in use, by the first version of this library, SQLite reads all of its WAL.
+        with suppress(BlockingIOError), lockfile.held(path):
+            version_1.check_wal(path)
+    with closing(_connect(path, "ro", busy)) as reader:
+        if _version(path, reader) == 1:
+            return tuple(version_1.rows(reader))
+        return all_rows(_entries(reader))
+
+
+def _survey(path: Path, reader: sqlite3.Connection, account: Account) -> _Survey:
+    """Check the whole file, and return what it has for an account."""
+    _version(path, reader)
+    tables = reader.execute("SELECT sql FROM sqlite_schema").fetchall()
+    if tables != [(sql.encode(),) for sql in _TABLES]:
+        raise Damage("its tables were changed")
+    _check_database(reader)
+    survey = _Survey(account)
+    for entry in _entries(reader):
+        survey.add(entry)
+    return survey
+
+
+def _check_database(reader: sqlite3.Connection) -> None:
+    """Check what no checksum covers: indexes, and free space."""
+    (found,) = reader.execute("PRAGMA integrity_check(1)").fetchone()
+    if found != b"ok":
+        raise Damage(found.decode(errors="replace"))
+
+
+def _version(path: Path, reader: sqlite3.Connection) -> int:
+    (application,) = reader.execute("PRAGMA application_id").fetchone()
+    version: int = reader.execute("PRAGMA user_version").fetchone()[0]
+    if application != APPLICATION_ID:
+        raise JournalError(f"{path} is a database, but not a journal of swaps")
+    if not 1 <= version <= VERSION:
+        raise JournalError(
+            f"{path} has version {version}; this library supports versions 1 to {VERSION}"
+        )
+    return version
+
+
+def _entries(reader: sqlite3.Connection) -> Iterator[Entry]:
+    """Read all entries that are there now, and check them."""
+    end = _Tail.read(reader)
+    number, previous = 0, b""
+    while number < end.count:
+        # All at once, so that no lock is held meanwhile.
+        chunk = reader.execute(
+            f"{_ENTRIES} WHERE number > ? AND number <= ? ORDER BY number LIMIT {_CHUNK}",
+            (number, end.count),
+        ).fetchall()
+        if not chunk:
+            break
+        for values in chunk:
+            number += 1
+            if values[0] != number:
+                raise Damage(f"entry {number} is missing")
+            yield _entry(previous, values)
+            previous = values[3]
+    if (number, previous) != (end.count, end.checksum):
+        raise Damage(f"it has {number} of {end.count} entries")
+
+
+def _entry(previous: bytes, values: Sequence[Any]) -> Entry:
+    """Check and read an entry."""
+    number, swap, body, stored = values
+    try:
+        if checksum(previous, number, swap, body) == stored:
+            return decode(body)
+    except (TypeError, ValueError, msgspec.MsgspecError) as error:
+        raise Damage(f"entry {number!a}: {error}") from error
+    raise Damage(f"entry {number!a} has another checksum")
 
 
 def _check_file(path: Path) -> None:
     """Refuse a file that SQLite must not even open."""
     # Not by reading it: that would release SQLite's locks on it.
-    size = path.stat().st_size
+    found = path.stat()
     if not path.is_file():
         raise JournalError(f"{path} isn't a file")
-    if size < _SMALLEST:
-        raise _refusal(path, f"it has {size} bytes")
+    if found.st_nlink > 1:
+        raise JournalError(
+            f"{path} has {found.st_nlink} names (hard links): it could be used twice at a time. "
+            "Remove the others, or copy the file and adopt the copy"
+        )
+    if found.st_size < _SMALLEST:
+        raise Damage(f"it has {found.st_size} bytes")
 
 
-@contextmanager
-def _reader(path: Path, busy: float) -> Iterator[sqlite3.Connection]:
-    """Open a read-only connection, and check the whole file."""
-    _check_file(path)
-    with closing(_connect(path, "ro", busy)) as connection:
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if application != APPLICATION_ID:
-            raise JournalError(f"{path} is a database, but not a journal of swaps")
-        if version != VERSION:
-            raise JournalError(
-                f"{path} has version {version}; this library supports version {VERSION}"
-            )
-        # The quick check would not find that an index has lost a row, and with it a swap that must
-        # not be sent again.
-        (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
-        if found != "ok":
-            raise _refusal(path, str(found))
-        yield connection
+# --- Files --------------------------------------------------------------------------------------
 
 
-def _create(path: Path) -> None:
-    """Create an empty journal, unless the file exists by now."""
-    # The name is always the same, so that the rest of a killed process is removed here.
-    made = path.with_name(f".{path.name}.new")
-    _remove(made)
-    os.close(os.open(made, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    try:
-        with closing(sqlite3.connect(made, isolation_level=None)) as connection:
-            connection.executescript(_SCHEMA)
-        with made.open("rb+") as file:
-            os.fsync(file.fileno())
-        try:
-            path.hardlink_to(made)
-        except FileExistsError:
-            pass
-        except OSError:
-            # Not every file system has links. Without them, only the lock prevents a second file.
-            made.rename(path)
-    finally:
-        _remove(made)
-    _sync_directory(path.parent)
+@attrs.frozen
+class _Stamp:
+    """What shows that a file was replaced, or changed by another program."""
+
+    device: int
+    inode: int
+    size: int
+    changed_at: int
+
+
+def _stamp(path: Path) -> _Stamp:
+    found = path.stat()
+    return _Stamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def _place(file: Path, path: Path) -> Place:
+    name = str(path).encode(errors="backslashreplace").decode()
+    return Place(name, str(file.stat().st_ino))
 
 
 def _remove(database: Path) -> None:
-    for end in ("", "-wal", "-shm", "-journal"):
+    for end in ("", *_SIDES):
         database.with_name(f"{database.name}{end}").unlink(missing_ok=True)
 
 
@@ -404,47 +610,7 @@ def _sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _identity(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_dev, found.st_ino
-
-
-# --- Values and errors ----------------------------------------------------------------------
-
-
-def _row(path: Path, values: Sequence[object]) -> JournalRow:
-    host, key, name, attempt, amount, sold, bought, at, outcome, order, detail, updated = values
-    try:
-        return JournalRow(
-            host=_text(host),
-            key_fingerprint=_text(key),
-            client_order_id=_text(name),
-            attempt=_text(attempt),
-            amount_in=_amount(_text(amount)),
-            asset_in=_text(sold),
-            asset_out=_text(bought),
-            at=_utc(dt.datetime.fromisoformat(_text(at))),
-            outcome=_outcome(_text(outcome)),
-            order_id=None if order is None else _text(order),
-            detail=_text(detail),
-            updated_at=_utc(dt.datetime.fromisoformat(_text(updated))),
-        )
-    except (ValueError, OverflowError) as error:
-        raise _refusal(path, f"swap {name!a}: {error}") from error
-
-
-def _amount(text: str) -> Decimal:
-    try:
-        return _positive(Decimal(text))
-    except InvalidOperation:
-        raise ValueError(f"{text!a} isn't a number") from None
-
-
-def _outcome(text: str) -> SwapOutcome:
-    outcome = SwapOutcome(text)
-    if outcome is SwapOutcome.UNDER_WAY:
-        raise ValueError(f"the outcome {text!r} is never stored")
-    return outcome
+# --- Errors -------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -454,17 +620,28 @@ def _journal_errors(path: Path) -> Iterator[None]:
         yield
     except BlockingIOError:
         raise JournalError(f"{path} is in use by another client or process") from None
+    except Damage as error:
+        raise _damaged(path, str(error)) from error.__cause__
     except _FAILURES as error:
-        # For a damaged file, SQLite raises the base class of its errors.
-        if type(error) is sqlite3.DatabaseError:
-            raise _refusal(path, str(error)) from error
+        # SQLite raises these classes for a damaged file, and for tables that aren't ours.
+        is_damage = type(error) in {sqlite3.DatabaseError, sqlite3.IntegrityError}
+        if is_damage or getattr(error, "sqlite_errorname", "") == "SQLITE_ERROR":
+            raise _damaged(path, str(error)) from error
         reason = (isinstance(error, OSError) and error.strerror) or error
         raise JournalError(f"{path} can't be used: {reason}") from error
 
 
-def _refusal(path: Path, reason: str) -> JournalError:
+def _damaged(path: Path, reason: str) -> JournalError:
     return JournalError(
         f"{path} is damaged, or isn't a journal of swaps ({reason}); it wasn't changed. Keep it, "
-        f"with {path.name}-wal if it exists, to look up its swaps, and use a new journal with "
-        "another name"
+        f"with all files whose names begin with {path.name}, to look up its swaps, and use a new "
+        "journal with another name"
+    )
+
+
+def _missing(path: Path) -> JournalError:
+    names = ", ".join(_traces(path))
+    return JournalError(
+        f"{path} is missing, and {names} shows that it existed: put the journal back. Only if all "
+        f"of its swaps are known, remove {names}, and a new journal is created"
     )

@@ -75,7 +75,10 @@ _ADVICE: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (CertificateError, "check the URL; 'trio-broker doctor' shows the certificate"),
     (ConnectFailedError, "'trio-broker doctor' checks each step of connecting"),
     (SubscriptionBrokenError, "'trio-broker doctor' checks each step of connecting"),
-    (JournalError, "fix the journal, stop the process that uses it, or pass --journal FILE"),
+    (
+        JournalError,
+        "fix the journal, stop the process that uses it, or pass --journal FILE or --adopt",
+    ),
 )
 
 

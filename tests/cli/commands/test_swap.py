@@ -259,6 +259,7 @@ def test_refused_swap_exits_with_5(
         ["--yes", "--min-out", "1e3"],
         ["--yes", "--min-out", "\u0661\u0662"],  # digits of another script
         ["--yes", "--journal", "here", "--no-journal"],
+        ["--yes", "--adopt", "--no-journal"],
         ["--json"],
         [],
     ],
@@ -317,6 +318,22 @@ def test_nothing_is_sent_with_a_wrong_key(broker: Broker, monkeypatch: pytest.Mo
     monkeypatch.setenv("BROKER_SECRET_KEY", "wrong")
     assert status(*TRADE, "--yes") == 3
     assert broker.orders() == ()
+
+
+def test_copied_journal_must_be_adopted(
+    broker: Broker, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status(*TRADE, "--yes", "--journal", "original") == 0
+    (place / "copy").write_bytes((place / "original").read_bytes())
+    capsys.readouterr()
+    assert status(*TRADE, "--yes", "--json", "--journal", "copy") == 1
+    (end,) = events(capsys)
+    assert (end["outcome"], end["command"]) == ("not sent", None)
+    assert "--adopt" in end["error"]
+    assert len(broker.orders()) == 1
+    for flags in (["--adopt"], []):
+        assert status(*TRADE, "--yes", "--journal", "copy", *flags) == 0
+    assert len(rows(place / "copy")) == 3
 
 
 def test_folder_that_cannot_be_created_stops_the_swap(

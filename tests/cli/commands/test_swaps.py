@@ -12,7 +12,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import attrs
 import pytest
 import rich.console
 import trio
@@ -22,12 +21,14 @@ from tests.cli.harness import Terminal, record_closings, set_default, status, sw
 from trio_broker import (
     BrokerWSClient,
     SwapFinding,
+    SwapIntent,
     SwapJournal,
     SwapOutcome,
     UnresolvedSwap,
     key_fingerprint,
 )
-from trio_broker._journal.journal_db import Fact, Intent, open_file
+from trio_broker._journal.entries import Fact, Intent, new_fact, new_intent
+from trio_broker._journal.journal_db import open_file
 from trio_broker.cli.commands import swaps
 from trio_broker.cli.trading.next_commands import NextCommands
 
@@ -46,10 +47,10 @@ def path(tmp_path: Path) -> Path:
             [
                 intent("first", "0.50", "ETH"),
                 intent(LONG, "1E+2", "[red]BTC"),
-                Fact(
-                    client_order_id="first",
-                    attempt="a1",
-                    outcome=SwapOutcome.REFUSED,
+                new_fact(
+                    "first",
+                    "a1",
+                    SwapOutcome.REFUSED,
                     order_id=None,
                     detail="no \x1b[2J\nluck",
                     at=LATER,
@@ -59,15 +60,15 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def intent(client_order_id: str, amount: str, sold: str) -> Intent:
-    return Intent(
+def intent(client_order_id: str, amount: str, sold: str, *, at: dt.datetime = AT) -> Intent:
+    swap = SwapIntent(
         client_order_id=client_order_id,
-        attempt="a1",
         amount_in=Decimal(amount),
         asset_in=sold,
         asset_out="USDT",
-        at=AT,
+        at=at,
     )
+    return new_intent(swap, "a1")
 
 
 def run(*args: object) -> object:
@@ -215,6 +216,13 @@ def test_default_is_the_users_journal(place: Path, capsys: pytest.CaptureFixture
     assert [row["client_order_id"] for row in listed(capsys)] == ["usual"]
 
 
+def test_lost_default_journal_is_an_error(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    journal = make_journal(place / "state" / "trio-broker" / "swaps.journal")
+    journal.unlink()
+    assert run() == 1
+    assert "is missing, and swaps.journal.lock shows that it existed" in capsys.readouterr().err
+
+
 def test_variable_names_a_journal(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -247,7 +255,7 @@ def sandbox_account(broker: Broker) -> tuple[str, str]:
 
 
 def swap(client_order_id: str, *, at: dt.datetime = AT) -> Intent:
-    return attrs.evolve(intent(client_order_id, "1", "ETH"), at=at)
+    return intent(client_order_id, "1", "ETH", at=at)
 
 
 def test_reconcile_finds_the_outcomes(
@@ -369,6 +377,22 @@ def test_unresolved_swaps_of_other_accounts_cause_a_warning(
     assert broker.received() == []
 
 
+@pytest.mark.parametrize("flags", [["--reconcile"], ["--settle=a", "--note=seen", "--yes"]])
+def test_copied_journal_must_be_adopted(
+    broker: Broker, place: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
+) -> None:
+    original = make_journal(place / "journal", swap("a"), account=sandbox_account(broker))
+    copy = place / "copy"
+    copy.write_bytes(original.read_bytes())
+    assert run(copy, *flags) == 1
+    assert "--adopt" in capsys.readouterr().err
+    # Listing it is harmless.
+    assert run(copy) == 0
+    assert outcomes(copy) == {"a": SwapOutcome.UNKNOWN}
+    assert run(copy, *flags, "--adopt") == (6 if flags == ["--reconcile"] else 0)
+    assert run(copy, "--reconcile") == (6 if flags == ["--reconcile"] else 0)
+
+
 def test_journal_in_use_is_not_changed(
     broker: Broker, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -405,6 +429,8 @@ def test_ctrl_c_cancels_the_reconciliation(
         ["--settle", "x", "--note", "text", "--unresolved", "--yes"],
         ["--unresolved", "--reconcile"],
         ["--reconcile", "--yes"],
+        ["--adopt"],
+        ["--unresolved", "--adopt"],
         ["--yes"],
         ["--settle", "x", "--note", "text"],
         ["--settle", "x", "--note", "text", "--json"],

@@ -151,6 +151,7 @@ def command(
     sources: Sequence[str],
     wallet: str | None,
     journal: Path | None,
+    adopt: bool,
     yes: bool,
     account: Account,
     output: Output,
@@ -197,12 +198,12 @@ def command(
     )
     commands = NextCommands(journal, given_account_flags())
     reporter = SwapReporter(plan, account, commands, output)
-    run(lambda: _run(reporter, yes=yes), debug=output.debug)
+    used = None if journal is None else SwapJournal(journal, adopt=adopt)
+    run(lambda: _run(reporter, used, yes=yes), debug=output.debug)
 
 
-async def _run(reporter: SwapReporter, *, yes: bool) -> int:
+async def _run(reporter: SwapReporter, journal: SwapJournal | None, *, yes: bool) -> int:
     commands, plan = reporter.commands, reporter.plan
-    journal = SwapJournal(commands.journal) if commands.journal is not None else None
     client = reporter.account.client(journal=journal)
     order: Order | None = None
     error: Exception | None = None

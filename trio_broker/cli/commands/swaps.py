@@ -39,7 +39,12 @@ from trio_broker.cli.terminal.output import (
 from trio_broker.cli.terminal.progress import progress_line
 from trio_broker.cli.terminal.prompt import check_can_confirm, confirm_while_connected
 from trio_broker.cli.terminal.signals import cancel_on_signal
-from trio_broker.cli.trading.journal import configured_journal, default_journal
+from trio_broker.cli.trading.journal import (
+    adopt_option,
+    configured_journal,
+    default_journal,
+    exists,
+)
 from trio_broker.cli.trading.next_commands import NextCommands
 
 Swap = TypeVar("Swap", JournalRow, UnresolvedSwap)
@@ -58,6 +63,7 @@ _COLUMNS: Final = (
 @click.option("--settle", metavar="ID", help="Settle the swap with this client order ID by hand.")
 @click.option("--note", metavar="TEXT", help="With --settle: how you found out the outcome.")
 @click.option("--yes", is_flag=True, help="With --settle: don't ask for confirmation.")
+@adopt_option
 @account_flags
 @output_options
 def command(
@@ -68,6 +74,7 @@ def command(
     settle: str | None,
     note: str | None,
     yes: bool,
+    adopt: bool,
     flags: dict[str, Any],
     output: Output,
 ) -> None:
@@ -92,8 +99,11 @@ def command(
     of the order.
     """  # noqa: D301 - click's mark for lines that are not wrapped
     _check_flags(unresolved=unresolved, reconcile=reconcile, settle=settle, note=note, yes=yes)
+    if adopt and not (reconcile or settle is not None):
+        raise click.UsageError("--adopt can only be used with --reconcile or --settle")
     named = file or configured_journal()
-    journal = _Journal((named or default_journal()).absolute(), is_default=named is None)
+    path = (named or default_journal()).absolute()
+    journal = _Journal(path, is_default=named is None, adopt=adopt)
     if reconcile:
         account = find_account(**flags)
         commands = NextCommands(journal.path, given_account_flags())
@@ -129,10 +139,12 @@ class _Journal:
     Attributes:
         path: Its path.
         is_default: Whether it is the default journal, which needn't exist.
+        adopt: Whether a client may use it although it was copied or moved.
     """
 
     path: Path
     is_default: bool
+    adopt: bool
 
     async def rows(self) -> tuple[JournalRow, ...]:
         """Return the swaps, the oldest first.
@@ -140,9 +152,13 @@ class _Journal:
         Raises:
             JournalError: It can't be read, or was named but doesn't exist.
         """
-        if self.is_default and not self.path.exists():
+        if self.is_default and not exists(self.path):
             return ()
         return await SwapJournal(self.path).rows()
+
+    def opened(self) -> SwapJournal:
+        """Return the journal for a client."""
+        return SwapJournal(self.path, adopt=self.adopt)
 
     async def unresolved(self) -> list[JournalRow]:
         """Return the unresolved swaps of all accounts."""
@@ -229,7 +245,7 @@ async def _reconcile(
         output.note(f"No unresolved swaps of this account at {account.endpoint.netloc}.")
         return Status.OK
     status = Status.INTERRUPTED
-    async with account.client(journal=SwapJournal(journal.path)) as client:
+    async with account.client(journal=journal.opened()) as client:
         with cancel_on_signal():
             async with progress_line(client, output, f"reconciling {counted(len(rows), 'swap')}"):
                 findings = await client.reconcile()
@@ -316,7 +332,7 @@ async def _settle(
     # Read before a client is made, which would create a journal that doesn't exist.
     _find(settlement.client_order_id, await journal.unresolved_of(account))
     status = Status.INTERRUPTED
-    async with account.client(journal=SwapJournal(journal.path)) as client:
+    async with account.client(journal=journal.opened()) as client:
         with cancel_on_signal():
             swap = _find(settlement.client_order_id, client.unresolved_swaps())
             question = _question(swap, account)

@@ -11,6 +11,7 @@ import click
 from trio_broker import JournalError
 from trio_broker.cli.account import find_setting
 from trio_broker.cli.options import Command
+from trio_broker.lockfile import lock_path
 
 VARIABLE: Final = "BROKER_JOURNAL"
 
@@ -43,8 +44,22 @@ def make_folder(journal: Path) -> None:
         raise JournalError(f"{journal.parent} can't be created: {error.strerror}") from error
 
 
+def exists(journal: Path) -> bool:
+    """Whether a journal exists, or its lock file shows that it did."""
+    return journal.exists() or lock_path(journal.resolve()).exists()
+
+
+def adopt_option(function: Command) -> Command:
+    """Add ``--adopt``."""
+    return click.option(
+        "--adopt",
+        is_flag=True,
+        help="Use the journal although it was copied or moved. No other copy may be used.",
+    )(function)
+
+
 def journal_options(function: Command) -> Command:
-    """Add ``--journal`` and ``--no-journal``, passed as ``journal``: a path, or None."""
+    """Add options for the journal, passed as ``journal`` (a path, or None) and ``adopt``."""
 
     @click.option(
         "--journal",
@@ -58,10 +73,12 @@ def journal_options(function: Command) -> Command:
         is_flag=True,
         help="Don't record the swap. After a crash, it can't be reconciled.",
     )
+    @adopt_option
     @functools.wraps(function)
     def command(*args: Any, file: Path | None, no_journal: bool, **kwargs: Any) -> Any:
-        if no_journal and file is not None:
-            raise click.UsageError("--journal and --no-journal can't be combined")
+        if no_journal and (file is not None or kwargs["adopt"]):
+            other = "--adopt" if file is None else "--journal"
+            raise click.UsageError(f"{other} and --no-journal can't be combined")
         journal = None
         if not no_journal:
             journal = (file or configured_journal() or default_journal()).absolute()

@@ -7,8 +7,6 @@ It swaps, so that there is an order and something changes; real money only with 
 
 from __future__ import annotations
 
-from decimal import Decimal
-
 import trio
 from somewhere import open_client, run
 
@@ -17,15 +15,20 @@ from trio_broker import Balance, Order, Subscription
 SHOWN = ("ETH", "USDT")
 
 
+def shown(balance: Balance) -> str:
+    """The broker may have sent an amount that can't be read: it isn't zero."""
+    return f"{balance.available if balance.is_readable else 'unreadable'} {balance.asset}"
+
+
 async def watch_balances(updates: Subscription[tuple[Balance, ...]]) -> None:
     """Keep the account up to date: a snapshot is all of it, a push replaces some assets."""
-    account: dict[str, Decimal] = {}
+    account: dict[str, Balance] = {}
     async for message in updates:
         if message.origin == "snapshot":
             account.clear()
-        account.update({balance.asset: balance.available for balance in message.data})
+        account.update({balance.asset: balance for balance in message.data})
         # A push may arrive before the first snapshot. Then other assets aren't known yet.
-        held = ", ".join(f"{account[asset]} {asset}" for asset in SHOWN if asset in account)
+        held = ", ".join(shown(account[asset]) for asset in SHOWN if asset in account)
         print(f"{message.channel} ({message.origin}): {held}")
 
 

@@ -44,8 +44,9 @@ async def place(client: BrokerWSClient, at: Place, grid: dict[Place, Order]) -> 
 
 
 async def holdings(client: BrokerWSClient) -> Mapping[str, Decimal]:
-    """The account's totals by asset."""
-    balances = await client.get_balances()
+    """The totals of the assets that are traded. An unreadable one raises an error."""
+    traded = {*ASSETS, "USDT"}
+    balances = [one for one in await client.get_balances() if one.asset in traded]
     return defaultdict(Decimal, {balance.asset: balance.total for balance in balances})
 
 

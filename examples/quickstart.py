@@ -21,7 +21,10 @@ AMOUNT, SOLD, BOUGHT = "0.01", "ETH", "USDT"
 async def show_balances(updates: Subscription[tuple[Balance, ...]]) -> None:
     """Print the whole account first, and then its changes."""
     async for message in updates:
-        held = ", ".join(f"{balance.available} {balance.asset}" for balance in message.data)
+        held = ", ".join(
+            f"{balance.available if balance.is_readable else 'unreadable'} {balance.asset}"
+            for balance in message.data
+        )
         print(f"{message.channel} ({message.origin}): {held}")
 
 

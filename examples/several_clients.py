@@ -17,7 +17,8 @@ async def ask(broker: Broker, number: int, held: dict[int, dict[str, Decimal]]) 
     """Open a client for an account, and request its balances."""
     async with broker.client(number) as client:
         balances = await client.get_balances()
-    held[number] = {balance.asset: balance.total for balance in balances}
+    # The total of another asset may be unreadable, which would raise an error.
+    held[number] = {one.asset: one.total for one in balances if one.asset == "USDT"}
     print(f"account {number} holds {held[number].get('USDT', 0)} USDT")
 
 

@@ -13,7 +13,9 @@ async def main() -> None:
     async with open_client() as client:  # a BrokerWSClient(api_key, secret_key, ws_url)
         print("connected:", client.is_connected())
         for balance in await client.get_balances():
-            print(f"{balance.available} {balance.asset}")
+            # The broker may have sent an amount that can't be read, which would raise an error.
+            available = balance.available if balance.is_readable else "unreadable"
+            print(f"{available} {balance.asset}")
     print("connected:", client.is_connected())
 
 

@@ -19,8 +19,10 @@ AMOUNT = Decimal("0.01")  # a str or an int would do; a float is refused
 async def main() -> None:
     """Request, swap and request again."""
     async with open_client(trades=True) as client:
-        held = {balance.asset: balance.available for balance in await client.get_balances()}
-        print(f"balances: {held.get('ETH', 0)} ETH, {held.get('USDT', 0)} USDT")
+        for balance in await client.get_balances():
+            if balance.asset in {"ETH", "USDT"}:
+                # This raises if the broker sent an amount that can't be read.
+                print(f"balance: {balance.available} {balance.asset}")
 
         estimate = await client.estimate_swap(AMOUNT, "ETH", "USDT", filter_sources=["binance"])
         print(f"estimate: {AMOUNT} ETH for {estimate.expected_out} USDT")

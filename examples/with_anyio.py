@@ -24,7 +24,8 @@ async def forward(updates: Updates, totals: ObjectSendStream[tuple[str, Decimal]
     async with totals:
         async for message in updates:
             for balance in message.data:
-                await totals.send((balance.asset, balance.total))
+                if balance.is_readable:
+                    await totals.send((balance.asset, balance.total))
 
 
 async def show(totals: ObjectReceiveStream[tuple[str, Decimal]], seen: anyio.Event) -> None:

@@ -25,6 +25,7 @@ from trio_broker import (
     Disconnected,
     Order,
     SnapshotUnavailable,
+    UnreadableError,
 )
 from trio_broker.aio import AioBrokerClient, AioChannel
 
@@ -204,9 +205,20 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 def _balance(balance: Balance) -> Json:
-    locked = None if balance.locked is None else f"{balance.locked:f}"
-    available = f"{balance.available:f}"
-    return {"asset": balance.asset, "available": available, "locked": locked}
+    return {
+        "asset": balance.asset,
+        "available": _amount(balance, "available"),
+        "locked": _amount(balance, "locked"),
+    }
+
+
+def _amount(balance: Balance, name: str) -> str | None:
+    """An amount of a balance. The broker may have sent one that can't be read: that isn't zero."""
+    try:
+        amount = getattr(balance, name)
+    except UnreadableError:
+        return "unreadable"
+    return None if amount is None else f"{amount:f}"
 
 
 def _order(order: Order) -> Json:

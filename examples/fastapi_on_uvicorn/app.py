@@ -45,6 +45,7 @@ from trio_broker import (
     RequestTimeoutError,
     ServerError,
     SwapOutcomeUnknownError,
+    UnreadableError,
 )
 from trio_broker.aio import AioBrokerClient, open_client
 from trio_broker.sandbox import is_play_money, open_threaded_sandbox
@@ -138,19 +139,23 @@ class Asset(BaseModel):
     """The account's balance of an asset."""
 
     asset: str
-    total: Amount
-    locked: Amount | None
-    available: Amount
+    total: Amount | Literal["unreadable"]
+    locked: Amount | Literal["unreadable"] | None
+    available: Amount | Literal["unreadable"]
 
     @classmethod
     def of(cls, balance: Balance) -> Self:
         """The library's `Balance` as JSON."""
-        return cls(
-            asset=balance.asset,
-            total=balance.total,
-            locked=balance.locked,
-            available=balance.available,
-        )
+        names = ("total", "locked", "available")
+        return cls(asset=balance.asset, **{name: _amount(balance, name) for name in names})
+
+
+def _amount(balance: Balance, name: str) -> Any:
+    """An amount of a balance. The broker may have sent one that can't be read: that isn't zero."""
+    try:
+        return getattr(balance, name)
+    except UnreadableError:
+        return "unreadable"
 
 
 class Account(BaseModel):

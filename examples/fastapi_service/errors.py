@@ -20,7 +20,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from examples.fastapi_service.board import Board
-from examples.fastapi_service.models import Problem, SwapOut, swap_link
+from examples.fastapi_service.models import Problem, SwapOut, order_link, swap_link
 from trio_broker import (
     AuthenticationError,
     AuthenticationTimeoutError,
@@ -30,12 +30,15 @@ from trio_broker import (
     ConnectionLostError,
     ConnectionState,
     DuplicateClientOrderIdError,
+    InternalServerError,
     MessageTooLargeError,
     NonceReusedError,
     NotAuthenticatedError,
     NotSentError,
+    OrderNotFoundError,
     OrderUnfinishedError,
     QuoteExpiredError,
+    RateLimitedError,
     ReconnectFailedError,
     ReplyTooLargeError,
     RequestTimeoutError,
@@ -66,14 +69,10 @@ STATUSES: Final[tuple[tuple[type[BrokerError], int], ...]] = (
     (NonceReusedError, 502),
     (NotAuthenticatedError, 502),
     (UnknownOperationError, 502),
+    (OrderNotFoundError, 404),
+    (RateLimitedError, 503),
+    (InternalServerError, 502),
     (ReplyTooLargeError, 502),  # asking again doesn't help: the service's limit has to be raised
-)
-
-# The broker documents these for its REST side; its WebSocket's own words are much the same.
-_REFUSALS: Final = (
-    ("not found", 404),
-    ("duplicate", 409),
-    ("rate limit", 503),
 )
 
 
@@ -88,9 +87,9 @@ def status_of(error: BrokerError) -> int:
             return status
     if not isinstance(error, ServerError):
         return 502
-    text = error.message.casefold().replace("_", " ")
-    # The request was understood but refused: an unknown asset or too little money.
-    return next((status for words, status in _REFUSALS if words in text), 422)
+    if error.code is not None and error.code.startswith("DUPLICATE"):
+        return 409
+    return 422  # The request was understood but refused: an unknown asset or too little money.
 
 
 @contextmanager
@@ -148,6 +147,8 @@ def _broker_problem(board: Board, error: BrokerError) -> JSONResponse:
             link = swap_link(key)
             headers = {"Location": link}
             more = {"error": name, "outcome": str(outcome), "swap": link}
+            if error.order is not None and error.order.order_id is not None:
+                more["order"] = order_link(error.order.order_id)
             return problem(status, str(error), headers=headers, **more)
     if status == 503 and board.client.state is ConnectionState.FAILED:
         status = 502  # there will be no connection any more: trying again can't help

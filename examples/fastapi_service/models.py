@@ -22,7 +22,14 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from trio_broker import Balance, Order, SwapEstimate, SwapReceipt, UnresolvedSwap
+from trio_broker import (
+    Balance,
+    Order,
+    SwapEstimate,
+    SwapReceipt,
+    UnreadableError,
+    UnresolvedSwap,
+)
 
 # `Decimal` takes more: exponents, underscores, and digits of all scripts.
 _PLAIN: Final = re.compile(r"-?[0-9]*\.?[0-9]+")
@@ -42,6 +49,9 @@ Money = Annotated[
     PlainSerializer(lambda amount: f"{amount:f}", return_type=str),
     WithJsonSchema({"type": "string", "examples": ["0.1"]}),
 ]
+
+
+Unreadable = Literal["unreadable"]
 
 
 def order_link(order_id: str) -> str:
@@ -111,9 +121,23 @@ class BalanceOut(_Model):
     """The account's balance of an asset."""
 
     asset: str
-    total: Money
-    locked: Money | None
-    available: Money
+    total: Money | Unreadable
+    locked: Money | Unreadable | None
+    available: Money | Unreadable
+
+    @classmethod
+    def of(cls, balance: Balance) -> Self:
+        """The library's balance as JSON."""
+        names = ("total", "locked", "available")
+        return cls(asset=balance.asset, **{name: _amount(balance, name) for name in names})
+
+
+def _amount(balance: Balance, name: str) -> Any:
+    """An amount of a balance. The broker may have sent one that can't be read: that isn't zero."""
+    try:
+        return getattr(balance, name)
+    except UnreadableError:
+        return "unreadable"
 
 
 class BalancesOut(_Model):
@@ -124,7 +148,7 @@ class BalancesOut(_Model):
     @classmethod
     def of(cls, balances: tuple[Balance, ...]) -> Self:
         """The library's balances as JSON."""
-        return cls(balances=[BalanceOut.model_validate(balance) for balance in balances])
+        return cls(balances=[BalanceOut.of(balance) for balance in balances])
 
 
 class OrderOut(_Model):
@@ -277,3 +301,4 @@ class Problem(BaseModel):
     errors: list[dict[str, Any]] | None = None
     outcome: str | None = None
     swap: str | None = None
+    order: str | None = None

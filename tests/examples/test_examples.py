@@ -64,7 +64,8 @@ STORIES = {
         r"^balances \(push\): 999\.99 ETH, 100033\.\d+ USDT$",
     ),
     "trading_operations": (
-        r"^balances: 1000 ETH, 100000 USDT$",
+        r"^balance: 1000 ETH$",
+        r"^balance: 100000 USDT$",
         r"^estimate: 0\.01 ETH for 33\.\d+ USDT$",
         r"^  ETH -> USDT at binance$",
         r"^swap: accepted as ord_\w+_00000001, PENDING$",

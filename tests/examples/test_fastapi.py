@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import signal
@@ -22,7 +23,8 @@ from trio.testing import wait_all_tasks_blocked
 import trio_broker
 from examples.fastapi_service import app as service_app, board as service_board
 from examples.fastapi_service.broker import named_broker, open_broker
-from examples.fastapi_service.errors import status_of
+from examples.fastapi_service.errors import _broker_problem, status_of
+from examples.fastapi_service.models import BalancesOut
 from tests.examples.odd_input import GOOD, VALUES, bad_bodies, with_value
 from tests.examples.web_service import (
     Response,
@@ -38,10 +40,14 @@ from trio_broker import (
     BrokerWSClient,
     ConfigurationError,
     ConnectionState,
+    DuplicateClientOrderIdError,
+    Order,
+    OrderStatus,
     ReconnectPolicy,
-    ServerError,
     SwapJournal,
 )
+from trio_broker._protocol import codec
+from trio_broker.exceptions import server_error
 from trio_broker.sandbox import Sandbox, open_sandbox
 
 ROOT = Path(__file__).parents[2]
@@ -404,8 +410,8 @@ async def test_what_the_broker_does_not_know() -> None:
         empty = await it.service.http.get("/orders/")
         path = await it.service.http.get("/nowhere")
         method = await it.service.http.get("/swap")
-    assert (order.status_code, problem_of(order)["error"]) == (404, "ServerError")
-    assert (asset.status_code, problem_of(asset)["error"]) == (422, "ServerError")
+    assert (order.status_code, problem_of(order)["error"]) == (404, "OrderNotFoundError")
+    assert (asset.status_code, problem_of(asset)["error"]) == (422, "UnknownAssetError")
     assert "PEAR" in asset.json()["detail"]
     assert (empty.status_code, path.status_code, method.status_code) == (422, 404, 405)
     for response in (empty, path, method):
@@ -457,6 +463,9 @@ STATUSES = {
     "NonceReusedError": 502,
     "NotAuthenticatedError": 502,
     "UnknownOperationError": 502,
+    "OrderNotFoundError": 404,
+    "RateLimitedError": 503,
+    "InternalServerError": 502,
     "ReplyTooLargeError": 502,
     "ProtocolError": 502,
     # None of them comes out of a route.
@@ -464,6 +473,16 @@ STATUSES = {
     "ChannelError": 502,
     "SlowConsumerError": 502,
     "SubscriptionLimitError": 502,
+    "UnreadableError": 502,
+}
+# For these, the broker's code decides.
+REFUSALS = {
+    "ServerError",
+    "InvalidChannelError",
+    "InsufficientBalanceError",
+    "InvalidAmountError",
+    "UnknownAssetError",
+    "InvalidRequestError",
 }
 
 
@@ -471,9 +490,7 @@ def test_every_error_has_a_status() -> None:
     kinds = {
         name: kind
         for name, kind in vars(trio_broker).items()
-        if isinstance(kind, type)
-        and issubclass(kind, BrokerError)
-        and name not in {"ServerError", "InvalidChannelError"}
+        if isinstance(kind, type) and issubclass(kind, BrokerError) and name not in REFUSALS
     }
     assert {name: status_of(kind.__new__(kind)) for name, kind in kinds.items()} == STATUSES
 
@@ -488,10 +505,40 @@ def test_every_error_has_a_status() -> None:
         ("RATE_LIMIT_EXCEEDED", 503),
         ("Invalid channel format", 422),
         ("SWAP_ERROR", 422),
+        ("Insufficient balance", 422),
+        ("Something that speaks of a duplicate, not found, rate limit", 422),
     ],
 )
-def test_a_refusals_text_has_a_status(text: str, status: int) -> None:
-    assert status_of(ServerError("swap", text)) == status
+def test_refusal_has_a_status_by_its_class_and_code(text: str, status: int) -> None:
+    assert status_of(server_error("swap", text)) == status
+
+
+def test_reported_duplicate_names_the_order() -> None:
+    order = Order("ord_5", OrderStatus.FILLED)
+    error = DuplicateClientOrderIdError("mine", "unknown", was_sent=True, order=order)
+    board: Any = None
+    response = _broker_problem(board, error)
+    body = json.loads(bytes(response.body))
+    assert response.status_code == 409
+    assert (body["swap"], body["order"]) == ("/swaps/mine", "/orders/ord_5")
+    assert "nothing was sent" not in body["detail"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "shown"),
+    [
+        ({"total": "NaN", "locked": "1"}, ("unreadable", "1", "unreadable")),
+        ({"total": "5", "locked": {}}, ("5", "unreadable", "unreadable")),
+        ({"total": "5", "locked": ""}, ("5", None, "5")),
+    ],
+)
+def test_unreadable_balance_is_shown_as_unreadable(
+    entry: dict[str, Any], shown: tuple[str | None, ...]
+) -> None:
+    push = codec.decode_message(json.dumps({"ch": "x", "data": [{"asset": "BTC", **entry}]}))
+    (balance,) = BalancesOut.of(codec.decode_balances_push(push)).balances
+    found = json.loads(balance.model_dump_json())
+    assert tuple(found[name] for name in ("total", "locked", "available")) == shown
 
 
 async def test_a_mistake_of_ours_is_not_told_to_strangers(monkeypatch: pytest.MonkeyPatch) -> None:

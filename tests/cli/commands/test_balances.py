@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+import trio
 
 from tests.broker_thread import Broker
 from tests.cli.harness import status
+from trio_broker import Balance, BrokerWSClient
+from trio_broker._protocol import codec
 
 
 def test_table_has_a_row_for_each_asset_with_aligned_amounts(
@@ -40,6 +43,26 @@ def test_json_has_an_object_for_each_asset_with_exact_amounts(
         assert list(one) == ["asset", "total", "locked", "available"]
         assert one["total"] == f"{balance.total:f}"
         assert one["available"] == f"{balance.available:f}"
+
+
+async def unreadable_balances(_: BrokerWSClient) -> tuple[Balance, ...]:
+    await trio.lowlevel.checkpoint()
+    data = '[{"asset":"BTC","total":"NaN","locked":"1"},{"asset":"ETH","total":"5","locked":{}}]'
+    return codec.decode_balances_push(codec.decode_message(f'{{"ch":"balances","data":{data}}}'))
+
+
+def test_unreadable_amount_is_shown_as_unreadable(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert broker.url
+    monkeypatch.setattr(BrokerWSClient, "get_balances", unreadable_balances)
+    assert status("balances") == 0
+    rows = [row.split() for row in capsys.readouterr().out.splitlines()[1:]]
+    assert rows == [["BTC", "unreadable", "1", "unreadable"], ["ETH", "5", *["unreadable"] * 2]]
+    assert status("balances", "--json") == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert list(first.values()) == ["BTC", "unreadable", "1", "unreadable"]
+    assert list(second.values()) == ["ETH", "5", "unreadable", "unreadable"]
 
 
 @pytest.mark.usefixtures("place")

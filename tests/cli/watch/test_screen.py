@@ -29,6 +29,7 @@ from trio_broker import (
     SnapshotUnavailable,
     UnexpectedMessage,
 )
+from trio_broker._protocol.unreadable import UnreadableBalance
 from trio_broker.cli.watch.board import HIGHLIGHT_TIME, RATE_SECONDS, Board
 from trio_broker.cli.watch.events import (
     ChannelFailed,
@@ -88,6 +89,21 @@ def row(frame: str, name: str) -> list[str]:
     """The cells of the table's row that begins with a name."""
     (found,) = re.findall(rf"^{re.escape(name)}\b.*$", frame, re.MULTILINE)
     return str(found).split()
+
+
+def test_unreadable_balance_is_drawn_as_unreadable() -> None:
+    shown = make_board()
+    unreadable = UnreadableBalance("BTC", {"locked": Decimal(1)})
+    shown.add_messages([balances(1, "snapshot", BTC="10", ETH="5")])
+    shown.add_messages([message("balances", (unreadable,), 2)])
+    frame = drawn(shown, 2)
+    assert row(frame, "BTC") == ["BTC", "unreadable", "1", "unreadable"]
+    assert row(frame, "ETH") == ["ETH", "5", "5"]
+    # It is not counted among the empty ones, which come last.
+    later = drawn(shown, 1000)
+    assert later.index("BTC") < later.index("ETH")
+    shown.add_messages([balances(1001, BTC="11/1")])
+    assert row(drawn(shown, 1001), "BTC") == ["BTC", "11", "1", "10"]
 
 
 def busy() -> Board:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 import click
 
+from trio_broker import Balance, UnreadableError
 from trio_broker.redaction import redactor, without_signatures
 
 if TYPE_CHECKING:
@@ -135,13 +136,42 @@ def plain(amount: Decimal | int | None, sign: str = "") -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+UNREADABLE: Final = "unreadable"
+
+
+def plain_balance(balance: Balance, name: str) -> str:
+    """Format an amount of a balance, also one that can't be read."""
+    amount = balance_amount(balance, name)
+    return amount if isinstance(amount, str) else plain(amount)
+
+
+def balance_amount(balance: Balance, name: str) -> Decimal | str | None:
+    """Return an amount of a balance by its name, or ``"unreadable"``."""
+    try:
+        amount: Decimal | None = getattr(balance, name)
+    except UnreadableError:
+        return UNREADABLE
+    return amount
+
+
+def balance_fields(balance: Balance) -> dict[str, Any]:
+    """Return the attributes of a balance and what is available, by name."""
+    return {**fields(balance), "available": balance_amount(balance, "available")}
+
+
 def counted(number: int, noun: str) -> str:
     """Return a number and a noun, with a plural "s" if necessary."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def fields(value: Any) -> dict[str, Any]:
-    """Return the attributes of a value of the library, by name."""
+    """Return the attributes of a value of the library, by name.
+
+    An amount of a balance that can't be read is ``"unreadable"``.
+    """
+    if isinstance(value, Balance):
+        amounts = {name: balance_amount(value, name) for name in ("total", "locked")}
+        return {"asset": value.asset, **amounts}
     return attrs.asdict(value, recurse=False)
 
 

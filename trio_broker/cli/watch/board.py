@@ -89,12 +89,12 @@ class Holding:
 
     @property
     def change(self) -> Decimal:
-        """The change of the total."""
+        """The change of the total, if both balances are readable."""
         return _EXACT.subtract(self.balance.total, self.before.total)
 
     @property
     def change_of_locked(self) -> Decimal:
-        """The change of the locked part."""
+        """The change of the locked part, if both balances are readable."""
         return _EXACT.subtract(self.balance.locked or _ZERO, self.before.locked or _ZERO)
 
     def updated(self, balance: Balance, at: dt.datetime) -> Holding:

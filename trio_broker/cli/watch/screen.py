@@ -20,7 +20,13 @@ from rich.table import Table
 from rich.text import Text
 
 from trio_broker import ConnectionState, OrderStatus
-from trio_broker.cli.terminal.output import counted, plain, printable
+from trio_broker.cli.terminal.output import (
+    balance_amount,
+    counted,
+    plain,
+    plain_balance,
+    printable,
+)
 from trio_broker.cli.watch.board import BALANCES, ORDERS, Board, Holding
 from trio_broker.cli.watch.events import describe_duration
 
@@ -312,11 +318,12 @@ class _Content:
     def _balance(self, holding: Holding) -> Row:
         balance = holding.balance
         style = "bold" if holding.is_highlighted(self.now) else ""
+        has_locked = bool(balance_amount(balance, "locked"))
         return {
             "asset": Text(printable(balance.asset), style=style),
-            ">total": Text(plain(balance.total), style=style),
-            ">locked": plain(balance.locked) if balance.locked else "",
-            ">available": plain(balance.available),
+            ">total": Text(plain_balance(balance, "total"), style=style),
+            ">locked": plain_balance(balance, "locked") if has_locked else "",
+            ">available": plain_balance(balance, "available"),
             ">change": _change(holding) if style else "",
         }
 
@@ -325,9 +332,9 @@ class _Content:
 
         On a crowded screen, balances that never changed come after those that did.
         """
-        is_zero = not holding.balance.total and not holding.is_highlighted(self.now)
+        has_any = balance_amount(holding.balance, "total") or holding.is_highlighted(self.now)
         is_unchanged = self.is_crowded and holding.changed_at is None
-        return is_zero, is_unchanged, holding.balance.asset
+        return not has_any, is_unchanged, holding.balance.asset
 
     @property
     def is_narrow(self) -> bool:
@@ -394,6 +401,8 @@ def _milliseconds(seconds: float) -> str:
 
 def _change(holding: Holding) -> Text:
     """Return the change of the total or, if there is none, of the locked part."""
+    if not (holding.balance.is_readable and holding.before.is_readable):
+        return Text()
     change = holding.change
     if change:
         return Text(plain(change, "+"), style="green" if change > 0 else "red")

@@ -21,7 +21,14 @@ from trio_broker import (
     Order,
     UnexpectedMessage,
 )
-from trio_broker.cli.terminal.output import Output, console, fields, json_text, printable
+from trio_broker.cli.terminal.output import (
+    Output,
+    balance_fields,
+    console,
+    fields,
+    json_text,
+    printable,
+)
 from trio_broker.cli.terminal.signals import release_terminal_on_stop
 from trio_broker.cli.terminal.stdout import LineWriter
 from trio_broker.cli.watch.board import Board, Redact
@@ -232,5 +239,5 @@ def _data(data: object) -> object:
     if isinstance(data, tuple):
         return [_data(item) for item in data]
     if isinstance(data, Balance):
-        return {**fields(data), "available": data.available}
+        return balance_fields(data)
     return fields(data) if isinstance(data, Order) else data

@@ -351,7 +351,10 @@ def test_it_tells_what_it_has(run: Run) -> None:
         ({"faults": "drip"}, "faults must be a list, not 'drip'"),
         ({"faults": [7]}, "a fault must be a name, or a pair .*, not 7"),
         ({"faults": [("drip", 0.1)]}, "a fault must be a name, or a pair .*, not .'drip', 0.1"),
-        ({"faults": ["reset"]}, "unknown fault 'reset'; the initial faults are delay, .*, swallow"),
+        (
+            {"faults": ["reset"]},
+            "unknown fault 'reset'; the initial faults are alter_.*, swallow, busy, .*",
+        ),
         ({"faults": ["refuse_channel"]}, r"'refuse_channel' takes \(channel: .*'channel'$"),
         ({"faults": [("drip", {"speed": 1})]}, r"'drip' takes \(delay: 'float' = 0.0.*'speed'$"),
     ],
@@ -370,6 +373,16 @@ async def test_faults_begin_in_their_order() -> None:
         assert [fault.times for fault in sandbox.faults._disturbances._rules] == [None, 2]
 
 
+async def test_initial_faults_may_have_names_for_what_goes_wrong() -> None:
+    given = ["swap_reply_lost", ("swap_refused", {"times": 2, "error": "Market closed"})]
+    options = MarkerOptions.read({"faults": given})
+    async with open_sandbox() as sandbox:
+        options.start_faults(sandbox)
+        assert [fault.times for fault in sandbox.faults._disturbances._rules] == [None, 2]
+    with pytest.raises(ConfigurationError, match=r"'swap_refused' takes \(error: .*'speed'$"):
+        MarkerOptions.read({"faults": [("swap_refused", {"speed": 1})]})
+
+
 async def test_an_account_that_isn_t_there_is_told_when_its_fault_begins() -> None:
     options = MarkerOptions.read({"faults": [("refuse_auth", {"account": 9})]})
     async with open_sandbox() as sandbox:
@@ -384,7 +397,8 @@ def test_those_that_last_are_all_there() -> None:
         if inspect.isfunction(method) and not name.startswith("_")
         if get_type_hints(method, {**vars(sys.modules[Faults.__module__])})["return"] is Fault
     }
-    # These are about connections that there are.
-    assert lasting - {*LASTING_FAULTS} == {"go_silent", "stall_reading", "stall_writing"}
+    # These are about connections that there are; and one starts any other by its name.
+    others = {"go_silent", "stall_reading", "stall_writing", "start"}
+    assert lasting - {*LASTING_FAULTS} == others
     assert {*LASTING_FAULTS} <= lasting
     assert list(LASTING_FAULTS) == sorted(LASTING_FAULTS)

@@ -20,6 +20,7 @@ from trio_broker.sandbox.events import (
     SandboxEvent,
 )
 from trio_broker.sandbox.faults import Faults
+from trio_broker.sandbox.named_faults import NamedFault
 from trio_broker.sandbox.orders import Order, Outcome, Terms
 from trio_broker.sandbox.rules import Rules, Settings
 from trio_broker.sandbox.testing import BrokerClients
@@ -32,8 +33,8 @@ from trio_broker.sandbox.threads import (
 # fmt: off
 __all__ = [
     "Account", "BrokerClients", "ClientAsked", "ClientCame", "ClientLeft", "ClientTurnedAway",
-    "Connection", "Fault", "Faults", "Order", "OrderMoved", "Outcome", "Received", "Rules",
-    "Sandbox", "SandboxEvent", "SandboxOptions", "Settings", "Terms", "ThreadedSandbox",
-    "is_play_money", "open_sandbox", "open_threaded_sandbox",
+    "Connection", "Fault", "Faults", "NamedFault", "Order", "OrderMoved",
+    "Outcome", "Received", "Rules", "Sandbox", "SandboxEvent", "SandboxOptions", "Settings",
+    "Terms", "ThreadedSandbox", "is_play_money", "open_sandbox", "open_threaded_sandbox",
 ]
 # fmt: on

@@ -118,12 +118,14 @@ class Outgoing:
         text: The text.
         op: The operation of the request that it answers; None for a push.
         channel: The channel of that request or push. An error needn't name either.
+        after: How much later it is sent, in seconds.
     """
 
     connection: Connection
     text: str
     op: str | None = None
     channel: str | None = None
+    after: float = 0.0
 
 
 class Broker:
@@ -169,6 +171,7 @@ class Broker:
         """End a connection."""
         connection.closed_at = at
         connection.channels.clear()
+        # `api_key` stays, for tests and for the event of its end.
         if connection.api_key is not None:
             del self._authenticated[connection.api_key][connection]
         logger.info("connection %d: closed", connection.number)
@@ -195,10 +198,18 @@ class Broker:
         text = print_message(op=op, ch=answer.channel, nonce=nonce, data=answer.data)
         return [Outgoing(connection, text, op, channel), *self._pushes(answer.change)]
 
-    def record(self, connection: Connection, message: str | bytes, at: float) -> None:
-        """Record a message that is never handled."""
+    def record(self, connection: Connection, message: str | bytes, at: float) -> Outgoing:
+        """Record a message that is never handled. Returns a reply to it without a text."""
         op, channel = self._record(connection, parse_or_empty(message)[0], at)
         self._report_request(connection, op, channel, was_handled=False)
+        return Outgoing(connection, "", op, channel)
+
+    def end_session(self, connection: Connection) -> None:
+        """Forget a connection's authentication and subscriptions."""
+        if connection.api_key is not None:
+            del self._authenticated[connection.api_key][connection]
+        connection.api_key = None
+        connection.channels.clear()
 
     def report(self, event: SandboxEvent) -> None:
         """Report an event to `on_event`."""

@@ -24,21 +24,50 @@ import attrs
 import trio
 
 from trio_broker.sandbox.broker import Connection, Outgoing
-from trio_broker.sandbox.messages import ErrorForm, parse_or_empty, print_error
-from trio_broker.sandbox.rules import DEFAULT_ERROR_FORM
+from trio_broker.sandbox.messages import parse_or_empty
 
 # With this option, closing a socket resets the connection.
 _NO_LINGER: Final = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
 
 _Rule = TypeVar("_Rule")
 
-# A delay in seconds, and the text to send after it.
-Later: TypeAlias = tuple[float, str]
+
+@attrs.frozen
+class Raw:
+    """Bytes that go straight to the socket, between the frames of the WebSocket.
+
+    Attributes:
+        data: The bytes.
+        ends: Whether the socket's sending side is closed after them.
+        resets: Whether the connection is reset after them.
+    """
+
+    data: bytes
+    ends: bool = False
+    resets: bool = False
 
 
-def _at_least_once(_: object, _attribute: attrs.Attribute[Any], times: int | None) -> None:
+# A delay in seconds, and what to send after it.
+Later: TypeAlias = tuple[float, str | Raw]
+
+
+@attrs.frozen
+class Delivery:
+    """What goes to a client.
+
+    Attributes:
+        connection: The recipient.
+        item: A text, or bytes.
+    """
+
+    connection: Connection
+    item: str | Raw
+
+
+def _at_least_once(_: object, attribute: attrs.Attribute[Any], times: int | None) -> None:
     if times is not None and times < 1:
-        raise ValueError(f"times must be at least 1, or None, not {times!r}")
+        or_none = ", or None" if attribute.name == "times" else ""
+        raise ValueError(f"{attribute.name} must be at least 1{or_none}, not {times!r}")
 
 
 @attrs.define(eq=False)
@@ -47,14 +76,27 @@ class Fault:
 
     Attributes:
         times: After how many uses it ends by itself, None for no limit.
+        every: 1 if it is used for all messages that it can affect, 2 for every second, and so on.
         uses: How often it was used. It stays 0 for faults that can't be counted.
         is_lifted: Whether it is over.
     """
 
     _forget: Callable[[Fault], object] = attrs.field(repr=False)
     times: int | None = attrs.field(default=None, validator=_at_least_once)
+    every: int = attrs.field(default=1, validator=_at_least_once)
     uses: int = 0
     is_lifted: bool = False
+    _chances: int = attrs.field(default=0, init=False, repr=False)
+
+    def use(self) -> bool:
+        """Count a message that it can affect: whether it does."""
+        self._chances += 1
+        if self._chances % self.every:
+            return False
+        self.uses += 1
+        if self.uses == self.times:
+            self.lift()
+        return True
 
     def lift(self) -> None:
         """End it. Lifting it again does nothing."""
@@ -104,27 +146,61 @@ class Selector:
 
 
 @attrs.frozen
+class Handshake:
+    """A change of the response to the handshake.
+
+    Attributes:
+        change: Makes the bytes to send from those of the response.
+        ends: Whether the socket is closed after them.
+    """
+
+    change: Callable[[bytes], bytes]
+    ends: bool = False
+
+
+@attrs.frozen
 class Greeting:
     """The response to a new client instead of a handshake.
 
     Attributes:
-        how: The bytes of an HTTP response, or what else happens to the socket.
+        how: The bytes of an HTTP response, what else happens to the socket, or a changed
+            handshake.
     """
 
-    how: bytes | Literal["reset", "silence"]
+    how: bytes | Literal["reset", "silence"] | Handshake
 
 
 @attrs.frozen
 class Interception:
-    """Keep requests from the broker.
+    """Answer requests instead of the broker.
 
     Attributes:
         selector: Which.
-        error: The error of the reply, None for no reply.
+        answer: Called with the broker's reply and the request; returns what to send instead.
+        executes: Whether the broker gets the request. If not, its reply has no text.
     """
 
     selector: Selector
-    error: str | None = None
+    answer: Callable[[Outgoing, str | bytes], list[tuple[float, str]]]
+    executes: bool = False
+
+    def replies(self, reply: Outgoing, request: str | bytes) -> list[Outgoing]:
+        """What to send instead of the broker's reply."""
+        return [
+            attrs.evolve(reply, text=text, after=after)
+            for after, text in self.answer(reply, request)
+        ]
+
+
+@attrs.frozen
+class ClockShift:
+    """Shift the broker's wall clock.
+
+    Attributes:
+        seconds: By how much it is ahead.
+    """
+
+    seconds: float
 
 
 @attrs.frozen
@@ -169,26 +245,21 @@ class Drip:
 
 
 class Disturbances:
-    """The rules in force, and the texts that they hold back.
+    """The rules in force, and the texts that they hold back."""
 
-    Args:
-        error_form: The form of the errors.
-    """
-
-    def __init__(self, error_form: ErrorForm = DEFAULT_ERROR_FORM) -> None:
-        self._error_form = error_form
+    def __init__(self) -> None:
         self._rules: dict[Fault, object] = {}
         self._lifted = trio.Event()
-        self._late: list[tuple[float, int, Outgoing]] = []
+        self._late: list[tuple[float, int, Delivery]] = []
         self._numbers = itertools.count()
 
-    def add(self, rule: object, times: int | None = None) -> Fault:
-        """Put a rule in force: a `Greeting`, `Interception`, `Alteration`, `Stall` or `Drip`.
+    def add(self, rule: object, times: int | None = None, every: int = 1) -> Fault:
+        """Put a rule of this module in force.
 
         Raises:
-            ValueError: `times` is less than 1.
+            ValueError: `times` or `every` is less than 1.
         """
-        fault = Fault(self._forget, times)
+        fault = Fault(self._forget, times, every)
         self._rules[fault] = rule
         return fault
 
@@ -197,15 +268,19 @@ class Disturbances:
         for fault in list(self._rules):
             fault.lift()
 
-    def greeting(self) -> bytes | str | None:
+    def greeting(self) -> bytes | str | Handshake | None:
         """The greeting of a new client, None for a handshake."""
         for fault, rule in self._of(Greeting):
-            self._use(fault)
+            fault.use()
             return rule.how
         return None
 
-    def intercept(self, connection: Connection, message: str | bytes) -> list[Outgoing] | None:
-        """The replies to a message that is kept from the broker; None if it isn't."""
+    def clock_shift(self) -> float:
+        """By how many seconds the broker's wall clock is ahead."""
+        return sum(rule.seconds for _, rule in self._of(ClockShift))
+
+    def intercept(self, connection: Connection, message: str | bytes) -> Interception | None:
+        """The rule that answers a message instead of the broker; None if there is none."""
         rules = list(self._of(Interception))
         # The usual case: the message needn't be parsed.
         if not rules:
@@ -213,30 +288,25 @@ class Disturbances:
         envelope, _ = parse_or_empty(message)
         api_key = connection.api_key or envelope.key
         for fault, rule in rules:
-            if rule.selector.selects(envelope.op, envelope.ch, api_key):
-                self._use(fault)
-                if rule.error is None:
-                    return []
-                op, channel = envelope.op, envelope.ch
-                text = print_error(self._error_form, rule.error, op=op, ch=channel)
-                return [Outgoing(connection, text, op, channel)]
+            if rule.selector.selects(envelope.op, envelope.ch, api_key) and fault.use():
+                return rule
         return None
 
-    def altered(self, outgoing: Iterable[Outgoing], at: float) -> list[Outgoing]:
-        """The texts to send now; those to send later are kept until they are `due`."""
-        now: list[Outgoing] = []
+    def altered(self, outgoing: Iterable[Outgoing], at: float) -> list[Delivery]:
+        """What to send now; what is to be sent later is kept until it is `due`."""
+        now: list[Delivery] = []
         for message in outgoing:
-            for late, text in self._alter(message):
-                changed = attrs.evolve(message, text=text)
+            for late, item in self._alter(message):
+                delivery = Delivery(message.connection, item)
                 if late:
-                    heapq.heappush(self._late, (at + late, next(self._numbers), changed))
+                    heapq.heappush(self._late, (at + late, next(self._numbers), delivery))
                 else:
-                    now.append(changed)
+                    now.append(delivery)
         return now
 
-    def due(self, at: float) -> list[Outgoing]:
-        """The delayed texts that are due."""
-        due: list[Outgoing] = []
+    def due(self, at: float) -> list[Delivery]:
+        """What was delayed and is due."""
+        due: list[Delivery] = []
         while self.next_deadline() <= at:
             due.append(heapq.heappop(self._late)[2])
         return due
@@ -267,19 +337,23 @@ class Disturbances:
                 yield fault, rule
 
     def _alter(self, message: Outgoing) -> list[Later]:
-        texts = [(0.0, message.text)]
+        items: list[Later] = [(message.after, message.text)]
         api_key = message.connection.api_key
         for fault, rule in self._of(Alteration):
             # A text that another fault has swallowed doesn't count as a use.
-            if texts and rule.selector.selects(message.op, message.channel, api_key):
-                self._use(fault)
-                texts = [late for text in texts for late in rule.alter(*text)]
-        return texts
-
-    def _use(self, fault: Fault) -> None:
-        fault.uses += 1
-        if fault.uses == fault.times:
-            fault.lift()
+            if (
+                items
+                and rule.selector.selects(message.op, message.channel, api_key)
+                and fault.use()
+            ):
+                items = [
+                    later
+                    for late, item in items
+                    for later in (
+                        rule.alter(late, item) if isinstance(item, str) else [(late, item)]
+                    )
+                ]
+        return items
 
     def _forget(self, fault: Fault) -> None:
         self._rules.pop(fault, None)
@@ -296,11 +370,13 @@ class FaultyStream(trio.abc.HalfCloseableStream):
     Attributes:
         connection: The connection; None before the handshake is done.
         heard_at: When bytes were last received, on Trio's clock.
+        handshake: The change of the first bytes that are sent, None for no change.
     """
 
     def __init__(self, stream: trio.SocketStream, disturbances: Disturbances) -> None:
         self.connection: Connection | None = None
         self.heard_at: float = trio.current_time()
+        self.handshake: Handshake | None = None
         self._stream = stream
         self._disturbances = disturbances
         self._sending = trio.Lock()
@@ -327,6 +403,9 @@ class FaultyStream(trio.abc.HalfCloseableStream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send bytes, once no fault forbids to write."""
+        handshake, self.handshake = self.handshake, None
+        if handshake is not None:
+            data = handshake.change(bytes(data))
         async with self._sending:
             while data:
                 await self.wait_writable()
@@ -336,6 +415,8 @@ class FaultyStream(trio.abc.HalfCloseableStream):
                 data = data[size:]
                 if delay is not None:
                     await trio.sleep(delay)
+        if handshake is not None and handshake.ends:
+            raise trio.BrokenResourceError("a fault ends the connection")
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Receive some bytes, once no fault forbids to read."""

@@ -8,6 +8,8 @@
 There are three kinds of methods. Some start a lasting fault and return a `Fault`. It ends when it
 is lifted, at the end of its ``with`` block, or after `times` uses. Some act once on the connections
 whose handshake is done, and return their number. And `kill` stops the server until `revive`.
+`start` starts one of the lasting faults by a name for what goes wrong; `Faults.named` has the
+names.
 
 Lasting faults affect only the broker's own messages. Messages that a test sends, with
 `Sandbox.push` or from here, are never swallowed, delayed or changed. Several faults on one message
@@ -18,28 +20,36 @@ All faults act at the broker's end of a real socket, so the client has to detect
 
 from __future__ import annotations
 
+import itertools
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 import trio
 
+from trio_broker.sandbox import changes
+from trio_broker.sandbox.broker import Outgoing
+from trio_broker.sandbox.changes import HandshakeKind
 from trio_broker.sandbox.disturbance import (
     Alteration,
+    ClockShift,
     Drip,
     Fault,
     Greeting,
+    Handshake,
     Interception,
     Later,
+    Raw,
     Selector,
     Stall,
 )
-from trio_broker.sandbox.messages import print_message
+from trio_broker.sandbox.messages import ErrorForm, print_error, print_message
+from trio_broker.sandbox.named_faults import NAMED_FAULTS, NamedFault
 from trio_broker.sandbox.refusals import INVALID_CHANNEL, INVALID_SIGNATURE
-from trio_broker.sandbox.server import Raw, Server
+from trio_broker.sandbox.server import Server
 
 if TYPE_CHECKING:
     from trio_broker.sandbox.server import Link
@@ -52,6 +62,10 @@ _PING: Final = 0x9
 _LONGEST_REASON: Final = 123  # bytes: a control frame holds 125, two of them are the code
 
 _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
+_NO_MEMBERS: Final[Mapping[str, object]] = MappingProxyType({})
+
+# A text; or an error object, which is sent as it is.
+Error: TypeAlias = str | Mapping[str, object]
 
 
 class Faults:
@@ -67,6 +81,8 @@ class Faults:
       push. Without `op` and `channel`, every message of the broker is affected.
     - `times`: after so many uses the fault ends by itself; None for never. ValueError if it is less
       than 1.
+    - `every`: the fault affects one in so many of these messages: with 10 the tenth, the twentieth
+      and so on. ValueError if it is less than 1.
 
     A method raises LookupError if the sandbox doesn't have the account (IndexError for a position).
     All times are seconds of Trio's clock.
@@ -74,7 +90,12 @@ class Faults:
     Args:
         server: The sandbox's server.
         api_key: Finds an account's API key, None for all.
+
+    Attributes:
+        named: The faults that `start` takes, by name.
     """
+
+    named: Final[Mapping[str, NamedFault]] = NAMED_FAULTS
 
     def __init__(self, server: Server, api_key: Callable[[int | str | None], str | None]) -> None:
         self._server = server
@@ -84,6 +105,24 @@ class Faults:
     def clear(self) -> None:
         """Lift every fault that lasts. A killed server stays killed."""
         self._disturbances.clear()
+
+    def start(self, name: str, **arguments: Any) -> Fault:
+        """Start a named fault.
+
+        Args:
+            name: One of the names in `named`, such as ``"swap_error_late"``.
+            arguments: Arguments of the fault's method instead of the table's, for example `times`
+                or `account`.
+
+        Raises:
+            KeyError: There is no such name.
+            TypeError: The fault's method doesn't have such an argument.
+            ValueError: An argument is invalid.
+            LookupError: There is no such account.
+        """
+        named = NAMED_FAULTS[name]
+        fault: Fault = getattr(self, named.method)(**{**named.arguments, **arguments})
+        return fault
 
     # ---- New connections
 
@@ -118,6 +157,26 @@ class Faults:
         """
         return self._disturbances.add(Greeting("silence"), times)
 
+    def alter_handshakes(self, how: HandshakeKind, *, times: int | None = None) -> Fault:
+        """Respond to the WebSocket handshake in an unusual or a wrong way.
+
+        Args:
+            how: ``"no_reason"``: without a reason phrase. ``"http_1_0"``: as HTTP/1.0.
+                ``"long_headers"``: with 12 KB of headers. ``"interim"``: with the responses 100
+                and 103 before. ``"extension"`` and ``"subprotocol"``: with one that may not have
+                been requested. ``"wrong_accept"``: with a wrong ``Sec-WebSocket-Accept``.
+                ``"truncated"``: half of the response, and the end. ``"not_http"``: something else
+                than HTTP, and the end.
+            times: How many connections it affects.
+
+        Raises:
+            ValueError: There is no such way.
+        """
+        if how not in changes.HANDSHAKES:
+            raise ValueError(f"how must be one of {', '.join(changes.HANDSHAKES)}, not {how!r}")
+        handshake = Handshake(changes.HANDSHAKES[how], how in {"truncated", "not_http"})
+        return self._disturbances.add(Greeting(handshake), times)
+
     # ---- Requests
 
     def ignore(
@@ -126,6 +185,7 @@ class Faults:
         op: str | None = None,
         account: int | str | None = None,
         times: int | None = None,
+        every: int = 1,
     ) -> Fault:
         """Lose requests: they are neither handled nor answered.
 
@@ -136,12 +196,71 @@ class Faults:
             op: Only requests with this operation; None for whatever a client sends.
             account: Only of this account.
             times: How many it loses.
+            every: Affect only one in so many of them.
 
         Raises:
             LookupError: There is no such account.
         """
-        selector = Selector(op, None, self._api_key(account))
-        return self._disturbances.add(Interception(selector), times)
+        interception = Interception(self._selector(op, None, account), lambda _reply, _request: [])
+        return self._disturbances.add(interception, times, every)
+
+    def refuse(
+        self,
+        error: Error | Sequence[Error],
+        *,
+        executed: bool = False,
+        after: float = 0.0,
+        reply_after: float | None = None,
+        members: Mapping[str, object] = _NO_MEMBERS,
+        form: ErrorForm | None = None,
+        echo: bool = False,
+        op: str | None = None,
+        channel: str | None = None,
+        account: int | str | None = None,
+        times: int | None = None,
+        every: int = 1,
+    ) -> Fault:
+        """Answer requests with an error, whether they are executed or not.
+
+        Args:
+            error: The error: a text, or an object of any members; or several, which are used in
+                turn.
+            executed: Execute the request all the same, and lose its own reply.
+            after: Send the error so much later.
+            reply_after: Send the request's own reply so much later, after the error.
+            members: Further members of the message: ``{"data": {"orderId": "ord_1"}}``, or
+                ``{"op": "error"}``.
+            form: The form of the error; None for the sandbox's `error_form`.
+            echo: Repeat the whole request in the error, with its key and signature. The error must
+                be a text.
+            op: Only requests with this operation; None for whatever a client sends.
+            channel: Only those about this channel.
+            account: Only of this account.
+            times: How many it refuses.
+            every: Affect only one in so many of them.
+
+        Raises:
+            LookupError: There is no such account.
+            ValueError: A time is negative; or there is a `reply_after`, but nothing is executed.
+        """
+        _check_seconds(after)
+        if reply_after is not None:
+            _check_seconds(reply_after)
+            if not executed:
+                raise ValueError("only an executed request has a reply: set executed=True")
+        errors = itertools.cycle([error] if isinstance(error, str | Mapping) else error)
+        form = form or self._server.rules.error_form
+
+        def answer(reply: Outgoing, request: str | bytes) -> list[tuple[float, str]]:
+            content = next(errors)
+            if echo:
+                content = f"{content}: {request!s}"
+            text = print_error(form, content, op=reply.op, ch=reply.channel, members=members)
+            own = [] if reply_after is None else [(reply_after, reply.text)]
+            return [(after, text), *own]
+
+        interception = Interception(self._selector(op, channel, account), answer, executed)
+        return self._disturbances.add(interception, times, every)
 
     def refuse_auth(
         self,
@@ -160,8 +279,7 @@ class Faults:
         Raises:
             LookupError: There is no such account.
         """
-        selector = Selector("auth", None, self._api_key(account))
-        return self._disturbances.add(Interception(selector, error), times)
+        return self.refuse(error, op="auth", account=account, times=times)
 
     def refuse_channel(
         self,
@@ -182,8 +300,7 @@ class Faults:
         Raises:
             LookupError: There is no such account.
         """
-        selector = Selector("subscribe", channel, self._api_key(account))
-        return self._disturbances.add(Interception(selector, error), times)
+        return self.refuse(error, op="subscribe", channel=channel, account=account, times=times)
 
     # ---- Replies and pushes
 
@@ -194,6 +311,7 @@ class Faults:
         channel: str | None = None,
         account: int | str | None = None,
         times: int | None = None,
+        every: int = 1,
     ) -> Fault:
         """Lose replies or pushes: requests are executed, but the client gets no reply.
 
@@ -202,11 +320,14 @@ class Faults:
             channel: Only those about this channel.
             account: Only to this account.
             times: How many it loses.
+            every: Affect only one in so many of them.
 
         Raises:
             LookupError: There is no such account.
         """
-        return self._alter(lambda _late, _text: [], op, channel, account, times)
+        return self._alter(
+            lambda _late, _text: [], self._selector(op, channel, account), times, every
+        )
 
     def stop_pushing(self, *, account: int | str | None = None) -> Fault:
         """Lose every push; pings and requests are answered.
@@ -227,6 +348,7 @@ class Faults:
         channel: str | None = None,
         account: int | str | None = None,
         times: int | None = None,
+        every: int = 1,
     ) -> Fault:
         """Send replies or pushes later. Other messages aren't delayed, so they may overtake them.
 
@@ -238,13 +360,19 @@ class Faults:
             channel: Only those about this channel.
             account: Only to this account.
             times: How many it delays.
+            every: Affect only one in so many of them.
 
         Raises:
             LookupError: There is no such account.
             ValueError: `seconds` is negative.
         """
         _check_seconds(seconds)
-        return self._alter(lambda late, text: [(late + seconds, text)], op, channel, account, times)
+        return self._alter(
+            lambda late, text: [(late + seconds, text)],
+            self._selector(op, channel, account),
+            times,
+            every,
+        )
 
     def delay_auth(
         self, seconds: float, *, account: int | str | None = None, times: int | None = None
@@ -265,14 +393,16 @@ class Faults:
     def duplicate(
         self,
         *,
+        after: float = 0.0,
         op: str | None = None,
         channel: str | None = None,
         account: int | str | None = None,
         times: int | None = None,
     ) -> Fault:
-        """Send replies or pushes twice, one right after the other.
+        """Send replies or pushes twice.
 
         Args:
+            after: Send the second so much later than the first.
             op: Only replies to this operation.
             channel: Only those about this channel.
             account: Only to this account.
@@ -280,9 +410,13 @@ class Faults:
 
         Raises:
             LookupError: There is no such account.
+            ValueError: `after` is negative.
         """
+        _check_seconds(after)
         return self._alter(
-            lambda late, text: [(late, text), (late, text)], op, channel, account, times
+            lambda late, text: [(late, text), (late + after, text)],
+            self._selector(op, channel, account),
+            times,
         )
 
     def replace(
@@ -308,7 +442,137 @@ class Faults:
             TypeError: The mapping can't be encoded as JSON.
         """
         new = message if isinstance(message, str) else msgspec.json.encode(dict(message)).decode()
-        return self._alter(lambda late, _text: [(late, new)], op, channel, account, times)
+        return self._alter(
+            lambda late, _text: [(late, new)], self._selector(op, channel, account), times
+        )
+
+    def change(
+        self,
+        members: Mapping[str, object] = _NO_MEMBERS,
+        *,
+        without: Sequence[str] = (),
+        add: Mapping[str, object] = _NO_MEMBERS,
+        asset: str | None = None,
+        op: str | None = None,
+        channel: str | None = None,
+        account: int | str | None = None,
+        times: int | None = None,
+    ) -> Fault:
+        """Change members of replies or pushes, wherever they occur in a message.
+
+        A message without any of these members is sent as it is.
+
+        Args:
+            members: New values by the names of members: any value that Python's `json` can print,
+                so ``float("nan")`` too; or a function that makes it from the old value.
+            without: The names of members that are left out.
+            add: Members to add to the message's `data`.
+            asset: Change only objects whose ``asset`` it is.
+            op: Only replies to this operation.
+            channel: Only those about this channel.
+            account: Only to this account.
+            times: How many messages it changes.
+
+        Raises:
+            LookupError: There is no such account.
+        """
+        change = changes.MemberChange(members, frozenset(without), add, asset)
+        return self._alter(
+            lambda late, text: [(late, change.apply(text))],
+            self._selector(op, channel, account),
+            times,
+        )
+
+    def pad(
+        self,
+        size: int,
+        *,
+        op: str | None = None,
+        channel: str | None = None,
+        account: int | str | None = None,
+        times: int | None = None,
+    ) -> Fault:
+        """Make replies or pushes larger, with a further member.
+
+        Args:
+            size: How many bytes a message has at least.
+            op: Only replies to this operation.
+            channel: Only those about this channel.
+            account: Only to this account.
+            times: How many it makes larger.
+
+        Raises:
+            LookupError: There is no such account.
+        """
+        return self._alter(
+            lambda late, text: [(late, changes.padded(text, size))],
+            self._selector(op, channel, account),
+            times,
+        )
+
+    def disconnect(
+        self,
+        *,
+        reply: bool = False,
+        op: str | None = None,
+        channel: str | None = None,
+        account: int | str | None = None,
+        times: int | None = None,
+    ) -> Fault:
+        """Reset connections instead of sending replies or pushes. Requests are executed.
+
+        Args:
+            reply: Send the reply or push first, and end the connection without a reset.
+            op: Only at replies to this operation.
+            channel: Only at those about this channel.
+            account: Only to this account.
+            times: How often.
+
+        Raises:
+            LookupError: There is no such account.
+        """
+
+        def alter(late: float, text: str) -> list[Later]:
+            if reply:
+                return [(late, text), (late, Raw(b"", ends=True))]
+            return [(late, Raw(b"", resets=True))]
+
+        return self._alter(alter, self._selector(op, channel, account), times)
+
+    # ---- The broker's clock and its sessions
+
+    def shift_clock(self, seconds: float) -> Fault:
+        """Shift the broker's wall clock, by which it checks and makes timestamps.
+
+        Args:
+            seconds: By how much it is ahead; negative if it is behind.
+        """
+        return self._disturbances.add(ClockShift(seconds))
+
+    def end_sessions(
+        self,
+        error: Error = "Session expired",
+        account: int | str | None = None,
+        *,
+        form: ErrorForm | None = None,
+    ) -> int:
+        """Forget authentications and subscriptions of open connections, and send an error.
+
+        Args:
+            error: The error, which no request asked for.
+            account: Only of this account.
+            form: The form of the error; None for the sandbox's `error_form`. With ``"named"``,
+                its operation is ``auth``.
+
+        Returns:
+            The number of connections.
+
+        Raises:
+            LookupError: There is no such account.
+        """
+        form = form or self._server.rules.error_form
+        text = print_error(form, error, op="auth", ch=None)
+        return self._server.end_sessions(text, self._api_key(account))
 
     # ---- The flow of bytes
 
@@ -550,16 +814,17 @@ class Faults:
             raise RuntimeError("the sandbox isn't killed")
         await self._server.revive()
 
+    def _selector(self, op: str | None, channel: str | None, account: int | str | None) -> Selector:
+        return Selector(op, channel, self._api_key(account))
+
     def _alter(
         self,
         alter: Callable[[float, str], list[Later]],
-        op: str | None,
-        channel: str | None,
-        account: int | str | None,
+        selector: Selector,
         times: int | None,
+        every: int = 1,
     ) -> Fault:
-        selector = Selector(op, channel, self._api_key(account))
-        return self._disturbances.add(Alteration(selector, alter), times)
+        return self._disturbances.add(Alteration(selector, alter), times, every)
 
     def _stall(
         self, account: int | str | None, *, reading: bool = False, writing: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
 
 import msgspec
@@ -94,6 +95,7 @@ _DOCS_BODIES: Final[Mapping[type[msgspec.Struct], type[Any]]] = {
     EstimateBody: DocsEstimateBody,
     SwapBody: DocsSwapBody,
 }
+_NO_MEMBERS: Final[Mapping[str, object]] = MappingProxyType({})
 _DOCS_NAMES: Final = frozenset({"amount", "from", "to"})
 
 _envelopes = msgspec.json.Decoder(Envelope)
@@ -170,7 +172,7 @@ def print_error(
     *,
     op: str | None,
     ch: str | None,
-    **members: object,
+    members: Mapping[str, object] = _NO_MEMBERS,
 ) -> str:
     """Encode a reply that is an error.
 
@@ -179,7 +181,7 @@ def print_error(
         error: The text; or the object, which stays as it is in every form.
         op: The operation of the request.
         ch: The channel of the request.
-        members: Further members of the message.
+        members: Further members of the message; they replace those of the form.
     """
     content: object = error
     if form == "object" and isinstance(error, str):

@@ -49,6 +49,10 @@ NEXT: Final = {
 }
 
 
+# More than a clock that stands still falls behind the states of an order.
+_SET_BACK_MS: Final = 1000
+
+
 @attrs.frozen
 class Terms:
     """The terms of a swap. Two requests with equal terms are the same request.
@@ -97,7 +101,7 @@ class Order:
         client_order_id: The id that the client gave it, if it did.
         rate: Units bought for one sold, after the fee, when it was taken.
         updated_at: When it last changed, in milliseconds since the epoch. It grows with every
-            change, even if the clock stands still.
+            change, even if the clock stands still, unless the clock was set back.
         steps: Its future steps.
         status: Its status.
         filled_in: How much was sold so far.
@@ -149,10 +153,11 @@ class Order:
         """
         if status not in NEXT[self.status]:
             raise ValueError(f"{self.order_id} can't go from {self.status} to {status}")
+        was_set_back = self.updated_at - now_ms > _SET_BACK_MS
         return attrs.evolve(
             self,
             status=status,
-            updated_at=max(now_ms, self.updated_at + 1),
+            updated_at=now_ms if was_set_back else max(now_ms, self.updated_at + 1),
             steps=() if status.is_final else self.steps[1:],
             filled_in=CONTEXT.add(self.filled_in, sold),
             filled_out=CONTEXT.add(self.filled_out, bought),

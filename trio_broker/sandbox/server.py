@@ -32,7 +32,14 @@ import trio_websocket
 import wsproto.utilities
 
 from trio_broker.sandbox.broker import Broker, Connection, Outgoing
-from trio_broker.sandbox.disturbance import Disturbances, FaultyStream, reset
+from trio_broker.sandbox.disturbance import (
+    Delivery,
+    Disturbances,
+    FaultyStream,
+    Handshake,
+    Raw,
+    reset,
+)
 from trio_broker.sandbox.events import ClientCame, ClientLeft, ClientTurnedAway
 from trio_broker.sandbox.moment import Moment
 from trio_broker.sandbox.rules import Rules
@@ -65,7 +72,7 @@ class Server:
     def __init__(self, broker: Broker, rules: Rules, clock: Callable[[], float]) -> None:
         self.broker = broker
         self.rules = rules
-        self.disturbances: Disturbances = Disturbances(rules.error_form)
+        self.disturbances: Disturbances = Disturbances()
         self._clock = clock
         self._links: dict[Connection, Link] = {}
         self._streams: set[trio.SocketStream] = set()
@@ -79,7 +86,7 @@ class Server:
 
     def now(self) -> Moment:
         """The time, on both clocks."""
-        return Moment(trio.current_time(), self._clock())
+        return Moment(trio.current_time(), self._clock() + self.disturbances.clock_shift())
 
     def links(self, api_key: str | None = None) -> list[Link]:
         """The clients whose handshake is done and that aren't dropped.
@@ -153,6 +160,15 @@ class Server:
             link.post(item)
         return len(links)
 
+    def end_sessions(self, text: str, api_key: str | None) -> int:
+        """Send a text to all `links` of an account, and forget their sessions."""
+        links = self.links(api_key)
+        for connection, link in self._links.items():
+            if link in links:
+                link.post(text)
+                self.broker.end_session(connection)
+        return len(links)
+
     def register(self, link: Link) -> Connection:
         """Begin a connection."""
         connection = self.broker.open(trio.current_time())
@@ -194,7 +210,7 @@ class Server:
         self._streams.add(stream)
         try:
             greeting = self.disturbances.greeting()
-            if greeting is not None:
+            if not (greeting is None or (isinstance(greeting, Handshake) and not greeting.ends)):
                 self.broker.report(ClientTurnedAway())
             await Link(self, stream).run(greeting)
         finally:
@@ -203,12 +219,12 @@ class Server:
             if self._life.cancel_called:
                 reset(stream)
 
-    def _deliver(self, messages: Iterable[Outgoing]) -> None:
-        for message in messages:
+    def _deliver(self, deliveries: Iterable[Delivery]) -> None:
+        for delivery in deliveries:
             # The client of a delayed message may have disconnected.
-            link = self._links.get(message.connection)
+            link = self._links.get(delivery.connection)
             if link is not None:
-                link.post(message.text)
+                link.post(delivery.item)
 
     def _next_deadline(self) -> float:
         deadline = self.broker.next_deadline()
@@ -250,21 +266,6 @@ class _Close:
     reason: str
 
 
-@attrs.frozen
-class Raw:
-    """Bytes that go straight to the socket, between the frames of the WebSocket.
-
-    Attributes:
-        data: The bytes.
-        ends: Whether the socket's sending side is closed after them.
-        resets: Whether the connection is reset after them.
-    """
-
-    data: bytes
-    ends: bool = False
-    resets: bool = False
-
-
 class Link:
     """One client's socket, from its acceptance to its end.
 
@@ -283,13 +284,13 @@ class Link:
         self._websocket: trio_websocket.WebSocketConnection
         self._final_item: _Close | Raw | None = None
 
-    async def run(self, greeting: bytes | str | None = None) -> None:
+    async def run(self, greeting: bytes | str | Handshake | None = None) -> None:
         """Serve the client until either side ends the connection. It raises no error.
 
         Trio always closes the socket after it.
 
         With `greeting`, the client gets that instead of a handshake: an HTTP response,
-        ``"reset"`` or ``"silence"``.
+        ``"reset"`` or ``"silence"``; or a changed handshake.
         """
         try:
             with self._scope:
@@ -297,6 +298,9 @@ class Link:
                     self.reset()
                 elif greeting == "silence":
                     await self._stay_silent()
+                elif isinstance(greeting, Handshake):
+                    self.stream.handshake = greeting
+                    await self._handshake_and_talk(None)
                 else:
                     await self._handshake_and_talk(greeting)
                 await self._linger()
@@ -402,12 +406,16 @@ class Link:
 
     def _handle(self, connection: Connection, message: str | bytes) -> None:
         server = self._server
-        answer = server.disturbances.intercept(connection, message)
-        if answer is None:
-            answer = server.broker.receive(connection, message, server.now())
+        interception = server.disturbances.intercept(connection, message)
+        if interception is None:
+            outgoing = server.broker.receive(connection, message, server.now())
+        elif interception.executes:
+            reply, *pushes = server.broker.receive(connection, message, server.now())
+            outgoing = [*interception.replies(reply, message), *pushes]
         else:
-            server.broker.record(connection, message, trio.current_time())
-        server.dispatch(answer)
+            reply = server.broker.record(connection, message, trio.current_time())
+            outgoing = interception.replies(reply, message)
+        server.dispatch(outgoing)
 
     async def _write(self) -> None:
         """Send the queued items, until a close or until the reader has ended."""

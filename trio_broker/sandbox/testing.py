@@ -18,6 +18,7 @@ from trio_broker.exceptions import ConfigurationError
 from trio_broker.sandbox.accounts import Account
 from trio_broker.sandbox.embedded import Sandbox
 from trio_broker.sandbox.faults import Faults
+from trio_broker.sandbox.named_faults import NAMED_FAULTS
 from trio_broker.sandbox.rules import Rules, Settings
 from trio_broker.sandbox.threads import SandboxOptions
 
@@ -27,15 +28,21 @@ if TYPE_CHECKING:
 # The faults that last and also affect later connections. Before a test begins, there are no
 # connections that could be reset or stalled.
 LASTING_FAULTS: Final = (
+    "alter_handshakes",
+    "change",
     "delay",
     "delay_auth",
+    "disconnect",
     "drip",
     "duplicate",
     "ignore",
+    "pad",
+    "refuse",
     "refuse_auth",
     "refuse_channel",
     "refuse_connections",
     "replace",
+    "shift_clock",
     "stall_handshakes",
     "stop_pushing",
     "swallow",
@@ -99,15 +106,18 @@ async def open_clients(sandbox: Sandbox) -> AsyncIterator[BrokerClients]:
 
 
 @attrs.frozen
-class _NamedFault:
-    """A method of `Faults`, with its keyword arguments."""
+class _InitialFault:
+    """A named fault or a method of `Faults`, with its keyword arguments."""
 
     name: str
     arguments: Mapping[str, Any]
 
     def start(self, faults: Faults) -> None:
         try:
-            getattr(faults, self.name)(**self.arguments)
+            if self.name in NAMED_FAULTS:
+                faults.start(self.name, **self.arguments)
+            else:
+                getattr(faults, self.name)(**self.arguments)
         except (LookupError, TypeError, ValueError) as error:
             raise ConfigurationError(f"the fault {self.name!r} is invalid: {error}") from error
 
@@ -121,7 +131,7 @@ class MarkerOptions:
     """
 
     options: SandboxOptions
-    _faults: tuple[_NamedFault, ...] = ()
+    _faults: tuple[_InitialFault, ...] = ()
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> MarkerOptions:
@@ -129,7 +139,8 @@ class MarkerOptions:
 
         Args:
             given: The keyword arguments of `open_sandbox`; and ``faults``, a list of names in
-                `LASTING_FAULTS`, or of pairs of such a name and its keyword arguments.
+                `NAMED_FAULTS` or `LASTING_FAULTS`, or of pairs of such a name and its keyword
+                arguments.
 
         Raises:
             ConfigurationError: An option is unknown or invalid.
@@ -160,7 +171,7 @@ class MarkerOptions:
             fault.start(sandbox.faults)
 
 
-def _read_fault(given: object) -> _NamedFault:
+def _read_fault(given: object) -> _InitialFault:
     match given:
         case str(name):
             arguments: Mapping[str, Any] = {}
@@ -170,13 +181,15 @@ def _read_fault(given: object) -> _NamedFault:
             raise ConfigurationError(
                 f"a fault must be a name, or a pair (name, {{argument: value}}), not {given!r}"
             )
-    if name not in LASTING_FAULTS:
-        known = ", ".join(LASTING_FAULTS)
+    named = NAMED_FAULTS.get(name)
+    if named is None and name not in LASTING_FAULTS:
+        known = ", ".join([*LASTING_FAULTS, *NAMED_FAULTS])
         raise ConfigurationError(f"unknown fault {name!r}; the initial faults are {known}")
-    signature = inspect.signature(getattr(Faults, name))
+    signature = inspect.signature(getattr(Faults, name if named is None else named.method))
+    own: Mapping[str, Any] = {} if named is None else named.arguments
     try:
-        signature.bind(None, **arguments)
+        signature.bind(None, **{**own, **arguments})
     except TypeError as error:
         takes = ", ".join(f"{one}" for one in list(signature.parameters.values())[1:])
         raise ConfigurationError(f"the fault {name!r} takes ({takes}): {error}") from error
-    return _NamedFault(name, arguments)
+    return _InitialFault(name, arguments)

@@ -12,6 +12,7 @@ from trio_broker import (
     AuthenticationError,
     ConnectFailedError,
     Disconnected,
+    ProtocolError,
     ReconnectPolicy,
     RequestTimeoutError,
     Restored,
@@ -40,6 +41,8 @@ def parse(text: str) -> RequestedFault:
         ("drip", 0.001),
         ("drip=2.5", 0.0025),
         ("reset-every=5", 5.0),
+        ("named=swap-error-late", "swap_error_late"),
+        ("named=busy", "busy"),
     ],
 )
 def test_fault_is_parsed(text: str, value: object) -> None:
@@ -60,6 +63,8 @@ def test_fault_is_parsed(text: str, value: object) -> None:
         ("drip=-1", "drip: expected a number of milliseconds, not '-1'"),
         ("drip=nan", "drip: expected a number of milliseconds, not 'nan'"),
         ("drip=inf", "drip: expected a number of milliseconds, not 'inf'"),
+        ("named", "named: unknown name ''; choose from busy, redirect, "),
+        ("named=swap-eror", "named: unknown name 'swap-eror'; choose from busy, redirect, "),
         ("reset-every", "reset-every: expected a number of seconds, not ''"),
         ("reset-every=soon", "reset-every: expected a number of seconds, not 'soon'"),
         ("kill-every=0", "kill-every: expected at least 0.01 seconds, not '0'"),
@@ -97,6 +102,13 @@ async def test_faults_that_prevent_connections(
         with pytest.raises(error):
             async with sandbox.client(reconnect=NEVER):
                 pytest.fail("it connected")
+
+
+async def test_named_fault_is_started() -> None:
+    async with open_sandbox() as sandbox, sandbox.client() as client:
+        parse("named=estimate-no-price").begin(sandbox.faults)
+        with pytest.raises(ProtocolError):
+            await client.estimate_swap("1", "ETH", "USDT")
 
 
 async def test_faults_that_drop_messages(autojump_clock: MockClock) -> None:
@@ -159,6 +171,18 @@ async def test_periodic_fault_interrupts_connections_repeatedly(
                         pass
         nursery.cancel_scope.cancel()
     assert reports.count(lost) >= 2
+
+
+async def test_sessions_are_ended_periodically(autojump_clock: MockClock) -> None:
+    reports: list[tuple[str, int | None]] = []
+    async with open_sandbox() as sandbox, trio.open_nursery() as nursery:
+        async with sandbox.client(reconnect=NEVER):
+            report = parse("end-sessions-every=5").repeat
+            nursery.start_soon(report, sandbox.faults, lambda *what: reports.append(what))
+            await trio.sleep(6)
+            assert sandbox.connections[0].api_key is None
+        nursery.cancel_scope.cancel()
+    assert reports[0] == ("ended the sessions of", 1)
 
 
 async def test_two_periodic_kills_do_not_interfere(autojump_clock: MockClock) -> None:

@@ -80,6 +80,17 @@ def _channel(text: str) -> str:
     return text
 
 
+def _name(text: str) -> str:
+    # Imported here, because `--help` doesn't need it.
+    from trio_broker.sandbox import Faults  # noqa: PLC0415
+
+    name = text.replace("-", "_")
+    if name not in Faults.named:
+        choices = ", ".join(Faults.named).replace("_", "-")
+        raise ValueError(f"unknown name {text!r}; choose from {choices}")
+    return name
+
+
 def _nothing(text: str) -> None:
     if text:
         raise ValueError("this fault takes no value")
@@ -212,6 +223,11 @@ _PERMANENT: Final = {
         "Send byte by byte, with this delay between bytes.",
         "MS", _milliseconds, "1",
     ),
+    "named": _Permanent(
+        lambda faults, name: faults.start(name),
+        "Inject a fault by a name from docs/testing.md, such as swap-error-late.",
+        "NAME", _name, None,
+    ),
 }  # fmt: skip
 
 _PERIODIC: Final = {
@@ -225,6 +241,10 @@ _PERIODIC: Final = {
     "close-every": _Periodic(
         _immediate("closed", lambda faults: faults.close(1012, "the broker restarts")),
         "Close the connections with code 1012.",
+    ),
+    "end-sessions-every": _Periodic(
+        _immediate("ended the sessions of", lambda faults: faults.end_sessions()),
+        "Forget the clients' authentication, and send an error.",
     ),
     "go-silent-every": _Periodic(
         _silence,

@@ -12,7 +12,8 @@ from trio.testing import MockClock
 import trio_broker
 from tests.sandbox.test_server import closed, open_raw
 from tests.sandbox_client import swap_body
-from trio_broker.exceptions import ConfigurationError
+from trio_broker import ReconnectPolicy
+from trio_broker.exceptions import ConfigurationError, InvalidSignatureError
 from trio_broker.models import Balance
 from trio_broker.sandbox import Account, Outcome, open_sandbox
 
@@ -227,6 +228,25 @@ class _Client:
         self.options = options
 
 
+@pytest.mark.parametrize("required", ["both", "clients", "docs"])
+@pytest.mark.parametrize("dialect", [None, "clients", "docs"])
+async def test_a_client_trades_in_the_dialect_of_the_sandbox_or_its_own(
+    required: Any, dialect: Any, autojump_clock: MockClock
+) -> None:
+    options = {} if dialect is None else {"dialect": dialect}
+    async with open_sandbox(dialect=required, outcomes={Outcome.FILLED: 1}) as sandbox:
+        client = sandbox.client(reconnect=ReconnectPolicy(max_attempts=0), **options)
+        if required == "both" or dialect in {None, required}:
+            async with client:
+                await client.get_balances()
+                await client.estimate_swap("1", "ETH", "USDT")
+                assert (await client.swap_and_wait("1", "ETH", "USDT")).status == "FILLED"
+        else:
+            with pytest.raises(InvalidSignatureError):
+                async with client:
+                    pytest.fail("it connected")
+
+
 async def test_a_client_gets_keys_url_and_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trio_broker, "BrokerWSClient", _Client, raising=False)
 
@@ -236,7 +256,7 @@ async def test_a_client_gets_keys_url_and_clock(monkeypatch: pytest.MonkeyPatch)
     async with open_sandbox(clock=clock, signing_key="raw") as sandbox:
         client: Any = sandbox.client()
         assert client.arguments == ("test_key_1", "test_secret_1", sandbox.url)
-        assert client.options == {"clock": clock, "signing_key": "raw"}
+        assert client.options == {"clock": clock, "dialect": "clients", "signing_key": "raw"}
         client = sandbox.client("test_key_2", clock=time.time, request_timeout=1)
         assert client.arguments[0] == "test_key_2"
         assert client.options["clock"] is time.time

@@ -64,16 +64,18 @@ class Sandbox:
 
         Args:
             account: The account's position in `accounts`, or its API key.
-            options: Options of `BrokerWSClient`. Clock and signing key are the sandbox's,
+            options: Options of `BrokerWSClient`. Clock, dialect and signing key are the sandbox's,
                 unless they are given here.
         """
         # Imported here, so that a sandbox can serve clients of other kinds without this one.
         from trio_broker import BrokerWSClient  # noqa: PLC0415
 
         chosen = self._account(account)
+        rules = self._server.rules
         options = {
             "clock": self._clock,
-            "signing_key": self._server.rules.signing_keys[0],
+            "dialect": "clients" if rules.dialect == "both" else rules.dialect,
+            "signing_key": rules.signing_key,
             **options,
         }
         return BrokerWSClient(chosen.api_key, chosen.secret_key, self.url, **options)

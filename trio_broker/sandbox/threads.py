@@ -127,7 +127,7 @@ class ThreadedSandbox:
 
         Args:
             account: The account's position in `accounts`, or its API key.
-            options: Options of `BrokerWSClient`. Clock and signing key are the sandbox's,
+            options: Options of `BrokerWSClient`. Clock, dialect and signing key are the sandbox's,
                 unless they are given here.
         """
         return self.do(lambda sandbox: sandbox.client(account, **options))

@@ -351,6 +351,13 @@ async def test_options_set_the_form_of_the_messages() -> None:
         assert refused == {"error": {"code": "ORDER_NOT_FOUND", "message": "Order not found"}}
 
 
+async def test_client_from_the_printed_variables_uses_the_dialect() -> None:
+    async with serving_with_log("--dialect", "docs") as served:
+        assert served.variables["BROKER_DIALECT"] == "docs"
+        async with served.client() as client:
+            assert (await client.do_swap("1", "ETH", "USDT")).order_id
+
+
 async def test_signing_key_can_differ_from_the_dialects() -> None:
     async with (
         serving_with_log("--signing-key", "derived", "--dialect", "docs") as served,

@@ -142,8 +142,9 @@ def _checked_host(_: click.Context, __: click.Parameter, host: str) -> str:
 def command(*, output: Output, **options: Any) -> None:
     """Run a sandbox broker with play money until Ctrl-C.
 
-    The URL and the keys of the first account are printed in the format of a .env file. The sandbox
-    has no TLS: anyone who can reach the address can read the traffic.
+    The URL and the keys of the first account are printed in the format of a .env file, with the
+    dialect if it is docs. The sandbox has no TLS: anyone who can reach the address can read the
+    traffic.
 
     Standard error has a log of client activity, with times in UTC; --quiet disables it. With
     --json, the log has one object per event. Unknown values are null. Each object has "event",
@@ -186,9 +187,14 @@ async def _serve(options: _Options, output: Output) -> int:
             for fault in options.faults:
                 if not fault.is_periodic:
                     fault.begin(sandbox.faults)
-            click.echo(f"BROKER_WS_URL={sandbox.url}")
-            click.echo(f"BROKER_API_KEY={sandbox.api_key}")
-            click.echo(f"BROKER_SECRET_KEY={sandbox.secret_key}")
+            variables = {
+                "BROKER_WS_URL": sandbox.url,
+                "BROKER_API_KEY": sandbox.api_key,
+                "BROKER_SECRET_KEY": sandbox.secret_key,
+            }
+            if options.settings.get("dialect") == "docs":
+                variables["BROKER_DIALECT"] = "docs"
+            click.echo("\n".join(f"{name}={value}" for name, value in variables.items()))
             output.note("The sandbox runs until Ctrl-C.")
             async with trio.open_nursery() as nursery:
                 for fault in options.faults:

@@ -147,7 +147,8 @@ class LiveStreams:
         self, order_id: str, buffer_size: int, *, stop_at_partial: bool
     ) -> AbstractAsyncContextManager[Subscription[Order]]:
         """What `BrokerWSClient.track_order` returns."""
-        body = codec.encode_body({"id": codec.check_text(order_id, "order_id")})
+        order_id = codec.check_text(order_id, "order_id")
+        body = codec.encode_body({"id": order_id})
         codec.check_size("order_status", body, None, self._settings.limits.max_message_size)
         return _Tracking(
             self._supervisor, self._driver, order_id, buffer_size, stop_at_partial=stop_at_partial

@@ -58,6 +58,7 @@ from trio_broker.models import (
     SwapReceipt,
     UnresolvedSwap,
     amount_text,
+    plain_text,
 )
 from trio_broker.settings import (
     DIALECT_VARIABLE,
@@ -629,7 +630,7 @@ class BrokerWSClient(Sealed, trio.abc.AsyncResource):
             ValueError: The name is empty, or has a character that can't be sent.
             NotConnectedError: The client is not connected and can't connect any more.
         """
-        codec.check_text(channel, "channel")
+        channel = codec.check_text(channel, "channel")
         self._supervisor.check_usable()
         left = trio.Event()
         self._driver.act(self._engine.unsubscribe(channel, left, trio.current_time()))
@@ -870,7 +871,7 @@ class BrokerWSClient(Sealed, trio.abc.AsyncResource):
             SwapOutcomeUnknownError: The broker didn't reply, or doesn't know the order, or there is
                 no connection. The swap may or may not have been executed.
         """
-        check_client_order_id(client_order_id)
+        client_order_id = check_client_order_id(client_order_id)
         return await self._swap_executor.resolve(client_order_id)
 
     @always_checkpoint
@@ -907,13 +908,13 @@ class BrokerWSClient(Sealed, trio.abc.AsyncResource):
             JournalError: The swap is closed for this client, but the journal could not be written.
                 Unless a later write succeeds, the next client will find it unresolved again.
         """
-        check_client_order_id(client_order_id)
+        client_order_id = check_client_order_id(client_order_id)
         if not isinstance(note, str):
             raise TypeError(f"note must be a str, not {type(note).__name__}")
         if not note.strip():
             raise ValueError("note must not be empty: it is the only record of this swap's outcome")
         self._supervisor.check_process()
-        await self._swap_executor.settle(client_order_id, note)
+        await self._swap_executor.settle(client_order_id, plain_text(note))
 
     @always_checkpoint
     async def get_order_status(self, order_id: str) -> Order:
@@ -931,6 +932,7 @@ class BrokerWSClient(Sealed, trio.abc.AsyncResource):
             ConnectionLostError: The connection was lost before the reply.
             ProtocolError: The reply can't be read.
         """
+        order_id = codec.check_text(order_id, "order_id")
         order: Order = await self._ask(requests.order_status(order_id, self._deadline()))
         return self._engine.order_ids.complete(order, order_id)
 

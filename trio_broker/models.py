@@ -403,6 +403,20 @@ def plain_text(value: str) -> str:
     return str.__str__(value)
 
 
+def brief(value: object) -> str:
+    """A wrong value for an error. A huge number isn't printed, which takes seconds or fails."""
+    if isinstance(value, int) and int.bit_length(value) > _MAX_BITS:
+        return "a huge number"
+    if value is None or isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, str) and len(value) <= _LONGEST_SHOWN:
+        return repr(value)
+    return f"a {type(value).__name__}"
+
+
+_LONGEST_SHOWN: Final = 50
+
+
 def _number_text(value: int | Decimal) -> str | None:
     """The text of a number, None if it isn't finite or is much too long.
 

@@ -17,7 +17,7 @@ import attrs
 
 from trio_broker._secret import Secret, Variables, hide
 from trio_broker.exceptions import ConfigurationError, fresh
-from trio_broker.models import Dialect, plain_text
+from trio_broker.models import Dialect, brief, plain_text
 from trio_broker.signing import SigningKey
 
 TransportName: TypeAlias = Literal["trio-websocket", "websockets"]
@@ -187,7 +187,10 @@ def _address_problem(netloc: str, host: str) -> str | None:
 
 def _at_least_one(_: object, attribute: attrs.Attribute[int], value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigurationError(f"{attribute.name} must be an int of at least 1, not {value!r}")
+        text = brief(value)
+        raise ConfigurationError(f"{attribute.name} must be an int of at least 1, not {text}")
+    if value > sys.maxsize:
+        raise ConfigurationError(f"{attribute.name} is too large")
 
 
 @attrs.frozen(kw_only=True)
@@ -209,7 +212,7 @@ class Limits:
 
 def _flag(_: object, attribute: attrs.Attribute[bool], value: object) -> None:
     if not isinstance(value, bool):
-        raise ConfigurationError(f"{attribute.name} must be True or False, not {value!r}")
+        raise ConfigurationError(f"{attribute.name} must be True or False, not {brief(value)}")
 
 
 def _attempts(_: object, attribute: attrs.Attribute[int], value: object) -> None:
@@ -217,7 +220,8 @@ def _attempts(_: object, attribute: attrs.Attribute[int], value: object) -> None
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ConfigurationError(
-            f"{attribute.name} must be an int of at least 0, or None for no limit, not {value!r}"
+            f"{attribute.name} must be an int of at least 0, or None for no limit, not "
+            f"{brief(value)}"
         )
 
 
@@ -226,7 +230,7 @@ def check_seconds(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigurationError(f"{name} must be a number of seconds, not {type(value).__name__}")
     if not value > 0:
-        raise ConfigurationError(f"{name} must be more than 0 seconds, not {value!r}")
+        raise ConfigurationError(f"{name} must be more than 0 seconds, not {brief(value)}")
     if isinstance(value, int) and value > sys.maxsize:
         raise ConfigurationError(f"{name} is too large; use math.inf for no limit")
 

@@ -294,6 +294,26 @@ def test_reconnect_must_be_a_reconnect_policy() -> None:
         make_settings(reconnect=5)
 
 
+HUGE = 10**2_000_000
+
+
+@pytest.mark.parametrize("value", [HUGE, -HUGE], ids=["positive", "negative"])
+def test_huge_number_is_refused_without_being_printed(value: int) -> None:
+    # Python refuses to print it, and would take seconds if it didn't.
+    with pytest.raises(ConfigurationError, match="request_timeout"):
+        make_settings(request_timeout=value)
+    with pytest.raises(ConfigurationError, match="max_subscriptions"):
+        Limits(max_subscriptions=value)
+    with pytest.raises(ConfigurationError, match="initial_delay"):
+        ReconnectPolicy(initial_delay=value)
+    if value < 0:
+        with pytest.raises(ConfigurationError, match="max_attempts"):
+            ReconnectPolicy(max_attempts=value)
+    flag: Any = value
+    with pytest.raises(ConfigurationError, match="retry_first must be True or False"):
+        ReconnectPolicy(retry_first=flag)
+
+
 @pytest.mark.parametrize("name", ["request_timeout", "connect_timeout"])
 def test_number_too_large_for_a_float_is_refused(name: str) -> None:
     with pytest.raises(ConfigurationError, match=f"{name} is too large"):

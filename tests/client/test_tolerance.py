@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from decimal import Decimal
@@ -195,3 +197,49 @@ async def test_error_in_any_form_fails_its_request_at_once_with_its_code(
         with pytest.raises(RateLimitedError, match="slow down") as caught:
             await call.result()
         assert (caught.value.op, caught.value.code) == ("balances", "RATE_LIMIT")
+
+
+# --- 76: memory ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["text", "object", "code", "status"])
+async def test_long_errors_that_answer_requests_use_little_memory(form: str) -> None:
+    long = "insufficient " + "x" * 400_000
+    error: Any = {
+        "text": {"error": long},
+        "object": {"error": {"message": long, "more": long}},
+        "code": {"error": {"message": "insufficient", "code": long}},
+        "status": {"data": {"status": long}},
+    }[form]
+    async with watched() as (client, line, _, nursery):
+        tracemalloc.start()
+        try:
+            held = []
+            for _ in range(10):
+                await _refuse(client, line, nursery, error)
+                gc.collect()
+                held.append(tracemalloc.get_traced_memory()[0])
+            # One message may still be in a buffer.
+            assert max(held[5:]) - min(held[:5]) < 500_000
+        finally:
+            tracemalloc.stop()
+
+
+async def _refuse(
+    client: BrokerWSClient, line: ScriptedConnection, nursery: trio.Nursery, error: dict[str, Any]
+) -> None:
+    calls: dict[str, Any] = {
+        "balances": client.get_balances,
+        "swap": partial(client.do_swap, "1", "ETH", "USDT"),
+        "subscribe": client.subscribe_balances,
+    }
+    for op, function in calls.items():
+        if "error" not in error and op != "subscribe":
+            continue
+        call = start(nursery, function)
+        request = await line.receive(op)
+        channel = {"ch": request["ch"]} if op == "subscribe" else {}
+        await line.send({"op": op, **channel, **error})
+        with pytest.raises(ServerError) as caught:
+            await call.result()
+        assert len(str(caught.value)) < 3000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from decimal import Decimal
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import Any
 
 import pytest
@@ -260,3 +260,76 @@ def test_requests_whose_replies_could_be_confused_share_a_lane(
 def test_requests_are_sent_by_priority() -> None:
     names = [priority.name for priority in sorted(Priority)]
     assert names == ["AUTH", "SWAP", "READ", "SUBSCRIBE", "BACKGROUND"]
+
+
+# --- Subclasses and huge numbers -------------------------------------------------------------
+
+
+class Asset(StrEnum):
+    ETH = "ETH"
+    USDT = "USDT"
+
+
+class Shouting(str):
+    """A str that prints as another text."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "WRONG"
+
+
+class Cents(Decimal):
+    """A Decimal that prints as another text."""
+
+    def __str__(self) -> str:
+        return "WRONG"
+
+
+class Bps(IntEnum):
+    MORE = 50
+
+
+@pytest.mark.parametrize("amount", [Shouting("1.5"), Cents("1.5")])
+def test_subclasses_go_out_as_plain_text(amount: str | Decimal) -> None:
+    trade = requests.Trade(amount, Asset.ETH, Shouting("USDT"), [Shouting("gate")], Shouting("0x1"))
+    request = requests.swap(trade, Shouting("c1"), Bps.MORE, 5.0)
+    assert json.loads(request.body) == {
+        "amountIn": "1.5",
+        "assetIn": "ETH",
+        "assetOut": "USDT",
+        "account": "0x1",
+        "filter": ["gate"],
+        "clientOrderId": "c1",
+        "slippage_bps": 50,
+    }
+    texts = [request.client_order_id, trade.asset_in, trade.asset_out]
+    texts += [requests.order_status(Shouting("o1"), 5.0).order_id]
+    texts += [requests.order_lookup(Shouting("c1"), 5.0).client_order_id]
+    assert [type(text) for text in texts] == [str] * 5
+
+
+HUGE = 10**2_000_000
+
+
+@pytest.mark.parametrize(
+    "amount",
+    [HUGE, -HUGE, Decimal(f"1E+{10**6 - 1}"), Decimal("0." + "3" * 300), Decimal("3" * 300)],
+    ids=lambda amount: type(amount).__name__,
+)
+def test_huge_amount_is_refused_without_being_printed(amount: int | Decimal) -> None:
+    with pytest.raises(ValueError, match="amount_in must be a finite amount of at most 100 digits"):
+        estimate(amount)
+
+
+def test_decimal_with_a_million_digits_is_refused_quickly() -> None:
+    # `as_tuple` would make an object for each digit.
+    long = Decimal("0." + "3" * 1_000_000)
+    with pytest.raises(ValueError, match="at most 100 digits"):
+        estimate(long)
+
+
+@pytest.mark.parametrize("slippage", [HUGE, -HUGE], ids=["positive", "negative"])
+def test_huge_slippage_is_refused_without_being_printed(slippage: int) -> None:
+    with pytest.raises(ValueError, match="slippage_bps must be from 0 to 10000, not a huge number"):
+        swap(slippage_bps=slippage)

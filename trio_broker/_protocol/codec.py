@@ -65,7 +65,7 @@ def check_text(text: str, place: str) -> str:
     r"""Check that any JSON encoder leaves a text unchanged.
 
     Returns:
-        The text.
+        The text, as a plain str.
 
     Raises:
         TypeError: It isn't a str.

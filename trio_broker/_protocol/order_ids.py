@@ -24,11 +24,14 @@ CLIENT_ORDER_ID_PREFIX: Final = "tb-"
 def check_client_order_id(client_order_id: str) -> str:
     """Check a client order id.
 
+    Returns:
+        The id, as a plain str.
+
     Raises:
         TypeError: It isn't a str.
         ValueError: It is empty, too long, or has a character that can't be sent.
     """
-    check_text(client_order_id, "client_order_id")
+    client_order_id = check_text(client_order_id, "client_order_id")
     if len(client_order_id) > MAX_CLIENT_ORDER_ID:
         raise ValueError(
             f"client_order_id has {len(client_order_id)} characters, and may have "

@@ -18,7 +18,7 @@ import attrs
 from trio_broker._protocol import codec
 from trio_broker._protocol.order_ids import check_client_order_id
 from trio_broker.exceptions import BrokerError
-from trio_broker.models import Amount, Dialect, amount_text
+from trio_broker.models import Amount, Dialect, amount_text, brief, plain_text
 
 MAX_SLIPPAGE_BPS: Final = 10_000
 
@@ -139,13 +139,18 @@ _TRADE_NAMES: Final[dict[Dialect, tuple[str, str, str]]] = {
 }
 
 
+def _plain(value: Any) -> Any:
+    """A text without its subclass. Other types are refused later."""
+    return plain_text(value) if isinstance(value, str) else value
+
+
 @attrs.frozen
 class Trade:
     """The parameters that an estimate and a swap share."""
 
     amount_in: Amount
-    asset_in: str
-    asset_out: str
+    asset_in: str = attrs.field(converter=_plain)
+    asset_out: str = attrs.field(converter=_plain)
     filter_sources: Iterable[str] | None = None
     account: str | None = None
 
@@ -200,7 +205,8 @@ def order_status(order_id: str, deadline: float, priority: Priority = Priority.R
         TypeError: The id isn't a str.
         ValueError: The id is empty, or has a character that can't be sent.
     """
-    body = codec.encode_body({"id": codec.check_text(order_id, "order_id")})
+    order_id = codec.check_text(order_id, "order_id")
+    body = codec.encode_body({"id": order_id})
     return Request(
         "order_status",
         priority,
@@ -222,7 +228,8 @@ def order_lookup(
         TypeError: The id isn't a str.
         ValueError: The id is empty, or has a character that can't be sent.
     """
-    body = codec.encode_body({"id": codec.check_text(client_order_id, "client_order_id")})
+    client_order_id = codec.check_text(client_order_id, "client_order_id")
+    body = codec.encode_body({"id": client_order_id})
     return Request(
         "order_status",
         priority,
@@ -268,7 +275,8 @@ def swap(
         ValueError: A value is out of its range.
     """
     body = trade.body(dialect)
-    body["clientOrderId"] = check_client_order_id(client_order_id)
+    client_order_id = check_client_order_id(client_order_id)
+    body["clientOrderId"] = client_order_id
     if slippage_bps is not None:
         body["slippage_bps"] = _basis_points(slippage_bps)
     return Request(
@@ -302,5 +310,5 @@ def _basis_points(value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"slippage_bps must be an int, not {type(value).__name__}")
     if not 0 <= value <= MAX_SLIPPAGE_BPS:
-        raise ValueError(f"slippage_bps must be from 0 to {MAX_SLIPPAGE_BPS}, not {value}")
-    return value
+        raise ValueError(f"slippage_bps must be from 0 to {MAX_SLIPPAGE_BPS}, not {brief(value)}")
+    return int.__int__(value)  # not an enum, which JSON encoders write in their own ways

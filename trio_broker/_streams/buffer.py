@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable
 from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, TypeVar, get_args
 
@@ -39,7 +40,7 @@ from trio.lowlevel import enable_ki_protection
 from trio_broker._log_fields import fields
 from trio_broker._protocol.effects import ErrorItem
 from trio_broker.exceptions import NotConnectedError, SlowConsumerError, fresh
-from trio_broker.models import Gap, GapReason, Message
+from trio_broker.models import Gap, GapReason, Message, brief
 
 T = TypeVar("T")
 
@@ -105,9 +106,12 @@ class Buffer(Generic[T]):
             ValueError: `buffer_size` is less than 1.
         """
         if isinstance(buffer_size, bool) or not isinstance(buffer_size, int):
-            raise TypeError(f"buffer_size must be an int, as memory is finite, not {buffer_size!r}")
+            text = brief(buffer_size)
+            raise TypeError(f"buffer_size must be an int, as memory is finite, not {text}")
         if buffer_size < 1:
-            raise ValueError(f"buffer_size must be at least 1, not {buffer_size}")
+            raise ValueError(f"buffer_size must be at least 1, not {brief(buffer_size)}")
+        if buffer_size > sys.maxsize:
+            raise ValueError("buffer_size is too large")
         self.name: str = name
         self._buffer_size = buffer_size
         self._send, self._root = trio.open_memory_channel[T | ErrorItem](buffer_size)
@@ -255,7 +259,7 @@ class MessageBuffer(Buffer[Message[T]]):
             ValueError: `buffer_size` is less than 1, or `overflow` is none of the two.
         """
         if overflow not in get_args(Overflow):
-            raise ValueError(f"overflow must be 'drop_oldest' or 'error', not {overflow!r}")
+            raise ValueError(f"overflow must be 'drop_oldest' or 'error', not {brief(overflow)}")
         super().__init__(channel, buffer_size, owner)
         self._policy = overflow
         self._gap: Gap | None = None

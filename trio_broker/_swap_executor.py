@@ -120,8 +120,8 @@ class SwapExecutor:
         intent = SwapIntent(
             client_order_id=str(request.client_order_id),
             amount_in=Decimal(trade.amount_in),
-            asset_in=trade.asset_in,
-            asset_out=trade.asset_out,
+            asset_in=str.__str__(trade.asset_in),
+            asset_out=str.__str__(trade.asset_out),
             at=self._driver.wall_time(),
         )
         swap = self._engine.enter_swap(intent, secrets.token_hex(8))

@@ -385,7 +385,8 @@ def amount_text(value: Amount, place: str) -> str:
             f"{place} must be a str, an int or a Decimal, not {type(value).__name__}: "
             "a float may differ from the number that was written"
         )
-    text = plain_text(value) if isinstance(value, str) else _number_text(value)
+    # An enum's or another subclass's own text may differ from the one that it contains.
+    text = str.__str__(value) if isinstance(value, str) else _number_text(value)
     if text is None:
         raise ValueError(f"{place} must be a finite amount of at most {MAX_DIGITS} digits")
     if not _PLAIN.fullmatch(text):
@@ -396,11 +397,6 @@ def amount_text(value: Amount, place: str) -> str:
     if not text.strip("0."):
         raise ValueError(f"{place} must be more than 0")
     return text
-
-
-def plain_text(value: str) -> str:
-    """The text of a str without its subclass, such as an enum's, whatever its `__str__` returns."""
-    return str.__str__(value)
 
 
 def brief(value: object) -> str:

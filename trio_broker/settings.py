@@ -17,7 +17,7 @@ import attrs
 
 from trio_broker._secret import Secret, Variables, hide
 from trio_broker.exceptions import ConfigurationError, fresh
-from trio_broker.models import Dialect, brief, plain_text
+from trio_broker.models import Dialect, brief
 from trio_broker.signing import SigningKey
 
 TransportName: TypeAlias = Literal["trio-websocket", "websockets"]
@@ -284,7 +284,7 @@ def _texts(value: object) -> object:
     """A list of texts as a tuple. Anything else is left to the validator."""
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         return value
-    return tuple(plain_text(one) if isinstance(one, str) else one for one in value)
+    return tuple(str.__str__(one) if isinstance(one, str) else one for one in value)
 
 
 def _refusal_texts(_: object, attribute: attrs.Attribute[Any], value: object) -> None:

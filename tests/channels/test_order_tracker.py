@@ -217,6 +217,20 @@ def test_final_state_is_delivered_whatever_its_times() -> None:
     assert progress.states_to_the_end() == [("push", "FILLED")]
 
 
+def test_tracked_order_goes_on_when_the_brokers_clock_is_set_back() -> None:
+    harness = TrackerHarness()
+    progress = harness.tracked("PENDING", at=120_000)
+    states = [("PROCESSING", "0", 60_000), ("PARTIAL", "2", 50_000), ("PARTIAL", "3", 1)]
+    for status, filled, at in states:
+        data = {"status": status, "filledOut": filled, "updatedAt": MS + at}
+        harness.receive_json(ch="orders:o1", data=data)
+    # An older answer, by a machine whose clock is ahead.
+    harness.reply_order("PENDING", at=180_000)
+    harness.push_order("FILLED", at=0)
+    statuses = ["PROCESSING", "PARTIAL", "PARTIAL", "FILLED"]
+    assert progress.states_to_the_end() == [("push", status) for status in statuses]
+
+
 @pytest.mark.parametrize(
     ("earlier", "later", "is_delivered"),
     [

@@ -81,6 +81,22 @@ The names of the tests here begin with the numbers.
 - 47: test_47_not_authenticated_error_replaces_the_connection
 - 48: client/test_client.py::test_snapshot_overtaken_by_a_push_is_requested_again
 - 49: test_49_streams_converge_after_repeated_kills_of_the_broker
+- 50: client/test_tolerance.py::test_numeric_ids_become_exact_text_everywhere
+  protocol/test_tolerance.py::test_number_as_an_id_becomes_its_exact_text
+- 51: client/test_tolerance.py::test_unreadable_balance_stays_in_the_account
+  protocol/test_tolerance.py::test_empty_locked_amount_is_none
+  protocol/test_tolerance.py::test_entry_without_an_asset_is_left_out
+- 52: client/test_tolerance.py::test_largest_uint256_is_read_exactly
+- 53: client/test_tolerance.py::test_status_is_delivered_without_the_fields_that_cannot_be_read
+  protocol/test_tolerance.py::test_unreadable_optional_field_of_an_order_is_none
+  protocol/test_tolerance.py::test_time_in_milliseconds_is_read_in_every_form
+- 54: channels/test_registry.py::test_order_goes_on_when_the_brokers_clock_is_set_back
+  channels/test_registry.py::test_snapshot_goes_on_when_the_brokers_clock_is_set_back
+  channels/test_order_tracker.py::test_tracked_order_goes_on_when_the_brokers_clock_is_set_back
+- 56: client/test_tolerance.py::test_subscribe_that_is_not_acknowledged_as_subscribed_is_refused
+  channels/test_registry.py::test_restored_channel_that_is_not_acknowledged_as_subscribed_is_refused
+- 57: client/test_tolerance.py::test_error_in_any_form_fails_its_request_at_once_with_its_code
+  protocol/test_tolerance.py::test_error_in_any_form_has_text_and_code
 - 60: test_36_60_corrected_clock_lets_the_client_reconnect
   test_60_key_refused_three_times_in_a_row_is_final
   test_60_key_refused_twice_and_then_accepted_is_not_final
@@ -101,6 +117,7 @@ The names of the tests here begin with the numbers.
 - 75: client/test_checkpoints.py::test_loop_of_failing_swaps_lets_the_client_reconnect
   client/test_checkpoints.py::test_call_is_a_checkpoint_in_every_state
 - 76: test_76_many_long_errors_use_little_memory
+  client/test_tolerance.py::test_long_errors_that_answer_requests_use_little_memory
 - 77: connection/test_interrupts.py::test_ctrl_c_at_random_moments_is_never_lost
 - 78: transports/test_tls.py::test_client_reconnects_after_running_out_of_descriptors
   transports/test_tls.py::test_missing_certificates_do_not_prevent_a_reconnection
@@ -1473,7 +1490,7 @@ def test_every_fault_has_a_test_that_exists() -> None:
             assert test in functions_of(path), name
             if not file:
                 named_here.add(test)
-    assert numbers == {*range(1, 50), *range(60, 66), *range(75, 85)}
+    assert numbers == {*range(1, 55), 56, 57, *range(60, 66), *range(75, 85)}
     assert {test for test in functions_of(here) if re.match(r"test_\d", test)} == named_here
 
 

@@ -303,10 +303,10 @@ def test_subclasses_go_out_as_plain_text(amount: str | Decimal) -> None:
         "clientOrderId": "c1",
         "slippage_bps": 50,
     }
-    texts = [request.client_order_id, trade.asset_in, trade.asset_out]
+    texts = [request.client_order_id]
     texts += [requests.order_status(Shouting("o1"), 5.0).order_id]
     texts += [requests.order_lookup(Shouting("c1"), 5.0).client_order_id]
-    assert [type(text) for text in texts] == [str] * 5
+    assert [type(text) for text in texts] == [str] * 3
 
 
 HUGE = 10**2_000_000

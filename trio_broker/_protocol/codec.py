@@ -47,7 +47,6 @@ from trio_broker.models import (
     RouteStep,
     SwapEstimate,
     SwapReceipt,
-    plain_text,
 )
 
 _T = TypeVar("_T")
@@ -82,7 +81,7 @@ def check_text(text: str, place: str) -> str:
             f"{place} has the character U+{ord(unsafe[0]):04X} at {unsafe.start()}: the broker "
             'takes printable ASCII without < > & " and \\ there'
         )
-    return plain_text(text)
+    return str.__str__(text)  # without its subclass, such as an enum's
 
 
 _encoder = msgspec.json.Encoder(order="sorted")

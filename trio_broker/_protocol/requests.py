@@ -18,7 +18,7 @@ import attrs
 from trio_broker._protocol import codec
 from trio_broker._protocol.order_ids import check_client_order_id
 from trio_broker.exceptions import BrokerError
-from trio_broker.models import Amount, Dialect, amount_text, brief, plain_text
+from trio_broker.models import Amount, Dialect, amount_text, brief
 
 MAX_SLIPPAGE_BPS: Final = 10_000
 
@@ -139,18 +139,13 @@ _TRADE_NAMES: Final[dict[Dialect, tuple[str, str, str]]] = {
 }
 
 
-def _plain(value: Any) -> Any:
-    """A text without its subclass. Other types are refused later."""
-    return plain_text(value) if isinstance(value, str) else value
-
-
 @attrs.frozen
 class Trade:
     """The parameters that an estimate and a swap share."""
 
     amount_in: Amount
-    asset_in: str = attrs.field(converter=_plain)
-    asset_out: str = attrs.field(converter=_plain)
+    asset_in: str
+    asset_out: str
     filter_sources: Iterable[str] | None = None
     account: str | None = None
 

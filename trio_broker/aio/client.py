@@ -348,6 +348,13 @@ class AioBrokerClient(ClientBase):
     async def get_balances(self) -> tuple[Balance, ...]:
         """Request the account's balances. Cancelling is safe.
 
+        Replies have no request id, so one such request is in flight at a time, and the others wait
+        for their turn.
+
+        Returns:
+            The balances. One that can't be read is among them, and reading its amount raises
+            `UnreadableError`.
+
         Raises:
             NotSentError: It could not be sent in time, or there is no connection.
             ServerError: The broker refused.
@@ -368,6 +375,9 @@ class AioBrokerClient(ClientBase):
         account: str | None = None,
     ) -> SwapEstimate:
         """Request an estimate of a swap. Cancelling is safe.
+
+        Replies have no request id, so one estimate is in flight at a time, and the others wait for
+        their turn.
 
         Args:
             amount_in: The amount to sell: a plain decimal text, an int or a `Decimal`, above 0.
@@ -412,6 +422,9 @@ class AioBrokerClient(ClientBase):
     ) -> SwapReceipt:
         """Swap. The swap is sent at most once, and only over the current connection.
 
+        One swap is in flight at a time, and nothing else is sent until its reply has arrived. Other
+        swaps and reads wait for their turn.
+
         If its reply is missing, the client looks up the order by its client order id, on this
         connection or the next, for up to `resolve_timeout`.
 
@@ -448,8 +461,9 @@ class AioBrokerClient(ClientBase):
             NotSentError: Nothing was sent: repeating is safe.
             SlippageError: The estimate is below `min_out`. Nothing was sent.
             QuoteExpiredError: The estimate has expired. Nothing was sent.
-            DuplicateClientOrderIdError: Another swap with this id was possibly sent. Nothing was
-                sent for this one. `outcome` is the outcome of the other swap.
+            DuplicateClientOrderIdError: Another swap with this id was possibly sent. `outcome` is
+                the outcome of the other swap. Nothing was sent for this one, unless `was_sent` is
+                True: then the broker reported the duplicate, and `order` is the order that it has.
             ServerError: The broker refused: nothing was executed.
             BrokerError: With `min_out`, the errors of `estimate_swap`. Nothing was sent.
             SwapOutcomeUnknownError: It was possibly sent, and its outcome is unknown: don't repeat
@@ -584,6 +598,8 @@ class AioBrokerClient(ClientBase):
 
     async def get_order_status(self, order_id: str) -> Order:
         """Request an order's state. Cancelling is safe.
+
+        Requests for different orders are in flight together.
 
         Args:
             order_id: The order's id at the broker.

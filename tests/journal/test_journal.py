@@ -24,6 +24,7 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from trio_broker import (
     ConfigurationError,
@@ -300,6 +301,53 @@ async def test_open_returns_only_unknown_swaps_of_the_account(path: Path) -> Non
     await journal.aclose()
 
 
+async def test_refusal_is_corrected_by_later_facts(path: Path) -> None:
+    async with opened(path) as journal:
+        await intend(journal)
+        journal.note("c1", "a1", S.REFUSED, detail="no")
+        journal.note("c1", "a1", S.UNKNOWN, detail="another swap's refusal")
+    journal = SwapJournal(path)
+    assert [row.client_order_id for row in await journal.open(HOST, KEY)] == ["c1"]
+    await refused(journal, "c1", "unknown")
+    journal.note("c1", "a1", S.CONFIRMED, order_id="o1")
+    journal.note("c1", "a1", S.REFUSED, detail="late")
+    await journal.aclose()
+    last = (await journal.rows())[0]
+    assert (last.outcome, last.order_id, last.detail) == (S.CONFIRMED, "o1", "")
+    async with opened(path) as journal:
+        assert journal.known_orders == (("c1", "o1"),)
+        await refused(journal, "c1", "confirmed")
+
+
+@pytest.mark.parametrize(
+    "host", ["broker.example:443", "BROKER.example", "broker.example.", "http://broker.example"]
+)
+async def test_unresolved_swaps_at_another_spelling_of_the_host_are_reported(
+    path: Path, host: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(path, host=host) as journal:
+        await intend(journal, "left")
+        await intend(journal, "left too")
+        await intend(journal, "done")
+        journal.note("done", "a1", S.CONFIRMED)
+        assert not journal.unresolved_elsewhere
+    async with opened(path, key="bob-the-key") as journal:
+        await intend(journal, "bob's")
+    assert caplog.records == []
+    journal = SwapJournal(path)
+    assert not journal.unresolved_elsewhere
+    journal.client = "desk"
+    assert await journal.open(HOST, KEY) == ()
+    elsewhere = [(row.host, row.client_order_id) for row in journal.unresolved_elsewhere]
+    assert elsewhere == [(host, "left"), (host, "left too")]
+    await journal.aclose()
+    (record,) = caplog.records
+    assert (record.levelno, record.name) == (logging.WARNING, "trio_broker.journal")
+    assert vars(record)["client"] == "desk"
+    assert f"2 unresolved swaps of this API key at other hosts ({host})" in record.getMessage()
+    assert "open a client with that host" in record.getMessage()
+
+
 # ---- A disk that hangs
 
 
@@ -423,6 +471,37 @@ async def test_open_gives_up_a_disk_that_hangs(
     await intend(journal)
     await journal.aclose()
     assert await recorded(path) == [("c1", "a1", "unknown")]
+
+
+@pytest.mark.parametrize("call", ["open", "rows"])
+async def test_check_of_a_large_file_may_take_longer_than_the_timeout(
+    path: Path, monkeypatch: pytest.MonkeyPatch, mock_clock: MockClock, call: str
+) -> None:
+    async with opened(path) as journal:
+        await intend(journal)
+    started, proceed = threading.Event(), threading.Event()
+    real = journal_db._entries
+
+    def entries(reader: sqlite3.Connection) -> Iterator[Any]:
+        started.set()
+        assert proceed.wait(PATIENCE)
+        return real(reader)
+
+    monkeypatch.setattr(journal_db, "_entries", entries)
+    journal, found = SwapJournal(path, timeout=5), list[Any]()
+
+    async def read() -> None:
+        found.extend(await (journal.open(HOST, KEY) if call == "open" else journal.rows()))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        assert await trio.to_thread.run_sync(started.wait, PATIENCE)
+        mock_clock.jump(3600)
+        await trio.testing.wait_all_tasks_blocked()
+        assert found == []
+        proceed.set()
+    assert [row.client_order_id for row in found] == ["c1"]
+    await journal.aclose()
 
 
 async def test_rows_gives_up_a_disk_that_hangs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -247,6 +247,28 @@ def test_unresolved_rows_are_the_unknown_ones(path: Path) -> None:
         ]
 
 
+def test_last_order_ids_are_known(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_db, "MOST_KNOWN", 3)
+    for number in range(5):
+        name = f"c{number}"
+        write(path, intent(name), fact(S.CONFIRMED, name, order_id=f"o{number}"))
+    write(path, intent("refused"), fact(S.REFUSED, "refused"))
+    other = ("another.example", ACCOUNT[1])
+    write(path, intent("c9"), fact(S.CONFIRMED, "c9", order_id="o9"), account=other)
+    with opened(path) as file:
+        assert file.known_orders == (("c2", "o2"), ("c3", "o3"), ("c4", "o4"))
+
+
+def test_ids_with_the_same_number_are_not_confused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (entries, journal_db):
+        monkeypatch.setattr(module, "number_of", lambda *_: 7)
+    write(path, intent())
+    with opened(path) as file, pytest.raises(JournalError, match="belongs to another swap"):
+        file.write([intent("c2")])
+
+
 def test_fingerprint_is_a_digest_of_the_key() -> None:
     # Rows of earlier versions must still be found.
     assert key_fingerprint("alice") == "88279aa65e8ebd88"
@@ -324,6 +346,14 @@ def test_each_commit_is_forced_to_the_disk(path: Path, monkeypatch: pytest.Monke
     assert settings == [b"delete", 3, 1, BUSY * 1000]
 
 
+def test_database_without_a_rollback_journal_is_rejected() -> None:
+    with (
+        closing(sqlite3.connect(":memory:")) as connection,
+        pytest.raises(OSError, match="uses it"),
+    ):
+        journal_db._make_durable(connection)
+
+
 def test_full_disk_rejects_a_write_and_keeps_the_rows(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,7 +394,7 @@ def test_file_that_lost_its_name_is_not_written_to(path: Path, replaced: bool) -
         path.rename(path.with_name("away"))
         if replaced:
             path.write_bytes(b"another one")
-        with pytest.raises(JournalError, match="was replaced" if replaced else "was removed"):
+        with pytest.raises(JournalError, match="was removed or replaced"):
             file.write([intent("c2")])
         path.with_name("away").rename(path)
         assert file.write([intent("c3")]) == [None]

@@ -33,9 +33,11 @@ def test_lock_file_stays_although_the_system_removes_it(
     path = tmp_path / "file"
     release = FileLock.release
 
-    def release_as_on_windows(lock: FileLock) -> None:
-        release(lock)
-        Path(lock.lock_file).unlink()
+    def release_as_on_windows(lock: FileLock, *, force: bool = False) -> None:
+        was_locked = lock.is_locked
+        release(lock, force=force)
+        if was_locked:
+            Path(lock.lock_file).unlink()
 
     monkeypatch.setattr(FileLock, "release", release_as_on_windows)
     with held(path):

@@ -141,7 +141,6 @@ class JournalFile:
             JournalError: The disk may have all of them, or none.
         """
         with _journal_errors(self._path):
-            self._check_name()
             with _transaction(self._connection):
                 self._check_unchanged()
                 with _appending(self._connection) as tail:
@@ -150,23 +149,15 @@ class JournalFile:
             self._stamp = _stamp(self._path)
             return refusals
 
-    def _check_name(self) -> None:
-        """Refuse to write after the file was removed or replaced: SQLite wouldn't notice."""
-        try:
-            stamp = _stamp(self._path)
-        except FileNotFoundError:
-            raise JournalError(
-                f"{self._path} was removed while it was in use: put it back; until then, nothing "
-                "can be written to it, and swaps are refused"
-            ) from None
-        if (stamp.device, stamp.inode) != (self._stamp.device, self._stamp.inode):
-            raise JournalError(
-                f"{self._path} was replaced while it was in use, and another file has its name "
-                "now: put the first one back, or open the journal again"
-            )
-
     def _check_unchanged(self) -> None:
-        if _stamp(self._path) != self._stamp:
+        """Refuse to write to a file that was removed, replaced or damaged while it is open."""
+        found = _stamp(self._path) if self._path.exists() else None
+        if found is None or found[:2] != self._stamp[:2]:  # SQLite wouldn't notice.
+            raise JournalError(
+                f"{self._path} was removed or replaced while it was in use: put it back; until "
+                "then, nothing can be written to it, and swaps are refused"
+            )
+        if found != self._stamp:
             # By a new connection, because this one may have the former pages in its cache.
             with closing(_connect(self._path, "ro", 0.0)) as reader:
                 if reader.execute("PRAGMA journal_mode").fetchone() != (b"delete",):
@@ -315,12 +306,7 @@ def open_file(
 ) -> Iterator[JournalFile]:
     """Open a journal's file for writing; it is created if it doesn't exist.
 
-    Args:
-        path: The file.
-        account: Whose rows are read and written.
-        busy: Seconds for which SQLite waits for a lock.
-        adopt: Use it although it was copied or moved.
-        on_check: Called before the file is checked, which takes long if it is large.
+    ``on_check`` is called before the file is checked, which takes long if it is large.
     """
     path = Path(os.path.realpath(path))
     with ExitStack() as stack:
@@ -329,8 +315,7 @@ def open_file(
             version_1.check_wal(path)
             _roll_back(path, busy)
             on_check()
-            if _is_version_1(path, busy):
-                _convert(path, busy)
+            _convert(path, busy)
             with closing(_connect(path, "ro", busy)) as reader:
                 survey = _survey(path, reader, account)
             connection = stack.enter_context(closing(_connect(path, "rw", busy)))
@@ -355,9 +340,9 @@ def _take_place(
     if place != here:
         with _transaction(connection), _appending(connection) as tail:
             tail.append(here)
-    # This fails if the file is read-only: not only when a swap is made.
-    connection.execute("BEGIN IMMEDIATE")
-    connection.execute("ROLLBACK")
+    # This fails now, and not only at the first swap, if the file or its directory is read-only.
+    for sql in ("BEGIN IMMEDIATE", "UPDATE header SET count = count + 1", "ROLLBACK"):
+        connection.execute(sql)
 
 
 @contextmanager
@@ -365,6 +350,8 @@ def _locked(path: Path) -> Iterator[None]:
     """Lock a file that exists, or create it."""
     if not path.parent.is_dir():
         raise JournalError(f"{path} can't be created: there is no such directory")
+    if path.is_symlink():
+        raise JournalError(f"{path} is a symbolic link to itself")
     made = path.with_name(f".{path.name}.new")
     if path.exists():
         _check_file(path)
@@ -407,19 +394,14 @@ def _create_tables(connection: sqlite3.Connection) -> None:
         connection.execute(sql)
 
 
-def _is_version_1(path: Path, busy: float) -> bool:
-    """Whether this is a journal of the first version. Then it is checked, before any change."""
-    with closing(_connect(path, "ro", busy)) as reader:
-        if _version(path, reader) != 1:
-            return False
-        _check_database(reader)
-        for _ in version_1.rows(reader):
-            pass
-        return True
-
-
 def _convert(path: Path, busy: float) -> None:
     """Convert a journal of the first version in place, in one transaction."""
+    with closing(_connect(path, "ro", busy)) as reader:
+        if _version(path, reader) != 1:
+            return
+        _check_database(reader)
+        for _ in version_1.rows(reader):
+            pass  # They are checked before anything is changed.
     with closing(_connect(path, "rw", busy)) as connection:
         _make_durable(connection)  # This also merges the -wal file.
         with _transaction(connection):
@@ -574,19 +556,10 @@ def _check_file(path: Path) -> None:
 # --- Files --------------------------------------------------------------------------------------
 
 
-@attrs.frozen
-class _Stamp:
-    """What shows that a file was replaced, or changed by another program."""
-
-    device: int
-    inode: int
-    size: int
-    changed_at: int
-
-
-def _stamp(path: Path) -> _Stamp:
+def _stamp(path: Path) -> tuple[int, int, int, int]:
+    """What shows that a file was replaced (two numbers), or changed by another program."""
     found = path.stat()
-    return _Stamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _place(file: Path, path: Path) -> Place:

@@ -187,7 +187,7 @@ async def test_everything_can_be_ignored_for_one_account(autojump_clock: MockClo
 
 
 async def test_refused_authentication_leaves_the_connection_unauthenticated() -> None:
-    async with open_sandbox() as sandbox, open_raw(sandbox, None) as raw:
+    async with open_sandbox(error_form="named") as sandbox, open_raw(sandbox, None) as raw:
         sandbox.faults.refuse_auth(times=1)
         sandbox.faults.refuse_auth("Invalid API key", times=1)
         refused = [await raw.request("auth", key="test_key_1") for _ in range(2)]
@@ -207,7 +207,7 @@ async def test_authentication_is_refused_to_one_account() -> None:
 
 
 async def test_a_refused_channel_is_not_subscribed() -> None:
-    async with open_sandbox() as sandbox, open_raw(sandbox) as raw:
+    async with open_sandbox(error_form="named") as sandbox, open_raw(sandbox) as raw:
         sandbox.faults.refuse_channel("orders:*", "Not today")
         await raw.send(SUBSCRIBE % "orders:1")
         assert await raw.receive_json() == {

@@ -14,6 +14,10 @@ sandbox's ledger:
 - unresolved swaps are in `unresolved_swaps`, and the id of a possibly sent swap is refused;
 - `reconcile` finds exactly the swaps in the ledger. The others are settled by hand.
 
+With ``--damage 5``, the journal's files are damaged five times after each kill: flipped bits,
+lost parts and lost files. Each time, opening the journal must raise `JournalError`, or nothing is
+lost. Then the files are restored.
+
 The exit status is 1 if anything disagrees. The operating system keeps what a killed process has
 written, even if it never reaches the disk. So SIGKILL tests the order of the writes, but not
 whether the disk keeps them.
@@ -72,7 +76,7 @@ LATER: Final = 120.0  # seconds in which every signature has expired
 PATIENCE: Final = 60.0
 # Where a child kills itself, and how often it may have been there before.
 STRIKES: Final = {
-    "at a step of the journal": 45,
+    "at a step of the journal": 60,
     "just before a commit": 40,
     "just after a commit": 40,
     "just before a send": 40,
@@ -101,6 +105,8 @@ COUNTED: Final = (
     "settled by hand",
     "ids that can't be used again",
     "second clients refused",
+    "damaged journals refused",
+    "damaged journals complete",
 )
 _POLICY: Final = ReconnectPolicy(
     max_attempts=None, initial_delay=0.01, max_delay=0.05, retry_first=True
@@ -421,6 +427,56 @@ async def open_child(errand: Errand) -> AsyncIterator[Child]:
             await process.stdout.aclose()
 
 
+class Files:
+    """The files of a journal that isn't open: what they have now, to restore it."""
+
+    def __init__(self, path: Path) -> None:
+        names = (f"{path.name}{end}" for end in ("", "-journal", ".lock"))
+        self._contents = {
+            file: file.read_bytes() if file.exists() else None
+            for file in map(path.with_name, names)
+        }
+        self._path = path
+
+    @property
+    def has_rollback(self) -> bool:
+        """Whether the process was killed in a transaction."""
+        return self._contents[self._path.with_name(f"{self._path.name}-journal")] is not None
+
+    def restore(self) -> None:
+        """Restore them. The database stays the same file, because a copy would be refused."""
+        away = self._path.with_name("away")
+        if away.exists():
+            away.rename(self._path)
+        for file, data in self._contents.items():
+            if data is None:
+                file.unlink(missing_ok=True)
+            else:
+                with file.open("rb+" if file.exists() else "wb") as opened:
+                    opened.write(data)
+                    opened.truncate()
+
+    def damage(self, chance: random.Random) -> str:
+        """Damage one of them, and return how.
+
+        Args:
+            chance: Which, and how.
+        """
+        file, data = chance.choice([(f, data) for f, data in self._contents.items() if data])
+        how = chance.choice(["a flipped bit", "a lost sector", "a lost end", "a lost file"])
+        at = chance.randrange(len(data))
+        if how == "a lost file":
+            file.rename(file.with_name("away")) if file == self._path else file.unlink()
+        elif how == "a lost end":
+            os.truncate(file, at)
+        else:
+            with file.open("rb+") as opened:
+                is_bit = how == "a flipped bit"
+                opened.seek(at if is_bit else at // 512 * 512)
+                opened.write(bytes([data[at] ^ 1 << chance.randrange(8)]) if is_bit else bytes(512))
+        return f"{how} of {file.name} at {at}"
+
+
 @attrs.define(eq=False)
 class Crashes:
     """The run: the sandbox, the journals, the counters and the disagreements.
@@ -430,6 +486,7 @@ class Crashes:
         folder: Where the journals are.
         seed: What is planned depends on it. What happens depends on the time as well.
         ahead: How much the sandbox's clock is ahead, and whose it talks to.
+        damages: How often the files are damaged after each kill.
         counts: What was counted.
         wrong: What disagrees.
     """
@@ -438,6 +495,7 @@ class Crashes:
     folder: Path
     seed: int
     ahead: list[float]
+    damages: int = 0
     counts: Counter[str] = attrs.field(factory=Counter)
     wrong: list[str] = attrs.field(factory=list)
     _path: Path = Path()
@@ -477,7 +535,10 @@ class Crashes:
         told, ignored = await self._kill(aim, is_early=is_early)
         if not is_early:
             await self._wait_for_the_end_of(mark)
+        killed = Files(self._path)
         rows = await self._rows()
+        for _ in range(self.damages if rows else 0):
+            await self._damage(killed, rows)
         self._count(aim, told, rows)
         self._check_rows(rows)
         self._check_told(told, rows)
@@ -573,6 +634,28 @@ class Crashes:
         else:
             self._note("a second client has opened the journal")
             await second.aclose()
+
+    async def _damage(self, killed: Files, rows: Sequence[JournalRow]) -> None:
+        """Damage the files that a killed process left, and check that nothing is lost silently."""
+        intact = Files(self._path)
+        killed.restore()
+        what = killed.damage(self._chance)
+        journal = SwapJournal(self._path)
+        try:
+            await journal.open(self.sandbox.url.split("/")[2], self.sandbox.api_key)
+            await journal.aclose()
+            found = {row.client_order_id: row for row in await journal.rows()}
+        except JournalError:
+            self.counts["damaged journals refused"] += 1
+        else:
+            self.counts["damaged journals complete"] += 1
+            for row in rows:
+                # Without its rollback journal, the last transaction counts, if it is complete.
+                may_differ = killed.has_rollback and row.outcome is SwapOutcome.UNKNOWN
+                now = found.get(row.client_order_id)
+                if now is None or (now != row and not may_differ):
+                    self._note(f"after {what}, {row} is {now}")
+        intact.restore()
 
     async def _wait_for_the_end_of(self, mark: int) -> None:
         """Wait until the broker has read everything that dead processes have sent."""
@@ -847,6 +930,7 @@ async def crash(arguments: argparse.Namespace) -> int:
                 Path(folder),
                 arguments.seed,
                 ahead,
+                arguments.damage,
             )
             await run.run(arguments.kills)
     print(f"\n{arguments.kills} kills, seed {arguments.seed}, {time.monotonic() - began:.0f} s")
@@ -864,6 +948,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Kills of a process that swaps with a journal.")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--damage", type=int, default=0, help="damages after each kill")
     parser.add_argument("--path", type=Path, help="where to have the journals; or a temporary one")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -57,7 +57,9 @@ def run(*command: str, path: Path | None = None) -> subprocess.CompletedProcess[
 def test_swaps_of_a_killed_process_agree_with_the_ledger(
     tmp_path: Path,
 ) -> None:
-    ended = run("benchmarks/crashes.py", "--kills=2", "--seed=51", f"--path={tmp_path}")
+    ended = run(
+        "benchmarks/crashes.py", "--kills=2", "--damage=3", "--seed=51", f"--path={tmp_path}"
+    )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "everybody agrees with the ledger" in ended.stdout
     assert ended.stderr == ""

@@ -99,12 +99,12 @@ def check(path: Path, expected: tuple[JournalRow, ...]) -> bool:
     return False
 
 
-def flip(file: Path, offset: int) -> None:
+def flip(file: Path, offset: int, bit: int | None = None) -> None:
     with file.open("rb+") as opened:
         opened.seek(offset)
         (byte,) = opened.read(1)
         opened.seek(offset)
-        opened.write(bytes([byte ^ (1 << offset * 7 % 8)]))
+        opened.write(bytes([byte ^ (1 << (offset * 7 % 8 if bit is None else bit))]))
 
 
 def cut(file: Path, size: int) -> None:
@@ -142,6 +142,15 @@ def test_flipped_bit_is_refused_or_harmless(path: Path) -> None:
         refused += check(path, expected)
         restored(path, data)
     assert refused > len(places) / 2
+
+
+def test_table_definitions_that_are_not_utf_8_are_refused(path: Path) -> None:
+    expected, data = rows(path), path.read_bytes()
+    start = data.index(b"CREATE INDEX")
+    for offset in range(start, data.index(b"CREATE TABLE entries")):
+        flip(path, offset, 7)
+        assert check(path, expected)
+        restored(path, data)
 
 
 def test_overwritten_part_is_refused_or_harmless(path: Path) -> None:

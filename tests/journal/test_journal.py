@@ -504,6 +504,20 @@ async def test_check_of_a_large_file_may_take_longer_than_the_timeout(
     await journal.aclose()
 
 
+async def test_open_does_not_wait_for_a_thread_that_failed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: sqlite3.Connection) -> None:
+        raise ZeroDivisionError("a fault")
+
+    monkeypatch.setattr(journal_db, "_entries", fail)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    journal = SwapJournal(path, timeout=math.inf)
+    with pytest.raises(JournalError, match="internal error: ZeroDivisionError"):
+        await journal.open(HOST, KEY)
+    join()
+
+
 async def test_rows_gives_up_a_disk_that_hangs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     awake = threading.Event()
 

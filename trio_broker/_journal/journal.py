@@ -426,6 +426,9 @@ class _Writer:
                 end = self._serve(file)
         except JournalError as error:
             self._opened.give(None, error)
+        except Exception as fault:
+            self._opened.give(None, JournalError(f"{self._path}: internal error: {fault!r}"))
+            raise
         else:
             if self.is_overdue and not self._kept:
                 logger.warning("%s: everything is written now", self._path, extra=self._extra)

@@ -593,8 +593,9 @@ def _journal_errors(path: Path) -> Iterator[None]:
         yield
     except BlockingIOError:
         raise JournalError(f"{path} is in use by another client or process") from None
-    except Damage as error:
-        raise _damaged(path, str(error)) from error.__cause__
+    except (Damage, UnicodeDecodeError) as error:
+        # The `sqlite3` module can't raise errors about names that aren't UTF-8.
+        raise _damaged(path, str(error)) from error
     except _FAILURES as error:
         # SQLite raises these classes for a damaged file, and for tables that aren't ours.
         is_damage = type(error) in {sqlite3.DatabaseError, sqlite3.IntegrityError}

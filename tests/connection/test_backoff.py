@@ -21,6 +21,7 @@ from trio_broker.exceptions import (
     InvalidSignatureError,
     NonceReusedError,
     ProtocolError,
+    RateLimitedError,
 )
 from trio_broker.settings import ReconnectPolicy
 
@@ -52,6 +53,7 @@ REFUSED = ConnectFailedError("refused")
         (SIGNATURE, Verdict.KEY_REFUSED),
         (AuthenticationError("auth", "Connection limit exceeded"), Verdict.RETRY),
         (AuthenticationError("auth", "RATE_LIMIT_EXCEEDED"), Verdict.RETRY),
+        (RateLimitedError("auth", "Too many requests"), Verdict.RETRY),
         (AuthenticationError("auth", "Go away"), Verdict.RETRY_SLOWLY),
         (AuthenticationError("auth", "Not for unlimited accounts"), Verdict.RETRY_SLOWLY),
         (SKEW, Verdict.RETRY_SLOWLY),

@@ -9,9 +9,10 @@ import pickle
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 import pytest
 
-from trio_broker._protocol import codec
+from trio_broker._protocol import codec, values
 from trio_broker._redactor import Redactor
 from trio_broker._secret import Secret
 from trio_broker.exceptions import ProtocolError, UnreadableError
@@ -359,3 +360,21 @@ def test_key_in_the_asset_of_an_unreadable_balance_is_removed() -> None:
     assert not clean.is_readable
     assert bad.asset == "hidden-key"
     assert same is good
+
+
+def test_body_that_no_decoder_takes_is_a_protocol_error() -> None:
+    deep = codec.Inbound(data=msgspec.Raw(b"[" * 5000 + b"]" * 5000))
+    with pytest.raises(ProtocolError, match="nested too deeply"):
+        codec.decode_anything(deep)
+    cut = codec.Inbound(data=msgspec.Raw(b"{"))
+    with pytest.raises(ProtocolError, match="malformed"):
+        codec.decode_anything(cut)
+    assert codec.order_names(cut) == (None, None)
+
+
+def test_error_nested_too_deeply_still_has_a_text() -> None:
+    nested: Any = "no"
+    for _ in range(5000):
+        nested = [nested]
+    assert values.error_text(nested) == ("an error that is nested too deeply", None)
+    assert values.code_text(10**250) is None

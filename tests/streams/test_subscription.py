@@ -241,6 +241,13 @@ def test_buffer_size_must_be_at_least_one(buffer_size: int) -> None:
         MessageBuffer(CHANNEL, buffer_size)
 
 
+def test_huge_buffer_size_is_refused_without_being_printed() -> None:
+    with pytest.raises(ValueError, match="buffer_size is too large"):
+        MessageBuffer(CHANNEL, 10**2_000_000)
+    with pytest.raises(ValueError, match="at least 1, not a huge number"):
+        MessageBuffer(CHANNEL, -(10**2_000_000))
+
+
 @pytest.mark.parametrize("overflow", ["drop_newest", "", None, ["error"]])
 def test_unknown_overflow_is_rejected(overflow: Any) -> None:
     with pytest.raises(ValueError, match=r"overflow must be 'drop_oldest' or 'error', not "):

@@ -319,6 +319,23 @@ async def test_a_receipt_comes_after_a_refusal(autojump_clock: MockClock) -> Non
         assert (await raw.receive_json())["data"]["orderId"] == "ord_00000001"
 
 
+@pytest.mark.parametrize("error", ["", [], {}])
+async def test_a_refusal_without_an_error_is_refused(error: Any) -> None:
+    async with open_sandbox() as sandbox:
+        with pytest.raises(ValueError, match="there must be an error"):
+            sandbox.faults.refuse(error)
+
+
+async def test_a_connection_that_is_ended_is_not_ended_twice(autojump_clock: MockClock) -> None:
+    async with opened() as (sandbox, raw):
+        sandbox.faults.disconnect(op="balances", reply=True)
+        sandbox.faults.duplicate(op="balances")
+        first = await raw.request("balances")
+        assert await raw.receive_json() == first
+        with pytest.raises(trio_websocket.ConnectionClosed):
+            await raw.receive_json()
+
+
 async def test_what_is_not_executed_has_no_reply_of_its_own() -> None:
     async with open_sandbox() as sandbox:
         with pytest.raises(ValueError, match="executed=True"):

@@ -241,13 +241,16 @@ class Faults:
 
         Raises:
             LookupError: There is no such account.
-            ValueError: A time is negative; or there is a `reply_after`, but nothing is executed.
+            ValueError: There is no error; a time is negative; or there is a `reply_after`, but
+                nothing is executed.
         """
         _check_seconds(after)
         if reply_after is not None:
             _check_seconds(reply_after)
             if not executed:
                 raise ValueError("only an executed request has a reply: set executed=True")
+        if not error:
+            raise ValueError("there must be an error")
         errors = itertools.cycle([error] if isinstance(error, str | Mapping) else error)
         form = form or self._server.rules.error_form
 

@@ -114,6 +114,20 @@ The names of the tests here begin with the numbers.
 - 64: transports/test_dialing.py::test_names_resolve_while_the_program_uses_all_threads
 - 65: transports/test_tls.py::test_client_makes_one_context_for_all_its_connections
   transports/test_tls.py::test_ten_clients_make_no_context_on_the_event_loop
+- 72: journal/test_damage.py::test_flipped_bit_is_refused_or_harmless
+  journal/test_damage.py::test_cut_file_is_refused
+  journal/test_damage.py::test_deleted_file_is_refused_as_long_as_another_remains
+  journal/test_damage.py::test_lock_file_is_only_a_mark
+  journal/test_damage.py::test_flipped_bit_in_an_open_file_is_noticed
+  journal/test_damage.py::test_cut_open_file_is_noticed
+  journal/test_damage.py::test_deleted_open_file_is_noticed
+  journal/test_damage.py::test_second_client_after_the_lock_file_was_deleted_repeats_no_swap
+  journal/test_damage.py::test_damaged_rollback_journal_is_refused_or_harmless
+  journal/test_damage.py::test_hard_link_is_refused_under_both_names
+  journal/test_damage.py::test_copied_or_moved_file_must_be_adopted
+  journal/test_damage.py::test_other_reader_in_the_process_frees_no_lock
+  journal/test_journal.py::test_unresolved_swaps_at_another_spelling_of_the_host_are_reported
+  journal/test_version_1.py::test_flipped_bit_of_the_wal_loses_nothing
 - 75: client/test_checkpoints.py::test_loop_of_failing_swaps_lets_the_client_reconnect
   client/test_checkpoints.py::test_call_is_a_checkpoint_in_every_state
 - 76: test_76_many_long_errors_use_little_memory
@@ -1490,7 +1504,7 @@ def test_every_fault_has_a_test_that_exists() -> None:
             assert test in functions_of(path), name
             if not file:
                 named_here.add(test)
-    assert numbers == {*range(1, 55), 56, 57, *range(60, 66), *range(75, 85)}
+    assert numbers == {*range(1, 55), 56, 57, *range(60, 66), 72, *range(75, 85)}
     assert {test for test in functions_of(here) if re.match(r"test_\d", test)} == named_here
 
 

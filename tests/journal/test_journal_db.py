@@ -448,7 +448,8 @@ def test_symbolic_link_is_followed(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "where", ["os.close", "os.fsync", "sqlite3.connect", "pathlib.Path.rename"]
+    "where",
+    ["os.truncate", "pathlib.Path.unlink", "os.fsync", "sqlite3.connect", "pathlib.Path.rename"],
 )
 def test_new_file_appears_as_a_whole_or_not_at_all(
     path: Path, where: str, monkeypatch: pytest.MonkeyPatch
@@ -461,6 +462,7 @@ def test_new_file_appears_as_a_whole_or_not_at_all(
         with pytest.raises(JournalError, match="killed"), opened(path):
             pass
     assert not path.exists()
+    assert path.with_name(f".{path.name}.new").exists()
     # The lock file alone would mean that the journal is lost.
     write(path, intent())
     assert sorted(one.name for one in path.parent.iterdir()) == [path.name, f"{path.name}.lock"]

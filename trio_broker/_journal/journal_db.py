@@ -364,7 +364,8 @@ def _locked(path: Path) -> Iterator[None]:
             if not made.exists():
                 raise _missing(path)
             _create(path, made)
-        _remove(made)
+        made.unlink(missing_ok=True)
+        _remove_sides(made)
         yield
 
 
@@ -376,8 +377,9 @@ def _traces(path: Path) -> list[str]:
 
 def _create(path: Path, made: Path) -> None:
     """Create an empty journal under another name, and rename it, so that it is never incomplete."""
-    _remove(made)  # the rest of a killed process
-    os.close(os.open(made, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    # A killed process may have left a part. The file stays, as the mark of an unfinished creation.
+    os.truncate(made, 0)
+    _remove_sides(made)
     with closing(_connect(made, "rw", 0.0)) as connection:
         _make_durable(connection)
         with _transaction(connection):
@@ -567,8 +569,8 @@ def _place(file: Path, path: Path) -> Place:
     return Place(name, str(file.stat().st_ino))
 
 
-def _remove(database: Path) -> None:
-    for end in ("", *_SIDES):
+def _remove_sides(database: Path) -> None:
+    for end in _SIDES:
         database.with_name(f"{database.name}{end}").unlink(missing_ok=True)
 
 

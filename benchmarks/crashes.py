@@ -757,6 +757,7 @@ class Crashes:
 
     def _note(self, text: str) -> None:
         self.wrong.append(f"kill {self._round}, {self._path.name}: {text}")
+        print("WRONG:", self.wrong[-1], flush=True)
 
     async def _rows(self) -> tuple[JournalRow, ...]:
         # A process that was killed early hasn't made it.

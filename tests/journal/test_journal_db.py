@@ -463,6 +463,8 @@ def test_new_file_appears_as_a_whole_or_not_at_all(
             pass
     assert not path.exists()
     assert path.with_name(f".{path.name}.new").exists()
+    with pytest.raises(JournalError, match="doesn't exist"):
+        read_file(path, BUSY)
     # The lock file alone would mean that the journal is lost.
     write(path, intent())
     assert sorted(one.name for one in path.parent.iterdir()) == [path.name, f"{path.name}.lock"]

@@ -351,8 +351,8 @@ def _locked(path: Path) -> Iterator[None]:
     if not path.parent.is_dir():
         raise JournalError(f"{path} can't be created: there is no such directory")
     if path.is_symlink():
-        raise JournalError(f"{path} is a symbolic link to itself")
-    made = path.with_name(f".{path.name}.new")
+        raise JournalError(f"{path} is in a loop of symbolic links")
+    made = _unfinished(path)
     if path.exists():
         _check_file(path)
     elif not _traces(path):
@@ -369,8 +369,15 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
+def _unfinished(path: Path) -> Path:
+    """The file that a journal is created in. While it is there, the journal has no swaps."""
+    return path.with_name(f".{path.name}.new")
+
+
 def _traces(path: Path) -> list[str]:
-    """The names of the files beside a journal that show that it existed."""
+    """The names of the files beside a missing journal that show that it existed."""
+    if _unfinished(path).exists():
+        return []
     sides = (path.with_name(f"{path.name}{end}") for end in _SIDES)
     return [one.name for one in (lockfile.lock_path(path), *sides) if one.exists()]
 

@@ -104,6 +104,7 @@ from trio_broker.sandbox import (
     Connection,
     Fault,
     Faults,
+    NamedFault,
     Order as SandboxOrder,
     OrderMoved,
     Outcome,
@@ -469,6 +470,12 @@ async def sandbox() -> None:
         assert_type(sandbox.drop_connections(), int)
         sandbox.next_outcome("filled", Outcome.FAILED)
         assert_type(sandbox.faults, Faults)
+        named: NamedFault = Faults.named["swap_error_late"]
+        assert_type(named.what, str)
+        assert_type(sandbox.faults.start("swap_error_late", times=1), Fault)
+        assert_type(sandbox.faults.end_sessions(form="named"), int)
+        sandbox.faults.refuse(["a", {"code": "B"}], members={"op": "error"}, executed=True)
+        sandbox.faults.change({"orderId": int, "total": "NaN"}, without=["status"])
         with sandbox.faults.swallow(op="swap", times=1) as fault:
             assert_type(fault, Fault)
         async with sandbox.client(request_timeout=1) as client:

@@ -17,7 +17,7 @@ from trio_broker.sandbox.refusals import (
 )
 
 ErrorForm: TypeAlias = Literal["documented", "named", "object"]
-Dialect: TypeAlias = Literal["both", "clients", "docs"]
+AcceptedDialect: TypeAlias = Literal["both", "clients", "docs"]
 
 _Body = TypeVar("_Body", bound=msgspec.Struct)
 
@@ -128,7 +128,7 @@ def parse_or_empty(message: str | bytes) -> tuple[Envelope, Refusal | None]:
         return Envelope(), refusal
 
 
-def parse_body(envelope: Envelope, kind: type[_Body], dialect: Dialect = "both") -> _Body:
+def parse_body(envelope: Envelope, kind: type[_Body], dialect: AcceptedDialect = "both") -> _Body:
     """The body of a message.
 
     Args:
@@ -149,7 +149,7 @@ def parse_body(envelope: Envelope, kind: type[_Body], dialect: Dialect = "both")
         raise Refusal(INVALID_REQUEST, str(error)) from None
 
 
-def check_no_body(envelope: Envelope, dialect: Dialect) -> None:
+def check_no_body(envelope: Envelope, dialect: AcceptedDialect) -> None:
     """Check the body of a request that has none, which is `{}` in the documentation.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import Any, Final, TypedDict, get_args
 import attrs
 
 from trio_broker.exceptions import ConfigurationError
-from trio_broker.sandbox.messages import Dialect, ErrorForm
+from trio_broker.sandbox.messages import AcceptedDialect, ErrorForm
 from trio_broker.sandbox.orders import Outcome
 from trio_broker.signing import SigningKey
 
@@ -31,7 +31,7 @@ DEFAULT_OUTCOMES: Final[Mapping[Outcome, float]] = MappingProxyType(
 class Settings(TypedDict, total=False):
     """The keyword settings of `open_sandbox`. `Rules` documents them."""
 
-    dialect: Dialect
+    dialect: AcceptedDialect
     signing_key: SigningKey | None
     error_form: ErrorForm
     echo_nonce: bool
@@ -141,7 +141,9 @@ class Rules:
             choose.
     """
 
-    dialect: Dialect = attrs.field(default="both", validator=_one_of(*get_args(Dialect)))
+    dialect: AcceptedDialect = attrs.field(
+        default="both", validator=_one_of(*get_args(AcceptedDialect))
+    )
     signing_key: SigningKey | None = attrs.field(
         default=None, validator=_one_of(None, *get_args(SigningKey))
     )
@@ -184,5 +186,8 @@ class Rules:
         """The HMAC keys that are accepted, the clients' first."""
         if self.signing_key is not None:
             return (self.signing_key,)
-        keys: dict[Dialect, tuple[SigningKey, ...]] = {"clients": ("derived",), "docs": ("raw",)}
+        keys: dict[AcceptedDialect, tuple[SigningKey, ...]] = {
+            "clients": ("derived",),
+            "docs": ("raw",),
+        }
         return keys.get(self.dialect, ("derived", "raw"))

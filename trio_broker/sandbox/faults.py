@@ -227,7 +227,7 @@ class Faults:
                 turn.
             executed: Execute the request all the same, and lose its own reply.
             after: Send the error so much later.
-            reply_after: Send the request's own reply so much later, after the error.
+            reply_after: Send the request's own reply too, so much later than without the fault.
             members: Further members of the message: ``{"data": {"orderId": "ord_1"}}``, or
                 ``{"op": "error"}``.
             form: The form of the error; None for the sandbox's `error_form`.

@@ -6,6 +6,7 @@ import json
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from decimal import Decimal
 from typing import Any
 
 import attrs
@@ -13,9 +14,11 @@ import pytest
 import trio
 from trio_websocket import CloseReason, ConnectionClosed, WebSocketConnection
 
+from examples.fastapi_on_uvicorn import app
 from tests.examples.odd_input import VALUES, bad_bodies, with_value
 from tests.examples.web_service import open_http
 from tests.servers import PATIENCE, ROOT, Server, handshake, open_websocket, started, variables
+from trio_broker._protocol.unreadable import UnreadableBalance
 from trio_broker.sandbox import Account, open_sandbox
 
 COMMAND = "uvicorn examples.fastapi_on_uvicorn.app:app"
@@ -229,3 +232,13 @@ async def test_real_money_is_not_swapped() -> None:
             code, told = await it.swap("a_key")
             assert (code, "real money" in told["detail"]) == (403, True)
         assert sandbox.orders() == ()
+
+
+def test_unreadable_balance_is_sent_as_unreadable() -> None:
+    unreadable = UnreadableBalance("BTC", {"locked": Decimal("1.50")})
+    assert json.loads(app.Asset.of(unreadable).model_dump_json()) == {
+        "asset": "BTC",
+        "total": "unreadable",
+        "locked": "1.50",
+        "available": "unreadable",
+    }

@@ -207,7 +207,8 @@ class Supervisor:
         if self.is_forked:
             raise NotConnectedError(
                 "this process was forked from the one that the client is in: make a new client "
-                "here, in a Trio run of its own"
+                "here, in a Trio run of its own",
+                is_final=True,
             )
 
     @enable_ki_protection

@@ -181,7 +181,8 @@ class Buffer(Generic[T]):
         """The error for waiting in a forked process, where nothing would ever come."""
         return NotConnectedError(
             "this process was forked from the one that the client is in: make a new client "
-            "here, in a Trio run of its own"
+            "here, in a Trio run of its own",
+            is_final=True,
         )
 
     def when_ready(self, wake: WakeUp) -> Callable[[], None]:

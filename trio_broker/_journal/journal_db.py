@@ -427,7 +427,7 @@ def _roll_back(path: Path, busy: float) -> None:
     """Roll back the incomplete transaction of a killed process, if there is one."""
     if path.with_name(f"{path.name}-journal").exists():
         with closing(_connect(path, "rw", busy)) as connection:
-            connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
 
 
 def _connect(path: Path, mode: str, busy: float) -> sqlite3.Connection:
@@ -464,7 +464,7 @@ def read_file(
         try:
             return _read(path, busy)
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorname != "SQLITE_READONLY_ROLLBACK":
+            if getattr(error, "sqlite_errorname", "") != "SQLITE_READONLY_ROLLBACK":
                 raise
         with lockfile.held(path):
             _roll_back(path, busy)
@@ -485,7 +485,7 @@ def _read(path: Path, busy: float) -> tuple[JournalRow, ...]:
 def _survey(path: Path, reader: sqlite3.Connection, account: Account) -> _Survey:
     """Check the whole file, and return what it has for an account."""
     _version(path, reader)
-    tables = reader.execute("SELECT sql FROM sqlite_schema").fetchall()
+    tables = reader.execute("SELECT sql FROM sqlite_master").fetchall()
     if tables != [(sql.encode(),) for sql in _TABLES]:
         raise Damage("its tables were changed")
     _check_database(reader)

@@ -680,6 +680,53 @@ async def test_journal_has_every_known_fact_of_a_swap(tmp_path: Path) -> None:
     assert "Insufficient balance" in second.detail
 
 
+async def test_journal_that_is_damaged_while_it_is_used_stops_swaps(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    async with open_sandbox() as sandbox:
+        async with sandbox.client(journal=(journal := SwapJournal(path))) as client:
+            await swap(client, "before")
+            await journal.flush()
+            data = bytearray(path.read_bytes())
+            data[data.index(b"before") + 2] ^= 1
+            with path.open("rb+") as file:
+                file.write(data)
+            for name in ("before", "after"):
+                with pytest.raises((JournalError, DuplicateClientOrderIdError)):
+                    await swap(client, name)
+            await client.get_balances()
+            with pytest.raises(JournalError, match="damaged"):
+                await swap(client, "last")
+        with pytest.raises(JournalError, match="look up its swaps"):
+            async with sandbox.client(journal=SwapJournal(path)):
+                raise AssertionError
+        assert len(sandbox.orders()) == 1
+
+
+async def test_later_receipt_corrects_the_journal(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    async with open_sandbox() as sandbox:
+        journal = SwapJournal(path)
+        await journal.open(sandbox.url.split("/")[2], sandbox.api_key)
+        intent = SwapIntent(
+            client_order_id="c1",
+            amount_in=Decimal(1),
+            asset_in="ETH",
+            asset_out="USDT",
+            at=dt.datetime.now(dt.UTC),
+        )
+        await journal.intend(intent, "1")
+        journal.note("c1", "1", SwapOutcome.REFUSED, detail="perhaps another swap's refusal")
+        journal.note("c1", "1", SwapOutcome.UNKNOWN, detail="a receipt came that nobody is owed")
+        await journal.aclose()
+        async with sandbox.client() as client:
+            receipt = await swap(client)
+        async with sandbox.client(journal=SwapJournal(path)) as client:
+            (finding,) = await client.reconcile()
+            assert finding.outcome is SwapOutcome.CONFIRMED
+        (row,) = await journal.rows()
+        assert (row.outcome, row.order_id) == (SwapOutcome.CONFIRMED, receipt.order_id)
+
+
 # --- From the estimate to the end ------------------------------------------------------------
 
 

@@ -39,6 +39,7 @@ class EngineHarness:
         self.events: list[ConnectionEvent] = []
         self.unexpected: list[str] = []
         self.replaced: list[str] = []
+        self.replacements: list[ReplaceConnection] = []
         self.restored: list[tuple[str, ...]] = []
         self.ended: list[Request] = []
         self.late: list[Request] = []
@@ -81,6 +82,7 @@ class EngineHarness:
                     self.take_event(event(at=self.at))
                 case ReplaceConnection(error):
                     self.replaced.append(str(error))
+                    self.replacements.append(effect)
                 case ChannelsRestored(channels):
                     self.restored.append(channels)
                 case SwapEnded():

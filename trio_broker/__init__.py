@@ -16,7 +16,7 @@ from trio_broker._version import __version__
 from trio_broker.client import BrokerWSClient
 from trio_broker.events import (
     ChannelRefused, Closed, Connected, ConnectionEvent, Disconnected, GaveUp, Restored,
-    SnapshotUnavailable, SwapResolved, SwapUnresolved, UnexpectedMessage,
+    SnapshotUnavailable, SwapCorrected, SwapResolved, SwapUnresolved, UnexpectedMessage,
 )
 from trio_broker.exceptions import (
     AuthenticationError, AuthenticationTimeoutError, BrokerError, CertificateError, ChannelError,
@@ -49,7 +49,7 @@ __all__ = [
     "ReconnectFailedError", "ReconnectPolicy", "ReplyTooLargeError", "RequestTimeoutError",
     "Restored", "RouteStep", "ServerError", "SlippageError", "SlowConsumerError",
     "SnapshotUnavailable", "Subscription", "SubscriptionBrokenError", "SubscriptionLimitError",
-    "SwapEstimate", "SwapFinding", "SwapIntent", "SwapJournal", "SwapOutcome",
+    "SwapCorrected", "SwapEstimate", "SwapFinding", "SwapIntent", "SwapJournal", "SwapOutcome",
     "SwapOutcomeUnknownError", "SwapReceipt", "SwapResolved", "SwapUnresolved", "UnexpectedMessage",
     "UnknownAssetError", "UnknownOperationError", "UnreadableError", "UnresolvedSwap",
     "__version__", "key_fingerprint", "new_client_order_id",

@@ -31,6 +31,7 @@ from trio_broker.events import (
     GaveUp,
     Restored,
     SnapshotUnavailable,
+    SwapCorrected,
     SwapUnresolved,
     UnexpectedMessage,
 )
@@ -180,6 +181,16 @@ class ClientLog:
                     f"the state of {channel!r} is not available: {error}",
                     problem=("state", channel),
                     channel=channel,
+                )
+            case SwapCorrected(client_order_id=name, outcome=outcome, receipt=receipt):
+                order_id = receipt.order_id if receipt is not None else None
+                how = f" as order {order_id}" if order_id is not None else ""
+                self.write(
+                    logging.ERROR,
+                    f"swap {name} was told to be refused, and is {outcome.value}{how}",
+                    op="swap",
+                    client_order_id=name,
+                    order_id=order_id,
                 )
             case SwapUnresolved(client_order_id=name, reason=reason):
                 self._swap_problem(name, f"unresolved: {reason}")

@@ -28,6 +28,7 @@ from trio_broker._channels.poll_queue import PollQueue
 from trio_broker._channels.registry import ChannelRegistry
 from trio_broker._protocol import codec
 from trio_broker._protocol.effects import Effect, RequestEnded, Sink
+from trio_broker._protocol.matching import AmbiguousReply
 from trio_broker._protocol.order_ids import OrderIds
 from trio_broker._protocol.requests import Purpose, Request, Waiter
 from trio_broker._protocol.session import Session
@@ -63,6 +64,7 @@ class Engine:
         resolve_timeout: float,
         poll_interval: float,
         dialect: Dialect = "clients",
+        refusal_texts: Iterable[str] = (),
     ) -> None:
         self.timers: Timers[Any] = Timers()
         self.order_ids: OrderIds = OrderIds()
@@ -72,6 +74,7 @@ class Engine:
         self.session: Session = Session(
             self._effects,
             self.timers,
+            self.order_ids,
             redactor,
             reply_grace=reply_grace,
             max_receive_size=max_receive_size,
@@ -103,6 +106,7 @@ class Engine:
             self.order_ids,
             request_timeout=request_timeout,
             resolve_timeout=resolve_timeout,
+            refusal_texts=refusal_texts,
         )
         self.enter_swap = self.swaps.enter
 
@@ -128,7 +132,7 @@ class Engine:
         self.arrivals += 1
         session, channels = self.session, self.channels
         for text in messages:
-            if session.is_distrusted:
+            if session.trust.is_over:
                 break
             self.received += 1
             if not isinstance(text, str):
@@ -136,7 +140,12 @@ class Engine:
                 continue
             try:
                 message = codec.decode_message(text)
-                if message.ch and not message.op:
+                # An error for a channel may answer a `subscribe` or `unsubscribe`.
+                if (
+                    message.ch
+                    and not message.op
+                    and not (message.error and session.owes_channel(message.ch))
+                ):
                     channels.take_push(message, text, now, at)
                 elif message.op or message.error:
                     session.take_reply(message, text, now, at)
@@ -145,10 +154,11 @@ class Engine:
             except (ProtocolError, codec.MalformedError) as error:
                 self._take_unreadable(error, text)
             else:
-                session.malformed = 0
-                if message.error or message.unreadable:
-                    self._look_closer(message, text, now)
-            if session.ended or channels.background_updates:
+                session.trust.malformed = 0
+                if message.unreadable:
+                    places = ", ".join(message.unreadable)
+                    session.report_unexpected(f"parts of it can't be read: {places}", text)
+            if session.ended or channels.background_updates or session.unowed_receipts:
                 self._follow_up(now)
         effects = self._effects[:]
         self._effects.clear()
@@ -159,17 +169,8 @@ class Engine:
         if isinstance(error, codec.MalformedError):
             self.session.take_malformed(error, text)
         else:
-            self.session.malformed = 0
+            self.session.trust.malformed = 0
             self.session.report_unexpected(str(error), text)
-
-    def _look_closer(self, message: codec.Inbound, text: str, now: float) -> None:
-        """Report what can't be read in a message, and check what its error says."""
-        if message.unreadable:
-            places = ", ".join(message.unreadable)
-            self.session.report_unexpected(f"parts of it can't be read: {places}", text)
-        if message.error:
-            self._follow_up(now)
-            self.session.check_authentication(message.op, message.error, message.code)
 
     def lost(self, error: BrokerError, since: dt.datetime, now: float) -> list[Effect]:
         """The connection is lost, or could not be opened."""
@@ -185,7 +186,7 @@ class Engine:
         """End every request and stream: no connection will follow."""
         # The channels first: they would follow a failed request by another one.
         self.channels.finish(failure, lost, unsent)
-        self.swaps.finish(unsent)
+        self.swaps.finish(unsent, now)
         self.tracker.finish()
         self.session.shut(lost, unsent)
         return self._finish_step(now)
@@ -195,6 +196,10 @@ class Engine:
         while (item := self.timers.pop(now)) is not None:
             if isinstance(item, Request):
                 self.session.due(item, now)
+            elif isinstance(item, AmbiguousReply):
+                self.session.hold_is_over(item, now)
+            elif isinstance(item, Session):
+                item.make_fresh(now)
             elif isinstance(item, TrackedOrder):
                 self.tracker.due(item, now)
             elif isinstance(item, Channel):
@@ -297,7 +302,7 @@ class Engine:
         Raises:
             ValueError: No swap with this id is unresolved, or it is being looked up now.
         """
-        self.swaps.settle(client_order_id, note)
+        self.swaps.settle(client_order_id, note, now)
         return self._finish_step(now)
 
     # --- Between the parts -----------------------------------------------------------------
@@ -313,11 +318,14 @@ class Engine:
     def _follow_up(self, now: float) -> None:
         """Pass the results of the lower parts to the upper ones."""
         ended, updates = self.session.ended, self.channels.background_updates
-        while ended or updates:
+        receipts = self.session.unowed_receipts
+        while ended or updates or receipts:
             while ended:
                 self._request_ended(ended.popleft(), now)
             if updates:
                 self._pass_updates(now)
+            if receipts:
+                self.swaps.take_unowed_receipt(receipts.popleft(), now)
 
     def _pass_updates(self, now: float) -> None:
         updates = self.channels.background_updates
@@ -335,6 +343,8 @@ class Engine:
             self.swaps.swap_ended(request, now)
         elif purpose is Purpose.LOOKUP:
             self.swaps.lookup_ended(request, now)
+        elif purpose is Purpose.RECEIPT:
+            self.swaps.receipt_looked_up(request, now)
         elif request.is_late:
             return
         elif purpose is Purpose.SUBSCRIPTION:

@@ -36,6 +36,7 @@ from trio_broker.exceptions import (
     NotConnectedError,
     NotSentError,
     SwapOutcomeUnknownError,
+    fresh,
 )
 from trio_broker.models import (
     ConnectionState,
@@ -124,7 +125,7 @@ class SwapExecutor:
             asset_out=str.__str__(trade.asset_out),
             at=self._driver.wall_time(),
         )
-        swap = self._engine.enter_swap(intent, secrets.token_hex(8))
+        swap = self._engine.enter_swap(intent, secrets.token_hex(8), trio.current_time())
         ended = trio.Event()
         try:
             if self._journal is not None:
@@ -141,6 +142,8 @@ class SwapExecutor:
             if swap.may_have_been_sent:
                 self._log.swap_given_up(intent.client_order_id)
             raise
+        if swap.duplicate is not None:
+            raise fresh(swap.duplicate)
         return swap.result()
 
     def _abandon(self, swap: Swap, why: BrokerError) -> None:
@@ -168,8 +171,10 @@ class SwapExecutor:
 
     def unresolved(self) -> tuple[UnresolvedSwap, ...]:
         """The swaps whose outcome is unknown, oldest first."""
+        # Programs call this after the run, too: then only the wall clock is left.
+        now = trio.current_time() if trio.lowlevel.in_trio_run() else None
         at = self._driver.wall_time()
-        return tuple(swap.describe(at) for swap in self._engine.swaps.unresolved())
+        return tuple(swap.describe(now, at) for swap in self._engine.swaps.unresolved())
 
     @enable_ki_protection
     async def resolve(self, client_order_id: str) -> SwapReceipt:
@@ -213,7 +218,8 @@ class SwapExecutor:
             swap = self._look_up(unresolved.client_order_id)
             await self._wait(swap)
             if swap.may_have_been_sent:
-                unresolved = swap.describe(self._driver.wall_time())  # noqa: PLW2901
+                now, at = trio.current_time(), self._driver.wall_time()
+                unresolved = swap.describe(now, at)  # noqa: PLW2901
             findings.append(
                 SwapFinding(
                     swap=unresolved,

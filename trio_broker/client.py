@@ -217,6 +217,7 @@ class BrokerWSClient(Sealed, trio.abc.AsyncResource):
             resolve_timeout=resolve_timeout,
             poll_interval=poll_interval,
             dialect=dialect,
+            refusal_texts=self._settings.refusal_texts,
         )
         self._driver = Driver(self._settings, self._engine, self._log, journal)
         self._supervisor = Supervisor(self._settings, self._driver, self._log, redactor, journal)

@@ -133,6 +133,26 @@ class SwapResolved(ConnectionEvent):
 
 
 @attrs.frozen(kw_only=True)
+class SwapCorrected(ConnectionEvent):
+    """What was told of a swap isn't true: it was refused, and may be or is executed.
+
+    A swap that was told to be confirmed is never corrected.
+
+    Attributes:
+        client_order_id: The swap's client order id.
+        before: What was told, `SwapOutcome.REFUSED`.
+        outcome: `SwapOutcome.CONFIRMED`, or `SwapOutcome.UNKNOWN` if it is looked up now. Then
+            `SwapResolved` or `SwapUnresolved` follows.
+        receipt: The broker's receipt, if it is confirmed.
+    """
+
+    client_order_id: str
+    before: SwapOutcome
+    outcome: SwapOutcome
+    receipt: SwapReceipt | None
+
+
+@attrs.frozen(kw_only=True)
 class SwapUnresolved(ConnectionEvent):
     """A swap was possibly sent, its outcome is unknown, and it isn't looked up any more.
 

@@ -341,6 +341,28 @@ def order_body(status: str, filled: str | None = None, at: int = 0) -> dict[str,
     return {"orderId": "o1", "status": status, "filledOut": filled, "updatedAt": MS + at}
 
 
+def test_push_that_names_another_order_is_not_delivered() -> None:
+    harness = ChannelsHarness()
+    subscriber = harness.subscribed("orders:o1")
+    harness.engine.order_ids.add("c1", "o1")
+    for names in (
+        {"orderId": "o2"},
+        {"orderId": "elsewhere"},
+        {"orderId": "o2", "clientOrderId": "c1"},
+        {"orderId": "o1", "clientOrderId": "c1"},
+    ):
+        harness.receive_json(ch="orders:o1", data={**order_body("FILLED"), **names})
+    assert subscriber.states() == [("push", "FILLED")]
+    assert harness.unexpected == ["it was pushed to another order's channel"] * 3
+
+
+def test_push_of_an_order_that_a_client_order_id_may_mean_is_delivered() -> None:
+    harness = ChannelsHarness()
+    subscriber = harness.subscribed("orders:mine")
+    harness.receive_json(ch="orders:mine", data=order_body("FILLED"))
+    assert subscriber.states() == [("push", "FILLED")]
+
+
 def test_order_goes_on_when_the_brokers_clock_is_set_back() -> None:
     harness = ChannelsHarness()
     subscriber = harness.subscribed("orders:o1")

@@ -440,7 +440,7 @@ async def test_no_record_has_a_key(records: list[logging.LogRecord]) -> None:
                     nursery, partial(client.do_swap, "1", "ETH", "USDT", client_order_id=API_KEY)
                 )
                 await line.receive("swap")
-                await line.send({"op": "swap", "error": f"no {SECRET_KEY} {signature}"})
+                await line.send({"op": "swap", "error": f"No route: {SECRET_KEY} {signature}"})
                 with pytest.raises(BrokerError):
                     await call.result()
                 subscribing = start(nursery, partial(client.subscribe, SECRET_KEY))

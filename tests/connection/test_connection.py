@@ -13,7 +13,6 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.scripted import (
-    AUTHENTICATED,
     BALANCES,
     PATIENCE,
     Body,
@@ -396,7 +395,7 @@ async def test_unexpected_messages_are_reported_and_the_connection_stays_open() 
 
 async def test_fifth_malformed_message_in_a_row_ends_the_connection() -> None:
     async with scripted_client() as (client, line):
-        await line.send("{", "{", "{", "{", AUTHENTICATED, "{", "{", "{", "{")
+        await line.send("{", "{", "{", "{", {"op": "something"}, "{", "{", "{", "{")
         await wait_all_tasks_blocked(0.01)
         assert client.is_connected()
         await line.send("{")

@@ -10,8 +10,9 @@ import pytest
 from trio.testing import MockClock
 
 from trio_broker._protocol.requests import Request
-from trio_broker._swaps import refusals
+from trio_broker._swaps.registry import Swap, SwapRegistry
 from trio_broker.exceptions import BrokerError, ServerError
+from trio_broker.models import SwapOutcome
 
 CUTS: Final = Path(__file__).parents[2] / "benchmarks" / "cuts.py"
 STRIDE: Final = 251
@@ -42,10 +43,10 @@ async def test_cuts_report_a_wrong_result(
 ) -> None:
     """The same, with a library that reports every outcome as a refusal."""
 
-    def anything(_: Request, error: BrokerError) -> bool:
-        return True
+    def refuse(self: SwapRegistry, swap: Swap, _: Request, error: BrokerError, now: float) -> None:
+        self._end(swap, SwapOutcome.REFUSED, now, error=error)
 
-    monkeypatch.setattr(refusals, "is_refusal", anything)
+    monkeypatch.setattr(SwapRegistry, "_take_error", refuse)
     monkeypatch.setattr(
         "trio_broker._swaps.registry.fresh", lambda error: ServerError("swap", str(error))
     )

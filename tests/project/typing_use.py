@@ -77,6 +77,7 @@ from trio_broker import (
     Subscription,
     SubscriptionBrokenError,
     SubscriptionLimitError,
+    SwapCorrected,
     SwapEstimate,
     SwapFinding,
     SwapIntent,
@@ -304,6 +305,10 @@ def of_channels_and_swaps(event: ConnectionEvent) -> None:
             assert_type(outcome, SwapOutcome)
             assert_type(receipt, SwapReceipt | None)
             assert_type(error, Exception | None)
+        case SwapCorrected(before=before, outcome=outcome, receipt=receipt):
+            assert_type(before, SwapOutcome)
+            assert_type(outcome, SwapOutcome)
+            assert_type(receipt, SwapReceipt | None)
         case SwapUnresolved(client_order_id=name):
             assert_type(name, str)
         case _:

@@ -28,6 +28,8 @@ class SessionEngine(Engine):
     """An engine that passes ended requests to the test instead of its own parts."""
 
     def _request_ended(self, request: Request, now: float) -> None:  # noqa: ARG002
+        if request.op == "swap" and request.result is not None:
+            self.order_ids.add(str(request.client_order_id), request.result.order_id)
         self._effects.append(RequestEnded(request))
 
 

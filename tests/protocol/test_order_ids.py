@@ -160,13 +160,14 @@ async def test_order_of_swap_and_wait_has_both_ids() -> None:
 
 
 async def test_ids_from_the_broker_are_never_replaced() -> None:
-    reply = {"op": "order_status", "data": {**FILLED, "orderId": "o1", "clientOrderId": "other"}}
+    state = {**FILLED, "orderId": "o1", "clientOrderId": "other"}
+    reply: Body = {"op": "order_status", "data": state}
     async with scripted_client() as (client, line), trio.open_nursery() as nursery:
         await swap(client, line)
-        nursery.start_soon(serve, line, reply, {**FILLED, "orderId": "o2"})
+        nursery.start_soon(serve, line, reply, state)
         assert ids(await client.get_order_status("o1")) == ("o1", "other")
         async with client.subscribe_order("o1", snapshot=False) as updates:
-            assert ids((await updates.receive()).data) == ("o2", None)
+            assert ids((await updates.receive()).data) == ("o1", "other")
         nursery.cancel_scope.cancel()
 
 

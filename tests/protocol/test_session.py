@@ -13,9 +13,9 @@ from tests.engine_harness import GRACE, EngineHarness
 from tests.protocol.session_harness import AUTHENTICATED, SessionHarness
 from trio_broker._protocol import codec, requests
 from trio_broker._protocol.requests import Priority, Request
-from trio_broker._protocol.session import ALONE_DELAY, MALFORMED_IN_A_ROW, MESSAGE_TOO_BIG
+from trio_broker._protocol.session import ALONE_DELAY, HOLD_TIME, MESSAGE_TOO_BIG
+from trio_broker._protocol.trust import MALFORMED_IN_A_ROW, PATIENCE
 from trio_broker.exceptions import (
-    AuthenticationError,
     BrokerError,
     ConnectionLostError,
     InvalidSignatureError,
@@ -162,7 +162,6 @@ def test_reply_has_its_text_and_whether_it_named_the_operation() -> None:
     harness.reply("estimate", "1")
     assert json.loads(request.reply)["op"] == "estimate"
     assert request.names_op
-    assert request.was_alone
 
 
 def test_lookups_in_flight_together_are_matched_by_order_id() -> None:
@@ -256,12 +255,12 @@ def test_order_with_both_ids_can_be_looked_up_by_either() -> None:
 
 
 def test_memory_of_looked_up_orders_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trio_broker._protocol.matching._MAX_REMEMBERED", 2)
+    monkeypatch.setattr("trio_broker._protocol.order_ids._MAX_SEEN", 2)
     harness = SessionHarness()
     for name in "abc":
         harness.send("order_status", order_id=name)
         harness.reply_order(name)
-    assert list(harness.session._pending._looked_up) == ["b", "c"]
+    assert [name in harness.engine.order_ids for name in "abc"] == [False, True, True]
 
 
 def test_lookup_reply_without_a_lookup_is_unexpected() -> None:
@@ -309,7 +308,6 @@ def test_error_with_one_request_in_flight_answers_it() -> None:
     harness.receive_json(error="Rate limit exceeded")
     assert refusal_of(request) == "Rate limit exceeded"
     assert not request.names_op
-    assert request.was_alone
     assert harness.is_clean()
 
 
@@ -323,13 +321,25 @@ def send_three(harness: SessionHarness) -> tuple[Request, Request, Request]:
     return requests
 
 
+def test_equal_errors_answer_all_requests_in_flight() -> None:
+    harness = SessionHarness()
+    requests = send_three(harness)
+    for _ in range(2):
+        harness.receive_json(error="Rate limit exceeded")
+    assert harness.ended == []
+    harness.receive_json(error="Rate limit exceeded")
+    assert [refusal_of(request) for request in requests] == ["Rate limit exceeded"] * 3
+    assert harness.unexpected == []
+    assert harness.is_clean()
+
+
 def test_three_candidates_are_sent_again_alone_once() -> None:
     harness = SessionHarness()
     balances, estimate, lookup = send_three(harness)
-    for _ in range(3):
-        harness.receive_json(error="Rate limit exceeded")
+    for text in ("Rate limit exceeded", "No route", "Rate limit exceeded"):
+        harness.receive_json(error=text)
     later = harness.queue("order_status", order_id="b")
-    assert harness.ended == harness.write() == []
+    assert harness.ended == []
     harness.pass_time(ALONE_DELAY)
     assert harness.write() == [balances]
     harness.reply("balances", "5")
@@ -347,24 +357,52 @@ def test_three_candidates_are_sent_again_alone_once() -> None:
     assert harness.is_clean()
 
 
-def test_last_candidate_is_sent_again_at_once() -> None:
+def test_error_belongs_to_the_request_that_has_no_reply_of_its_own() -> None:
     harness = SessionHarness()
     balances, estimate, lookup = send_three(harness)
     harness.receive_json(error="Order not found")
     harness.reply("estimate", "1")
+    assert harness.write() == []
     harness.reply("balances", "5")
-    assert harness.write() == [lookup]
-    harness.receive_json(error="Order not found")
     assert (result_of(balances), result_of(estimate)) == ("5", "1")
     assert refusal_of(lookup) == "Order not found"
+    assert harness.write() == []
+    assert harness.unexpected == []
     assert harness.is_clean()
+
+
+def test_replies_of_other_requests_are_waited_for_as_long_as_they_come() -> None:
+    harness = SessionHarness()
+    requests = [harness.queue("order_status", order_id=f"x{number}") for number in range(4)]
+    harness.write()
+    harness.receive_json(error="Order not found")
+    for number in range(3):
+        harness.pass_time(HOLD_TIME - 0.1)
+        harness.reply_order(f"x{number}")
+    assert harness.write() == []
+    assert refusal_of(requests[3]) == "Order not found"
+    assert harness.is_clean()
+
+
+def send_held(harness: SessionHarness, first: str, second: str) -> tuple[Request, Request]:
+    """Send two reads, one of which gets an error; the first is then sent again."""
+    pair = harness.queue(first), harness.queue(second)
+    assert harness.write() == list(pair)
+    harness.receive_json(error="No route")
+    harness.pass_time(HOLD_TIME)
+    assert harness.write() == []
+    harness.pass_time(ALONE_DELAY)
+    assert harness.write() == [pair[0]]
+    return pair
 
 
 def test_one_error_for_three_requests_repeats_each() -> None:
     harness = SessionHarness()
     requests = balances, estimate, lookup = send_three(harness)
     harness.receive_json(error="Rate limit exceeded")
+    harness.pass_time(HOLD_TIME)
     assert harness.write() == []
+    assert harness.unexpected == ["it could answer several requests"]
     harness.pass_time(ALONE_DELAY)
     assert harness.write() == [balances]
     harness.reply("balances", "5")
@@ -389,53 +427,54 @@ def test_one_error_for_three_requests_repeats_each() -> None:
 
 def test_late_error_does_not_answer_a_repeated_request() -> None:
     harness = SessionHarness()
-    first, second = (harness.queue("order_status", order_id=name) for name in "ab")
-    harness.write()
-    harness.receive_json(error="meant for a")
-    harness.pass_time(ALONE_DELAY)
-    assert harness.write() == [first]
-    harness.receive_json(error="meant for b, late")
+    first, second = send_held(harness, "estimate", "balances")
+    harness.receive_json(error="meant for the balances, late")
     assert harness.ended == []
+    harness.pass_time(HOLD_TIME)
     assert harness.write() == [second]
-    harness.reply_order("a")
-    harness.reply_order("b")
-    assert (result_of(first), result_of(second)) == ("FILLED", "FILLED")
+    harness.reply("estimate", "1")
+    harness.reply("balances", "5")
+    assert (result_of(first), result_of(second)) == ("1", "5")
+    assert harness.is_clean()
+
+
+def test_request_refused_twice_in_the_same_words_is_refused() -> None:
+    """The other request is owed one reply, so one of the two errors isn't its own."""
+    harness = SessionHarness()
+    abandoned = harness.send("estimate")
+    harness.give_up(abandoned)
+    read = harness.send("balances")
+    harness.receive_json(error="Rate limit exceeded")
+    harness.pass_time(HOLD_TIME)
+    harness.pass_time(ALONE_DELAY)
+    assert harness.write() == [read]
+    harness.receive_json(error="Rate limit exceeded")
+    assert refusal_of(read) == "Rate limit exceeded"
+    harness.reply("estimate", "late")
     assert harness.is_clean()
 
 
 def test_second_refusal_counts_once_the_other_request_is_answered() -> None:
     harness = SessionHarness()
-    first, _ = (harness.queue("order_status", order_id=name) for name in "ab")
-    harness.write()
-    harness.receive_json(error="once")
-    harness.pass_time(ALONE_DELAY)
-    assert harness.write() == [first]
+    first, _ = send_held(harness, "estimate", "balances")
     harness.receive_json(error="twice")
     assert harness.ended == []
-    harness.reply_order("b")
+    harness.reply("balances", "5")
     assert refusal_of(first) == "twice"
     assert harness.is_clean()
 
 
-@pytest.mark.parametrize("last", ["Order not found", "Rate limit exceeded"])
-def test_two_requests_refused_twice_fail_without_a_guess(last: str) -> None:
+def test_two_requests_refused_twice_fail_without_a_guess() -> None:
     harness = SessionHarness()
-    first, second = (harness.queue("order_status", order_id=name) for name in "ab")
-    harness.write()
-    harness.receive_json(error="Order not found")
-    harness.pass_time(ALONE_DELAY)
-    assert harness.write() == [first]
-    harness.receive_json(error="Order not found")
-    assert harness.write() == [second]
-    harness.receive_json(error="Order not found")
+    pair = send_held(harness, "estimate", "balances")
+    harness.receive_json(error="Rate limit exceeded")
+    harness.pass_time(HOLD_TIME)
+    assert harness.write() == [pair[1]]
+    harness.receive_json(error="Rate limit exceeded")
     assert harness.ended == []
-    harness.receive_json(error=last)
-    assert harness.ended == [first, second]
-    for request in (first, second):
-        if last == "Order not found":
-            assert refusal_of(request) == last
-        else:
-            assert isinstance(request.error, ProtocolError)
+    harness.receive_json(error="No route")
+    assert harness.ended == list(pair)
+    assert all(isinstance(request.error, ProtocolError) for request in pair)
     assert harness.is_clean()
 
 
@@ -463,7 +502,6 @@ def test_ambiguous_replies_with_a_common_candidate_are_merged() -> None:
     harness.receive_json(error="Rate limit exceeded")
     harness.reply_order("a")
     # Two of the three replies named no order, and the third named a.
-    harness.pass_time(ALONE_DELAY)
     assert harness.write() == [lookups[1]]
     harness.reply_order("b")
     assert harness.write() == [balances]
@@ -474,24 +512,18 @@ def test_ambiguous_replies_with_a_common_candidate_are_merged() -> None:
 
 def test_repeated_request_expects_no_more_replies_than_possible() -> None:
     harness = SessionHarness()
-    first, second = (harness.queue("order_status", order_id=name) for name in "ab")
-    harness.write()
-    harness.receive_json(error="meant for a")
-    harness.pass_time(ALONE_DELAY)
-    assert harness.write() == [first]
-    harness.reply_order("b")
-    harness.reply_order("a")
-    assert (result_of(first), result_of(second)) == ("FILLED", "FILLED")
+    first, second = send_held(harness, "estimate", "balances")
+    harness.reply("balances", "5")
+    assert (refusal_of(first), result_of(second)) == ("No route", "5")
+    harness.reply("estimate", "1")
+    assert harness.ended == [second, first]
+    assert harness.unexpected == ["it could answer several requests"]
     assert harness.is_clean()
 
 
 def test_abandoned_repeated_request_keeps_its_lane_for_both_replies() -> None:
     harness = SessionHarness()
-    first, second = (harness.queue("estimate"), harness.queue("balances"))
-    harness.write()
-    harness.receive_json(error="meant for the balances")
-    harness.pass_time(ALONE_DELAY)
-    assert harness.write() == [first]
+    first, second = send_held(harness, "estimate", "balances")
     harness.give_up(first)
     assert harness.write() == [second]
     third = harness.queue("estimate")
@@ -741,46 +773,73 @@ def test_order_of_an_earlier_connection_belongs_to_its_swap() -> None:
     assert second not in harness.ended
 
 
-def test_bare_error_with_several_candidates_does_not_refuse_a_swap() -> None:
-    harness = SessionHarness()
+def send_swap_with_a_read(harness: SessionHarness) -> tuple[Request, Request]:
     read = harness.send("balances")
     swap = harness.swap()
     harness.pass_time(ALONE_DELAY)
-    harness.write()
-    harness.receive_json(error="Invalid signature")
+    assert harness.write() == [swap]
+    return read, swap
+
+
+def test_bare_error_with_several_candidates_does_not_refuse_a_swap() -> None:
+    harness = SessionHarness()
+    read, swap = send_swap_with_a_read(harness)
+    harness.receive_json(error="Insufficient balance")
     assert harness.ended == []
-    harness.receive_json(error="Invalid signature")
-    assert harness.write() == []
-    harness.pass_time(10)
+    harness.pass_time(HOLD_TIME)
     assert harness.ended == [swap]
-    assert isinstance(swap.error, RequestTimeoutError)
+    assert not swap.is_certain
+    harness.pass_time(ALONE_DELAY)
     assert harness.write() == [read]
     harness.reply("balances", "5")
     assert result_of(read) == "5"
+    assert harness.late == []
+    assert harness.session.in_flight == 2
+
+
+def test_bare_error_is_the_swaps_once_the_read_has_its_own_reply() -> None:
+    harness = SessionHarness()
+    read, swap = send_swap_with_a_read(harness)
+    harness.receive_json(error="Insufficient balance")
+    harness.reply("balances", "5")
+    assert harness.ended == [read, swap]
+    assert refusal_of(swap) == "Insufficient balance"
+    assert swap.is_certain
+    assert harness.is_clean()
+
+
+def test_different_errors_for_a_swap_and_a_read_refuse_neither() -> None:
+    harness = SessionHarness()
+    read, swap = send_swap_with_a_read(harness)
+    harness.receive_json(error="Insufficient balance")
+    harness.receive_json(error="Rate limit exceeded")
+    assert harness.ended == [swap]
+    assert not swap.is_certain
+    assert harness.write() == [read]
 
 
 def test_bare_error_refuses_a_swap_alone_in_flight() -> None:
     harness = SessionHarness()
     swap = harness.swap()
     harness.write()
-    harness.receive_json(error="Invalid signature")
-    assert isinstance(swap.error, InvalidSignatureError)
-    assert swap.was_alone
+    harness.receive_json(error="Insufficient balance")
+    assert refusal_of(swap) == "Insufficient balance"
+    assert swap.is_certain
     assert not swap.names_op
+    assert harness.is_clean()
 
 
-def test_swap_is_not_alone_with_a_read_waiting_to_be_repeated() -> None:
+def test_read_waiting_to_be_repeated_is_owed_nothing() -> None:
     harness = SessionHarness()
     first, _ = (harness.queue("order_status", order_id=name) for name in "ab")
     harness.write()
     harness.receive_json(error="1")
     harness.receive_json(error="2")
     swap = harness.swap()
-    harness.pass_time(ALONE_DELAY)
     assert harness.write() == [swap]
-    harness.receive_json(error="Invalid signature")
-    assert isinstance(swap.error, AuthenticationError)
-    assert not swap.was_alone
+    harness.receive_json(error="Invalid amount")
+    assert refusal_of(swap) == "Invalid amount"
+    assert swap.is_certain
     assert harness.write() == [first]
 
 
@@ -796,7 +855,7 @@ def test_late_reply_to_a_swap_replaces_its_error() -> None:
     assert harness.ended == [swap]
     assert swap.error is None
     assert swap.result.order_id == "o1"
-    assert (swap.names_op, swap.was_alone) == (True, True)
+    assert (swap.names_op, swap.is_certain) == (True, True)
     assert harness.is_clean()
 
 
@@ -828,7 +887,7 @@ def test_order_found_by_a_swaps_id_belongs_to_that_swap() -> None:
     harness.reply_order("o1")
     harness.reply("order_status", "FILLED", orderId="o1", clientOrderId="c2")
     assert other not in harness.ended
-    assert harness.unexpected == ["it names the order of another swap"] * 2
+    assert len(harness.unexpected) == 2
     harness.reply_order("o2")
     assert result_of(other).order_id == "o2"
     swap = harness.swap("c3")
@@ -877,25 +936,21 @@ def test_receipt_for_another_swaps_order_is_not_accepted() -> None:
     assert other not in harness.ended
 
 
-def test_order_that_two_lookups_may_mean_is_requested_again() -> None:
+def test_order_that_two_lookups_may_mean_is_the_others_that_is_left() -> None:
     harness = SessionHarness()
-    foreign = harness.send("order_status", order_id="o7")
+    foreign = harness.send("order_status", order_id="mine")
     own = lookup(harness, "c1")
     harness.reply_order("o1")
     assert harness.ended == []
-    assert len(harness.unexpected) == 1
-    harness.reply_order("o7")
+    harness.reply_order("mine")
     assert result_of(foreign) == "FILLED"
-    assert own not in harness.ended
-    assert harness.write() == [own]
-    harness.reply_order("o1")
     assert result_of(own).order_id == "o1"
     assert harness.is_clean()
 
 
 def test_neither_of_two_possible_orders_is_accepted() -> None:
     harness = SessionHarness()
-    foreign = harness.send("order_status", order_id="o7")
+    foreign = harness.send("order_status", order_id="mine")
     own = lookup(harness, "c1")
     harness.reply_order("o1")
     harness.reply_order("o2")
@@ -906,7 +961,7 @@ def test_neither_of_two_possible_orders_is_accepted() -> None:
         if again is own:
             harness.reply("order_status", "FILLED", orderId="o2", clientOrderId="c1")
         else:
-            harness.reply_order("o7")
+            harness.reply_order("mine")
     assert result_of(own).order_id == "o2"
     assert result_of(foreign) == "FILLED"
     assert harness.is_clean()
@@ -914,15 +969,15 @@ def test_neither_of_two_possible_orders_is_accepted() -> None:
 
 def test_reply_with_three_candidates_answers_none() -> None:
     harness = SessionHarness()
-    for name in ("o7", "o8"):
+    for name in ("mine", "yours"):
         harness.send("order_status", order_id=name)
     own = lookup(harness, "c1")
     harness.reply_order("o1")
-    harness.reply_order("o7")
+    harness.reply_order("mine")
     assert own not in harness.ended
     harness.give_up(own)
     assert own.result is None
-    harness.reply_order("o8")  # By counting, the reply was the abandoned one's.
+    harness.reply_order("yours")  # By counting, the reply was the abandoned one's.
     assert harness.session.in_flight == 0
     assert harness.is_clean()
 
@@ -931,7 +986,7 @@ def test_order_known_under_another_id_is_unexpected() -> None:
     harness = SessionHarness()
     harness.send("order_status", order_id="o1")
     harness.reply_order("o1")
-    harness.send("order_status", order_id="o7")
+    harness.send("order_status", order_id="mine")
     lookup(harness, "c1")
     harness.reply_order("o1")
     assert harness.unexpected == ["no request is waiting for this reply to 'order_status'"]
@@ -939,7 +994,7 @@ def test_order_known_under_another_id_is_unexpected() -> None:
 
 def test_ambiguous_reply_is_forgotten_on_the_next_connection() -> None:
     harness = SessionHarness()
-    harness.send("order_status", order_id="o7")
+    harness.send("order_status", order_id="mine")
     own = lookup(harness, "c1")
     harness.reply_order("o1")
     harness.reconnect()
@@ -950,16 +1005,13 @@ def test_ambiguous_reply_is_forgotten_on_the_next_connection() -> None:
     assert harness.is_clean()
 
 
-def test_ambiguous_reply_does_not_answer_the_other_candidate() -> None:
+def test_ambiguous_reply_answers_the_candidate_that_is_left() -> None:
     harness = SessionHarness()
-    foreign = harness.send("order_status", order_id="o7")
+    foreign = harness.send("order_status", order_id="mine")
     own = lookup(harness, "c1")
     harness.reply_order("o1")
     harness.reply("order_status", "FILLED", orderId="o2", clientOrderId="c1")
     assert result_of(own).order_id == "o2"
-    assert foreign not in harness.ended
-    assert harness.write() == [foreign]
-    harness.reply_order("o7")
     assert result_of(foreign) == "FILLED"
     assert harness.is_clean()
 
@@ -1076,10 +1128,10 @@ def test_pushes_go_to_the_channel_registry() -> None:
 def test_message_without_op_and_channel_is_unexpected() -> None:
     harness = SessionHarness()
     harness.receive_json(data=1)
-    harness.receive_json(op="balances", data={"status": "no request"})
     harness.receive(b"binary")
+    harness.receive_json(op="balances", data={"status": "no request"})
     assert len(harness.unexpected) == harness.session.unexpected == 3
-    assert harness.unexpected[-1] == "it is binary"
+    assert harness.unexpected[1] == "it is binary"
 
 
 def test_malformed_messages_in_a_row_replace_the_connection() -> None:
@@ -1135,6 +1187,197 @@ def test_not_authenticated_error_replaces_the_connection(flying: int) -> None:
     assert harness.replaced == ["the broker says 'Not authenticated'"]
     if flying == 1:
         assert isinstance(requests[0].error, NotAuthenticatedError)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"op": "auth", "error": "Session expired"},
+        {"op": "auth", "error": "anything"},
+        {"error": "Token expired"},
+        {"error": "UNAUTHORIZED"},
+        {"error": " unauthorized"},
+        {"error": "Invalid API key"},
+        {"error": "Invalid signature"},
+        {"error": {"code": "UNAUTHORIZED", "message": "no"}},
+        {"op": "error", "error": "session has expired"},
+    ],
+)
+def test_session_ended_in_any_words_replaces_the_connection(message: dict[str, Any]) -> None:
+    harness = SessionHarness()
+    harness.receive_json(**message)
+    assert len(harness.replaced) == 1
+    assert "the broker says" in harness.replaced[0]
+
+
+def test_error_about_the_key_that_answers_a_read_replaces_nothing() -> None:
+    harness = SessionHarness()
+    read = harness.send("balances")
+    harness.receive_json(error="Invalid signature")
+    assert isinstance(read.error, InvalidSignatureError)
+    assert harness.replaced == []
+
+
+# --- Replies that nobody is owed -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"error": "No route"},
+        {"op": "balances", "data": {"status": "5"}},
+        {"op": "estimate", "error": "No route"},
+        {"op": "order_status", "data": {"orderId": "unheard-of", "status": "FILLED"}},
+        {"op": "subscribe", "ch": "unheard-of", "data": {"status": "subscribed"}},
+    ],
+)
+def test_reply_that_nobody_is_owed_replaces_the_connection(message: dict[str, Any]) -> None:
+    harness = SessionHarness()
+    harness.receive_json(**message)
+    assert len(harness.unexpected) == 1
+    assert len(harness.replaced) == 1
+    assert not harness.replacements[0].is_attempt
+
+
+def test_reply_that_names_something_known_is_only_reported() -> None:
+    harness = SessionHarness()
+    harness.send("subscribe", priority=Priority.SUBSCRIBE, channel="balances")
+    harness.receive_json(op="subscribe", ch="balances", data={"status": "subscribed"})
+    harness.send("order_status", order_id="a")
+    harness.reply_order("a")
+    harness.reply_order("a")
+    harness.receive_json(op="subscribe", ch="balances", data={"status": "subscribed"})
+    harness.receive_json(op="announcement", data={"status": "x"})
+    assert len(harness.unexpected) == 3
+    assert harness.replaced == []
+
+
+def test_connection_is_replaced_once_a_minute_at_most() -> None:
+    harness = SessionHarness()
+    harness.receive_json(error="No route")
+    assert len(harness.replaced) == 1
+    harness.reconnect()
+    harness.pass_time(10)
+    harness.receive_json(error="No route")
+    assert len(harness.replaced) == 1
+    harness.pass_time(49)
+    assert len(harness.replaced) == 1
+    harness.pass_time(1)
+    assert len(harness.replaced) == 2
+
+
+def test_requests_in_flight_are_answered_before_the_replacement() -> None:
+    harness = SessionHarness()
+    read = harness.send("balances")
+    harness.receive_json(op="estimate", data={"status": "5"})
+    assert harness.replaced == []
+    harness.pass_time(PATIENCE - 1)
+    harness.reply("balances", "5")
+    assert result_of(read) == "5"
+    harness.pass_time(0)
+    assert len(harness.replaced) == 1
+
+
+def test_unanswered_read_delays_the_replacement_only_briefly() -> None:
+    harness = SessionHarness()
+    harness.send("balances")
+    harness.receive_json(op="estimate", data={"status": "5"})
+    harness.pass_time(PATIENCE)
+    assert len(harness.replaced) == 1
+
+
+def test_replacement_waits_for_a_swap() -> None:
+    harness = SessionHarness()
+    swap = harness.swap()
+    harness.write()
+    harness.receive_json(op="balances", data={"status": "5"})
+    harness.pass_time(2 * PATIENCE - 1)
+    second = harness.swap("c2")
+    assert harness.replaced == []
+    harness.reply("swap", "PENDING", orderId="o1")
+    assert harness.write() == [second]
+    assert harness.replaced == []
+    harness.receive_json(op="swap", data={"orderId": "o2"})
+    harness.pass_time(0)
+    assert len(harness.replaced) == 1
+    assert result_of(swap).order_id == "o1"
+
+
+def test_bare_error_on_a_tainted_connection_refuses_no_swap() -> None:
+    harness = SessionHarness()
+    swap = harness.swap()
+    harness.write()
+    harness.receive_json(op="balances", data={"status": "5"})
+    harness.receive_json(error="Insufficient balance")
+    assert [one.is_certain for one in harness.ended] == [False]
+    harness.receive_json(op="swap", error="Insufficient balance")
+    assert harness.late == [swap]
+    assert [one.is_certain for one in harness.late] == [True]
+
+
+# --- Estimates -------------------------------------------------------------------------------
+
+
+def estimate_route(**step: Any) -> dict[str, Any]:
+    return {"price": "2", "expectedOut": "4", "route": [step]}
+
+
+@pytest.mark.parametrize(
+    ("step", "reports"),
+    [
+        ({"from_asset": "eth", "to_asset": "USDT", "amount_in": "2.00"}, 0),
+        ({"from_asset": "ETH"}, 0),
+        ({"from_asset": "BTC", "to_asset": "USDT"}, 1),
+        ({"from_asset": "ETH", "to_asset": "EUR"}, 1),
+        ({"from_asset": "ETH", "to_asset": "USDT", "amount_in": "3"}, 1),
+    ],
+)
+def test_estimate_with_a_foreign_route_is_reported(step: dict[str, Any], reports: int) -> None:
+    harness = SessionHarness()
+    trade = requests.Trade("2", "ETH", "USDT")
+    request = harness.submit(requests.estimate(trade, None, harness.now + 10))
+    harness.write()
+    harness.receive_json(op="estimate", data=estimate_route(**step))
+    assert result_of(request).expected_out == 4
+    assert len(harness.unexpected) == reports
+
+
+# --- The grace -------------------------------------------------------------------------------
+
+
+def abandon(harness: SessionHarness) -> float:
+    """Abandon an estimate and want another; returns how long the lane is kept."""
+    harness.give_up(harness.send("estimate"))
+    waiting = harness.queue("estimate")
+    began, before = harness.now, len(harness.replaced)
+    while len(harness.replaced) == before:
+        harness.pass_time(harness.engine.timers.next_deadline - harness.now)
+    assert not harness.replacements[-1].is_attempt
+    harness.reconnect()
+    harness.give_up(waiting)
+    return harness.now - began
+
+
+def test_grace_doubles_until_the_broker_answers_in_time() -> None:
+    harness = SessionHarness()
+    assert [abandon(harness) for _ in range(3)] == [GRACE, 2 * GRACE, 2 * GRACE]
+    harness.send("estimate")
+    harness.reply("estimate", "1")
+    assert abandon(harness) == GRACE
+
+
+def test_lane_is_not_wanted_while_a_swap_is_unresolved() -> None:
+    harness = SessionHarness()
+    swap = harness.swap(patience=1)
+    harness.write()
+    harness.pass_time(1)
+    harness.give_up(harness.send("estimate"))
+    harness.queue("estimate")
+    harness.pass_time(2 * GRACE)
+    assert harness.replaced == []
+    harness.session.resolved(swap, harness.now, is_found=False)
+    harness.pass_time(0)
+    assert len(harness.replaced) == 1
 
 
 # --- Nonces ----------------------------------------------------------------------------------
@@ -1195,6 +1438,17 @@ def test_earlier_read_is_sent_before_a_repeated_snapshot() -> None:
     harness.receive_json(error="Rate limit exceeded")
     read = harness.queue("estimate")
     harness.pass_time(ALONE_DELAY)
+    assert harness.write(1) == [read]
+
+
+def test_read_is_sent_before_a_repeated_subscribe() -> None:
+    harness = SessionHarness()
+    for name in ("a", "b"):
+        harness.queue("subscribe", priority=Priority.SUBSCRIBE, channel=name)
+    harness.write()
+    for text in ("1", "2"):
+        harness.receive_json(error=text)
+    read = harness.queue("estimate")
     assert harness.write(1) == [read]
 
 

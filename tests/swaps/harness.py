@@ -52,7 +52,8 @@ class SwapsHarness(EngineHarness):
         self.act(self.engine.close(None, lost, unsent, self.now))
 
     def enter(self, client_order_id: str = "c1") -> Swap:
-        return self.engine.enter_swap(intent(client_order_id, self.at), f"a{next(self.attempts)}")
+        attempt = f"a{next(self.attempts)}"
+        return self.engine.enter_swap(intent(client_order_id, self.at), attempt, self.now)
 
     def submit_swap(self, swap: Swap) -> Request:
         trade = requests.Trade(1, "ETH", "USDT")

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.scripted import (
+    API_KEY,
     BALANCES,
+    SECRET_KEY,
     SWAPPED,
     Body,
     ScriptedConnection,
@@ -31,6 +34,7 @@ from trio_broker import (
     ClientClosedError,
     ConnectionLostError,
     DuplicateClientOrderIdError,
+    InsufficientBalanceError,
     JournalError,
     NotConnectedError,
     NotSentError,
@@ -40,12 +44,14 @@ from trio_broker import (
     ServerError,
     SlippageError,
     SubscriptionBrokenError,
+    SwapCorrected,
     SwapIntent,
     SwapJournal,
     SwapOutcome,
     SwapOutcomeUnknownError,
     SwapResolved,
     SwapUnresolved,
+    UnexpectedMessage,
 )
 from trio_broker._swaps.registry import MAX_WAIT
 from trio_broker.sandbox import open_sandbox
@@ -153,7 +159,7 @@ async def test_cancelled_swap_goes_on_and_an_event_reports_its_end() -> None:
 
 @pytest.mark.parametrize(
     ("reply", "outcome"),
-    [(SWAPPED, SwapOutcome.CONFIRMED), ({"op": "swap", "error": "No"}, SwapOutcome.REFUSED)],
+    [(SWAPPED, SwapOutcome.CONFIRMED), ({"op": "swap", "error": "No route"}, SwapOutcome.REFUSED)],
 )
 async def test_event_reports_the_end_of_a_swap_cancelled_with_its_reply(
     reply: Body, outcome: SwapOutcome
@@ -220,6 +226,70 @@ async def test_duplicate_id_is_rejected_by_the_client(autojump_clock: MockClock)
             await swap(client)
         assert caught.value.outcome is SwapOutcome.CONFIRMED
         assert len(sandbox.orders()) == 1
+
+
+@pytest.mark.parametrize("error", ["Duplicate client order id", "DUPLICATE_REQUEST", " duplicate"])
+async def test_duplicate_of_another_process_names_its_order(
+    error: str, autojump_clock: MockClock
+) -> None:
+    async with scripted_client() as (client, line), trio.open_nursery() as nursery:
+        call = start(nursery, swap, client)
+        await line.receive("swap")
+        await line.send({"error": error})
+        await line.receive("order_status")
+        await line.send(found())
+        with pytest.raises(DuplicateClientOrderIdError) as caught:
+            await call.result()
+        assert caught.value.was_sent
+        assert caught.value.order is not None
+        assert caught.value.order.order_id == "o1"
+        assert not caught.value.is_retryable
+        receipt = await client.resolve_swap("c1")
+        assert receipt.order_id == "o1"
+
+
+async def test_late_receipt_corrects_what_the_caller_was_told(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with scripted_client() as (client, line), trio.open_nursery() as nursery:
+        events = client.events()
+        call = start(nursery, swap, client)
+        await line.receive("swap")
+        await line.send({"error": "Insufficient balance"})
+        with pytest.raises(InsufficientBalanceError):
+            await call.result()
+        await line.send(SWAPPED)
+        asked = await line.receive("order_status")
+        assert asked["data"] == {"id": "o1"}
+        await line.send({"op": "order_status", "data": {"orderId": "o1", "status": "PENDING"}})
+        unexpected, doubted = await events.receive(), await events.receive()
+        assert isinstance(unexpected, UnexpectedMessage)
+        assert isinstance(doubted, SwapCorrected)
+        assert (doubted.client_order_id, doubted.outcome) == ("c1", SwapOutcome.UNKNOWN)
+        assert [one.client_order_id for one in client.unresolved_swaps()] == ["c1"]
+        await line.receive("order_status")
+        await line.send(found())
+        resolved = await events.receive()
+        assert isinstance(resolved, SwapResolved)
+        assert resolved.outcome is SwapOutcome.CONFIRMED
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "told to be refused" in record.getMessage()
+
+
+async def test_order_of_the_journal_is_no_other_swaps_receipt(tmp_path: Path) -> None:
+    path = tmp_path / "swaps.journal"
+    async with open_scripted() as broker, trio.open_nursery() as nursery:
+        for name in ("c1", "c2"):
+            async with BrokerWSClient(
+                API_KEY, SECRET_KEY, broker.url, journal=SwapJournal(path)
+            ) as client:
+                line = await broker.line()
+                call = start(nursery, partial(swap, client, name))
+                await line.receive("swap")
+                await line.send(SWAPPED)  # the same order for both
+                if name == "c2":
+                    await line.send({"op": "swap", "data": {"orderId": "o2"}})
+                assert (await call.result()).order_id == {"c1": "o1", "c2": "o2"}[name]
 
 
 async def test_id_of_an_unsent_swap_can_be_reused(autojump_clock: MockClock) -> None:

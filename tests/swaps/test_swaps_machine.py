@@ -57,12 +57,12 @@ NOT_ACCEPTED: Final = (
 # The first show that a swap isn't executed, the second don't.
 REFUSALS: Final[tuple[dict[str, Any], ...]] = (
     *({"op": "swap", "error": text} for text in ("Insufficient balance", "Rate limit exceeded")),
-    *({"error": text} for text in NOT_ACCEPTED),
+    *({"error": text} for text in ("Insufficient balance", "Unknown operation: swap")),
 )
 VAGUE: Final[tuple[dict[str, Any], ...]] = (
     {"op": "swap", "error": "Nonce has already been used or is expired"},
     {"error": "Internal error"},
-    {"error": "Insufficient balance"},
+    *({"error": text} for text in NOT_ACCEPTED[:2]),
 )
 TOO_LATE: Final = {"op": "swap", "error": "Request timestamp outside allowed window"}
 BODIES: Final[dict[str, dict[str, Any]]] = {

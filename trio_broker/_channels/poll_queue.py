@@ -13,6 +13,7 @@ from collections import OrderedDict
 from trio_broker._channels.channel import Channel
 from trio_broker._protocol.rate_limit import RateLimit
 from trio_broker._protocol.requests import Request
+from trio_broker.exceptions import ProtocolError
 
 
 class PollQueue:
@@ -66,7 +67,7 @@ class PollQueue:
         if request in self._in_flight:
             self._in_flight.remove(request)
             sent_again = len(request.nonces) - 1
-            if sent_again > 0:
+            if sent_again > 0 or isinstance(request.error, ProtocolError):
                 self._most_in_flight = 1  # This broker's replies are told apart one at a time.
             # Repeated messages count too, or trackers would take more than their half.
             self._rate_limit.record(now, max(0, 1 + sent_again - self._messages_each))

@@ -24,6 +24,7 @@ from typing import Any
 
 from trio_broker._channels.channel import (
     BALANCES,
+    ORDERS,
     BackgroundUpdate,
     Channel,
     RemoteState,
@@ -43,9 +44,9 @@ from trio_broker._protocol.effects import (
     StreamEnded,
     Wake,
 )
-from trio_broker._protocol.order_ids import OrderIds
+from trio_broker._protocol.order_ids import OrderIds, Relation
 from trio_broker._protocol.rate_limit import WINDOW
-from trio_broker._protocol.requests import Request, Waiter
+from trio_broker._protocol.requests import Priority, Request, Waiter
 from trio_broker._protocol.session import Session
 from trio_broker._protocol.timers import Timers
 from trio_broker._redactor import Redactor
@@ -93,6 +94,7 @@ class ChannelRegistry:
         self._timeout = request_timeout
         self._seconds_per_message = WINDOW / messages_per_second
         self._busy_until = -math.inf
+        self._order_ids = order_ids
         self._ids_by_name = order_ids.by_name
         self._to_restore: set[str] = set()
         self._restored: list[str] = []
@@ -222,6 +224,9 @@ class ChannelRegistry:
         else:
             ids = self._ids_by_name.get(channel.ids[0] or channel.ids[1] or "", channel.ids)
             data = channel.decode(message, *ids)
+            if data.order_id != ids[0] and self._is_other_order(channel, data):
+                self._session.report_unexpected("it was pushed to another order's channel", text)
+                return
         # As `Redactor.may_hold` does, which would cost a call for each push.
         for hint in self._redactor.hints:
             if hint in text:
@@ -250,6 +255,12 @@ class ChannelRegistry:
                 self._effects.append(subscriber.delivery(delivery))
         if odd is not None:
             self._session.report_unexpected(odd, text)
+
+    def _is_other_order(self, channel: Channel, order: Order) -> bool:
+        """Whether an order is certainly not the one that its channel is named by."""
+        names = order.order_id, order.client_order_id
+        asked = channel.name.removeprefix(ORDERS)
+        return self._order_ids.relation(asked, names) is Relation.OTHER
 
     def report_oddity(self, state: Order, newest: Order, text: str) -> None:
         """Report a state of an order that doesn't fit the one before, if it doesn't."""
@@ -408,6 +419,8 @@ class ChannelRegistry:
     def _request(self, channel: Channel, op: str, now: float) -> Request:
         request = requests.subscription(op, channel.name, self._deadline(now))
         request.subject = channel
+        if channel.is_background:
+            request.priority = Priority.BACKGROUND
         channel.request = request
         self._slots.note(channel)
         if channel.snapshot is not None and not channel.subscribers:

@@ -204,7 +204,7 @@ class Connection:
         Its deadline may have passed while the event loop was blocked. And Trio's clock may stop
         while the machine is suspended: then only the wall clock shows how old a swap is.
         """
-        if request.deadline <= now:
+        if min(request.deadline, request.send_by) <= now:
             return request.priority is not Priority.AUTH
         return request.sign_by < math.inf and self._settings.clock() > request.sign_by
 

@@ -135,7 +135,7 @@ class Driver:
             if not (self.state.is_over and isinstance(event, UnexpectedMessage)):
                 self.emit(event)
         elif isinstance(effect, ReplaceConnection):
-            self.replace(effect.error)
+            self.replace(effect.error, is_attempt=effect.is_attempt)
         elif isinstance(effect, ChannelsRestored):
             self.mark_healthy()
             self.emit(Restored(at=self.wall_time(), channels=effect.channels))
@@ -167,10 +167,10 @@ class Driver:
                 detail=ended.detail,
             )
 
-    def replace(self, error: BrokerError) -> None:
+    def replace(self, error: BrokerError, *, is_attempt: bool = True) -> None:
         """End the connection, if there is one."""
         if self.link is not None:
-            self.link.fail(error)
+            self.link.fail(error, is_attempt=is_attempt)
 
     def become(self, state: ConnectionState) -> None:
         """Change the client's state."""

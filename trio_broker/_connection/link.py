@@ -34,6 +34,7 @@ class Link:
         writer: Wakes the task that sends.
         scope: The cancel scope of the connection's tasks.
         error: Why it has ended or is being replaced.
+        is_replaced: Whether the client itself wants another connection, which is no attempt.
         restored: Set when its channels are restored.
         healthy_since: When that was, or infinity.
         latency: The round trip of the last heartbeat, in seconds.
@@ -44,6 +45,7 @@ class Link:
         self.writer: Wakeup = Wakeup()
         self.scope: trio.CancelScope = trio.CancelScope()
         self.error: BrokerError | None = None
+        self.is_replaced: bool = False
         self.restored: trio.Event = trio.Event()
         self.healthy_since: float = math.inf
         self.latency: float | None = None
@@ -53,7 +55,8 @@ class Link:
         self.healthy_since = trio.current_time()
         self.restored.set()
 
-    def fail(self, error: BrokerError) -> None:
+    def fail(self, error: BrokerError, *, is_attempt: bool = True) -> None:
         """End the connection; the first error counts."""
-        self.error = self.error or error
+        if self.error is None:
+            self.error, self.is_replaced = error, not is_attempt
         self.scope.cancel()

@@ -340,6 +340,7 @@ class Supervisor:
             silence = trio.current_time() - last_heard + connection.heartbeat.slept
             self._last_heard = self._driver.wall_time() - dt.timedelta(seconds=silence)
             self._last_latency = self.latency
+            self._must_reconnect = self._must_reconnect or link.is_replaced
             self.backoff.lost(link.healthy_since, last_heard)
 
     def _authenticated(self) -> None:

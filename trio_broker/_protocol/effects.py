@@ -83,9 +83,15 @@ class Emit:
 
 @attrs.frozen
 class ReplaceConnection:
-    """The connection must be replaced."""
+    """The connection must be replaced.
+
+    Attributes:
+        error: Why.
+        is_attempt: Whether the next connection counts as an attempt to reconnect.
+    """
 
     error: BrokerError
+    is_attempt: bool
 
 
 @attrs.frozen

@@ -1,52 +1,90 @@
-"""Which request a reply belongs to. No I/O, no clock.
+"""Which request a reply belongs to: the account of what the broker owes. No I/O, no clock.
 
-The broker's messages carry no request id. The broker owes each request one reply for each time it
-was sent. A reply is matched by what it names: a nonce, an operation, a channel or an order. **A
-reply resolves its own request or none.** A reply that fits no request is reported as unexpected.
+The broker's messages carry no request id. But it sends one reply to each message, and TCP repeats
+nothing. So each message that was sent is a *debt* of one reply. **Only a reply or a new connection
+clears a debt.** A timeout, a cancellation or an answer that was found elsewhere doesn't.
 
-**A reply that names nothing** belongs to one of the requests that are owed a reply. These are its
-*candidates*; together with the reply they form an `AmbiguousReply`. Each read among them is sent
-again alone, once, and gets the reply to that. The number of replies shows which ones may still
-arrive. Until they have, their requests keep their lanes, so that the next request can't get one.
+**A reply resolves its own request or none.** It is matched by what it names: a nonce, an operation,
+a channel or an order. One that names something else than a request isn't the reply to it.
 
-**A reply that the broker sends twice** can't be recognized if it names no nonce, order or channel.
-The second copy is then taken for the reply to the next request that it fits. So a refusal without
-names that is sent twice also refuses the next swap. TCP duplicates nothing, and the broker is
-assumed to send one reply to each request.
+**A reply that fits several debts** is held; these are its *candidates*. Together with other replies
+that have candidates in common it forms an `AmbiguousReply`. While candidates get replies of their
+own, fewer are left, and the last one gets the reply. If all debts are paid and the replies are the
+same text, each candidate gets it. Everything else can't be decided: `session` then sends each read
+among them again alone, once, and a swap is looked up.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from typing import Any, Final
+import datetime as dt
+import re
+from typing import Final
 
 import attrs
 
 from trio_broker._protocol import codec
 from trio_broker._protocol.codec import Inbound
-from trio_broker._protocol.requests import CHANNEL, Lane, Priority, Request
-from trio_broker.models import Order, SwapReceipt
+from trio_broker._protocol.order_ids import Ids, OrderIds, Relation
+from trio_broker._protocol.requests import CHANNEL, Lane, Purpose, Request
 
-_MAX_REMEMBERED: Final = 10_000
-_CHANNEL_OPS: Final = frozenset({"subscribe", "unsubscribe"})
-_ONE_IN_FLIGHT: Final = frozenset({"auth", "balances", "estimate", "swap"})
-_BY_CLIENT_ORDER_ID: Final[Lane] = ("order_status", None)
+_CHANNEL_OPS: Final[frozenset[str | None]] = frozenset({"subscribe", "unsubscribe"})
+_ONE_IN_FLIGHT: Final[frozenset[str | None]] = frozenset({"auth", "balances", "estimate"})
+# The text is documented. The operation stands at its end.
+_UNKNOWN_OPERATION: Final = re.compile(r"\W*unknown[ _]operation\W+(\w+)\W*$", re.IGNORECASE)
+OPERATIONS: Final = _ONE_IN_FLIGHT | _CHANNEL_OPS | {"swap", "order_status"}
+_ORDERS: Final = "orders:"
+NO_NAMES: Final[Ids] = (None, None)
+
+
+@attrs.frozen
+class Reply:
+    """A message that is a reply, and when it arrived.
+
+    Attributes:
+        message: Its envelope.
+        text: Its text.
+        at: When it arrived, by the wall clock.
+        op: The operation that it names, in its text at least.
+        names: The order id and the client order id that it names.
+    """
+
+    message: Inbound
+    text: str
+    at: dt.datetime
+    op: str | None
+    names: Ids
+
+    @classmethod
+    def of(cls, message: Inbound, text: str, at: dt.datetime) -> Reply:
+        """Make one."""
+        op = message.op or _operation_in(message.error or "")
+        has_names = op in {"swap", "order_status", None}
+        return cls(message, text, at, op, codec.order_names(message) if has_names else NO_NAMES)
+
+
+def _operation_in(error: str) -> str | None:
+    named = _UNKNOWN_OPERATION.match(error)
+    return named[1].lower() if named and named[1].lower() in OPERATIONS else None
 
 
 @attrs.define(eq=False)
 class AmbiguousReply:
-    """Replies that name no request, and the requests that they may belong to.
+    """Replies, and the requests that they may belong to.
 
     Attributes:
         candidates: The requests.
-        replies: The replies, each with its text.
+        replies: The replies.
+        held_until: When waiting for other replies to decide it ends.
+        was_split: Whether its reads were sent again.
     """
 
     candidates: dict[Request, None]
-    replies: list[tuple[Inbound, str]]
+    replies: list[Reply]
+    held_until: float = 0.0
+    was_split: bool = False
 
     @classmethod
-    def merged(cls, candidates: list[Request], message: Inbound, text: str) -> AmbiguousReply:
+    def merged(cls, candidates: list[Request], reply: Reply) -> AmbiguousReply:
         """Merge a new reply with the ambiguous replies that its candidates already have."""
         earlier: dict[AmbiguousReply, None] = dict.fromkeys(
             request.ambiguity for request in candidates if request.ambiguity is not None
@@ -55,168 +93,189 @@ class AmbiguousReply:
         for one in earlier:
             merged.candidates |= one.candidates
             merged.replies += one.replies
-        merged.replies.append((message, text))
+            merged.was_split |= one.was_split
+        merged.replies.append(reply)
         for request in merged.candidates:
             request.ambiguity = merged
         return merged
 
     @property
     def outstanding(self) -> int:
-        """The number of replies that the candidates are still owed."""
-        owed = sum(len(request.nonces) - request.replies for request in self.candidates)
-        return owed - len(self.replies)
+        """How many replies the candidates are still owed."""
+        return sum(request.owed for request in self.candidates) - len(self.replies)
+
+    @property
+    def is_one_text(self) -> bool:
+        """Whether all replies say the same."""
+        return len({reply.text for reply in self.replies}) == 1
+
+    def must_have(self, request: Request) -> bool:
+        """Whether one of the replies is certainly to a request: the others are owed fewer."""
+        return request.owed > self.outstanding
 
     def dissolve(self) -> list[Request]:
-        """Count the replies for the candidates, once it is certain which is whose.
-
-        It is certain if every reply has arrived, or if one candidate is left. They are not counted
-        for a swap: an error that the broker sent twice would give a wrong outcome.
-
-        Returns:
-            The candidates, or nothing if it isn't certain yet.
-        """
-        all_came = self.outstanding <= 0
-        if len(self.candidates) > 1 and not all_came:
-            return []
+        """End the ambiguity. Returns the candidates."""
         for request in self.candidates:
             request.ambiguity = None
-            if request.priority is not Priority.SWAP:
-                sent = len(request.nonces)
-                request.replies = sent if all_came else request.replies + len(self.replies)
         return list(self.candidates)
 
-    def answer(self) -> tuple[Inbound, str] | None:
-        """The reply that is right for every candidate, if there is one."""
-        if len(self.candidates) == 1 or len({text for _, text in self.replies}) == 1:
-            return self.replies[-1]
-        return None
 
-
-class PendingReplies:
-    """The requests that were sent and are owed a reply.
+class Debts:
+    """The requests that are owed a reply on this connection.
 
     Attributes:
-        in_flight: The requests, in the order of sending.
-        holders: The request in flight in each lane.
+        owed: The requests that are owed a reply, in the order of sending.
+        holders: The request that has each lane.
     """
 
-    def __init__(self) -> None:
-        self.in_flight: dict[Request, None] = {}
+    def __init__(self, order_ids: OrderIds) -> None:
+        self.owed: dict[Request, None] = {}
         self.holders: dict[Lane, Request] = {}
+        self._order_ids = order_ids
+        self._released: dict[Request, None] = {}
+        self._channels: set[str] = set()
         self._echoes_nonces = False
-        # By order id: the client order id of its swap, or of the lookup that found it.
-        self._swapped: OrderedDict[str, str | None] = OrderedDict()
-        self._looked_up: OrderedDict[str, str | None] = OrderedDict()
 
     def add(self, request: Request) -> None:
-        """Add a request that is sent."""
-        self.in_flight[request] = None
+        """Add a request that is sent, perhaps again."""
+        request.owed += 1
+        self.owed[request] = None
         self.holders[request.lane] = request
+        if request.channel is not None:
+            self._channels.add(request.channel)
 
-    def clear(self, request: Request) -> None:
-        """Remove a request."""
-        del self.in_flight[request]
+    def pay(self, request: Request, replies: int = 1) -> None:
+        """Count replies that are certainly to a request."""
+        request.owed -= replies
+        if not request.owed:
+            self.owed.pop(request, None)
+            self._released.pop(request, None)
+
+    def free_lane(self, request: Request) -> None:
+        """Let another request have the lane. The debt stays."""
         del self.holders[request.lane]
+        if request.owed:
+            self._released[request] = None
 
     def reconnected(self) -> None:
-        """Forget what was learned about the broker on the last connection."""
+        """Forget the last connection: it can bring no reply any more."""
+        self.owed.clear()
+        self._order_ids.reconnected()
+        self._released.clear()
+        self._channels.clear()
         self._echoes_nonces = False
-        self._looked_up.clear()
 
-    def candidates(self, message: Inbound) -> list[Request]:
+    @property
+    def in_flight(self) -> int:
+        """How many requests are owed a reply and have their lane."""
+        return len(self.owed) - len(self._released)
+
+    def is_lane_owed(self, lane: Lane) -> bool:
+        """Whether the request that has a lane is owed a reply."""
+        holder = self.holders.get(lane)
+        return holder is not None and holder.owed > 0
+
+    # --- Matching --------------------------------------------------------------------------
+
+    def candidates(self, reply: Reply) -> list[Request]:
         """The requests that a reply can belong to, by what it names."""
+        message, op = reply.message, reply.op
         if message.nonce:
-            named = next((one for one in self.in_flight if message.nonce in one.nonces), None)
+            named = next((one for one in self.owed if message.nonce in one.nonces), None)
             if named is not None:
                 self._echoes_nonces = True
-                return [named] if message.op in {named.op, None, ""} else []
+                fits = op in {named.op, None} and self._may_answer(named, reply)
+                return [named] if fits else []
             if self._echoes_nonces:
                 return []  # It is the reply to a request that has ended.
-        if message.op in _CHANNEL_OPS and message.ch:
-            # A thousand may be in flight together: find it by its lane.
-            holder = self.holders.get((CHANNEL, message.ch))
-            is_meant = holder is not None and holder.op == message.op and holder.is_owed
-            return [holder] if holder is not None and is_meant else []
-        if message.op in _ONE_IN_FLIGHT:
-            holder = self.holders.get((message.op or "", None))
-            is_meant = holder is not None and holder.is_owed and not message.ch
-            return [holder] if holder is not None and is_meant else []
-        if message.op == "order_status":
-            order_id, client_order_id = codec.order_names(message)
-            if order_id or client_order_id:
-                return self._lookups(order_id, client_order_id)
+        if op in _CHANNEL_OPS and message.ch:
+            return self._in_lane((CHANNEL, message.ch), op)
+        if op in _ONE_IN_FLIGHT:
+            return [] if message.ch else self._in_lane((str(op), None), op)
+        if op == "order_status" and any(reply.names):
+            return self._lookups(reply)
         return [
             request
-            for request in self.in_flight
-            if request.is_owed
-            and (not message.op or request.op == message.op)
-            and (not message.op or not message.ch or request.channel == message.ch)
+            for request in self.owed
+            if (op is None or request.op == op)
+            and (not message.ch or request.channel == message.ch)
+            and self._may_answer(request, reply)
         ]
 
-    def _lookups(self, order_id: str | None, client_order_id: str | None) -> list[Request]:
+    def _in_lane(self, lane: Lane, op: str | None) -> list[Request]:
+        """The requests of a lane: the one that has it, and those that had it before."""
+        # A thousand may be in flight together: don't look at all of them.
+        holder = self.holders.get(lane)
+        found = [holder] if holder is not None and holder.owed and holder.op == op else []
+        if self._released:
+            found += [one for one in self._released if (one.lane, one.op) == (lane, op)]
+        return found
+
+    def _may_answer(self, request: Request, reply: Reply) -> bool:
+        """Whether a reply can be to a request, by the order that it names."""
+        return not any(reply.names) or self._relation(request, reply) is not Relation.OTHER
+
+    def _relation(self, request: Request, reply: Reply) -> Relation:
+        """Whether the order that a reply names is the one that a request is about."""
+        order_id, client_order_id = reply.names
+        own = request.client_order_id
+        if own is not None and order_id == own and request.op == "order_status":
+            relation = Relation.SAME  # It may be either of the order's ids.
+        elif own is not None:  # a swap, or a lookup of one
+            relation = Relation.SAME if client_order_id == own else Relation.UNKNOWN
+            if not self._order_ids.may_be_swap(own, reply.names):
+                relation = Relation.OTHER
+        elif request.order_id is not None:
+            relation = self._order_ids.relation(request.order_id, reply.names)
+        else:
+            relation = Relation.OTHER
+        # An error names what was asked for.
+        is_vague = relation is Relation.UNKNOWN and reply.message.error
+        return Relation.OTHER if is_vague else relation
+
+    def _lookups(self, reply: Reply) -> list[Request]:
         """The lookups that a reply can belong to, by the order that it names."""
-        for name in (order_id, client_order_id):
-            named = self.holders.get(("order_status", name)) if name else None
-            if named is not None and named.is_owed:
-                return [named]
-        # No lookup in flight asks for the named order by that id.
-        by_client = self.holders.get(_BY_CLIENT_ORDER_ID)
-        if by_client is None or not by_client.is_owed:
-            return []
-        known = client_order_id or self._looked_up.get(order_id or "", by_client.client_order_id)
-        if known != by_client.client_order_id:
-            return []  # It is another order.
-        if client_order_id:
-            return [by_client]
-        # Lookups of the same id ask the same question: the reply is right for each of them.
-        unverified = self._unverified_lookups()
-        if all(one.order_id == by_client.client_order_id for one in unverified):
-            return [by_client]
-        return [by_client, *unverified]
+        for name in filter(None, reply.names):
+            holder = self.holders.get(("order_status", name))
+            if holder is not None and holder.owed:
+                return [holder]
+        relations = {
+            request: self._relation(request, reply)
+            for request in self.owed
+            if request.op == "order_status"
+        }
+        same = [one for one, relation in relations.items() if relation is Relation.SAME]
+        if same or (len(self.owed) > 1 and self._is_known(reply.names)):
+            return same
+        return [one for one, relation in relations.items() if relation is Relation.UNKNOWN]
 
-    def _unverified_lookups(self) -> list[Request]:
-        """The lookups by an order id that may in fact be a client order id.
+    def _is_known(self, names: Ids) -> bool:
+        return any(name in self._order_ids for name in names if name)
 
-        The broker accepts a client order id there too. Its reply then names another id than was
-        asked for.
+    def is_known(self, reply: Reply) -> bool:
+        """Whether a reply that nobody is owed names an order, a channel or a nonce that is known.
+
+        Then it is certain that it belongs to nothing that is in flight.
         """
-        return [
-            request
-            for request in self.in_flight
-            if request.order_id is not None
-            and request.order_id not in self._swapped
-            and request.order_id not in self._looked_up
-            and request.is_owed
-        ]
-
-    def take_order(self, request: Request, message: Inbound, result: Any) -> bool:
-        """Note the order that a reply names.
-
-        Returns:
-            False if it can't be the reply to this request, because the order is another swap's.
-        """
-        if request.client_order_id is not None and not self._is_own(request, result):
-            return False
-        if request.op == "order_status":
-            order_id, client_order_id = codec.order_names(message)
-            if order_id:
-                known = client_order_id or request.client_order_id or self._swapped.get(order_id)
-                _remember(self._looked_up, order_id, known or self._looked_up.get(order_id))
-        return True
-
-    def _is_own(self, request: Request, result: Any) -> bool:
-        name = request.client_order_id
-        if name is None or not isinstance(result, SwapReceipt | Order) or not result.order_id:
+        message = reply.message
+        if message.nonce and self._echoes_nonces:
             return True
-        if isinstance(result, Order) and name == result.order_id:
-            return True  # The id of the lookup may be either of the order's ids.
-        if self._swapped.get(result.order_id, name) != name:
-            return False
-        _remember(self._swapped, result.order_id, name)
-        return True
+        if message.ch and message.ch in self._channels:
+            return True
+        return self._is_known(reply.names) or any(
+            f"{_ORDERS}{name}" in self._channels for name in reply.names if name
+        )
 
 
-def _remember(memory: OrderedDict[str, str | None], key: str, value: str | None) -> None:
-    memory[key] = value
-    if len(memory) > _MAX_REMEMBERED:
-        memory.popitem(last=False)
+def note_order(order_ids: OrderIds, request: Request, names: Ids) -> None:
+    """Remember the order that the reply to a lookup names.
+
+    A receipt proves nothing yet: `SwapRegistry` decides whose it is.
+    """
+    order_id, client_order_id = names
+    if order_id and request.op == "order_status":
+        asked = request.client_order_id or request.order_id
+        owner = client_order_id or (asked if asked != order_id else None)
+        # Looking up whose a receipt is must not make its order known as another's.
+        if owner is not None or request.purpose not in {Purpose.LOOKUP, Purpose.RECEIPT}:
+            order_ids.note(order_id, owner)

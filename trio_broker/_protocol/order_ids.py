@@ -1,24 +1,40 @@
 """The two ids of an order: the broker's order id, and the client order id of its swap.
 
-The broker may leave out either. `OrderIds` keeps the ids of the client's own swaps. Orders are
-completed with them before users see them. They are never used to match a reply.
+The broker may leave out either. `OrderIds` keeps the ids of the client's own swaps, those of
+earlier processes included, and the ids that replies to lookups have named. Orders are completed
+with them before users see them. And a reply that names an order is compared with them: it isn't
+the reply to a request for another order.
 """
 
 from __future__ import annotations
 
+import enum
+import re
+from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 import attrs
 
 from trio_broker._protocol.codec import check_text
 from trio_broker.models import Order
 
+_V = TypeVar("_V")
 Ids: TypeAlias = tuple[str | None, str | None]
 
 MAX_CLIENT_ORDER_ID: Final = 64
 # Client order ids that this library makes begin with this. No order id of the broker does.
 CLIENT_ORDER_ID_PREFIX: Final = "tb-"
+_MAX_SEEN: Final = 10_000
+_DIGITS: Final = re.compile(r"[0-9]+")
+
+
+class Relation(enum.Enum):
+    """Whether a reply is about the order that was asked for."""
+
+    SAME = enum.auto()
+    OTHER = enum.auto()
+    UNKNOWN = enum.auto()
 
 
 def check_client_order_id(client_order_id: str) -> str:
@@ -54,6 +70,17 @@ class OrderIds:
 
     def __init__(self) -> None:
         self.by_name: dict[str, Ids] = {}
+        # What replies have named: orders with their client order ids, and on this connection also
+        # orders without.
+        self._owners: OrderedDict[str, str] = OrderedDict()
+        self._seen: OrderedDict[str, None] = OrderedDict()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.by_name or name in self._owners or name in self._seen
+
+    def reconnected(self) -> None:
+        """Forget the orders without a client order id: no late reply can name them any more."""
+        self._seen.clear()
 
     def add(self, client_order_id: str, order_id: str | None = None) -> None:
         """Add a swap, with its order id once that is known."""
@@ -81,6 +108,58 @@ class OrderIds:
         order_id, own = self.by_name.get(client_order_id, (None, None))
         return order_id if own == client_order_id else None
 
+    def note(self, order_id: str, client_order_id: str | None) -> None:
+        """Remember an order that a reply has named."""
+        if client_order_id is not None:
+            _remember(self._owners, order_id, client_order_id)
+        elif order_id not in self._owners:
+            _remember(self._seen, order_id, None)
+
+    def owner(self, order_id: str) -> str | None:
+        """The client order id of an order, None if it isn't known."""
+        own, client_order_id = self.by_name.get(order_id, (None, None))
+        return client_order_id if own == order_id else self._owners.get(order_id)
+
+    def may_be_swap(self, client_order_id: str, names: Ids) -> bool:
+        """Whether a reply that names these ids can be about the swap with this id."""
+        order_id, named = names
+        if named and named != client_order_id:
+            return False
+        if not order_id:
+            return True
+        own = self.order_id(client_order_id)
+        if own is not None and own != order_id:
+            return False
+        owner = self.owner(order_id)
+        if owner is None:
+            # If it is known already, it is the order of something else.
+            return named is not None or order_id not in self._seen
+        return owner == client_order_id
+
+    def relation(self, asked: str, names: Ids) -> Relation:
+        """Whether a reply that names these ids is about the order that was asked for.
+
+        What was asked for may be either of its ids. Order ids of one broker have one form: if an
+        id that differs from the one asked for in its digits only is named, it is another order.
+        """
+        if asked in names:
+            return Relation.SAME
+        if self.by_name.get(asked, (None, None))[1] == asked:
+            if not self.may_be_swap(asked, names):
+                return Relation.OTHER
+            return Relation.SAME if self.order_id(asked) == names[0] else Relation.UNKNOWN
+        # Its order id, or an id of unknown kind.
+        order_id, client_order_id = names
+        if order_id:
+            owner = self.owner(order_id)
+            is_other = client_order_id or asked in self or _form(asked) == _form(order_id)
+            known = asked if owner == asked else order_id if owner or is_other else None
+        else:
+            known = self.order_id(client_order_id or "")
+        if known is None:
+            return Relation.UNKNOWN
+        return Relation.SAME if known == asked else Relation.OTHER
+
     def complete(self, order: Order, asked: str) -> Order:
         """Add the ids that the broker left out, if they are known."""
         order_id, client_order_id = self.by_name.get(asked) or default_ids(asked)
@@ -89,6 +168,16 @@ class OrderIds:
             known = self.by_name.get(order.order_id)
             _, client_order_id = known or (None, None if order_id else client_order_id)
         return with_ids(order, order.order_id or order_id, order.client_order_id or client_order_id)
+
+
+def _remember(memory: OrderedDict[str, _V], key: str, value: _V) -> None:
+    memory[key] = value
+    if len(memory) > _MAX_SEEN:
+        memory.popitem(last=False)
+
+
+def _form(name: str) -> str:
+    return _DIGITS.sub("0", name)
 
 
 def with_ids(order: Order, order_id: str | None, client_order_id: str | None) -> Order:

@@ -10,15 +10,16 @@ import datetime as dt
 import enum
 import math
 from collections.abc import Iterable
+from decimal import Decimal
 from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
 
 import attrs
 
 from trio_broker._protocol import codec
-from trio_broker._protocol.order_ids import check_client_order_id
+from trio_broker._protocol.order_ids import Ids, check_client_order_id
 from trio_broker.exceptions import BrokerError
-from trio_broker.models import Amount, Dialect, amount_text, brief
+from trio_broker.models import Amount, Dialect, SwapEstimate, amount_text, brief
 
 MAX_SLIPPAGE_BPS: Final = 10_000
 
@@ -45,6 +46,7 @@ class Purpose(enum.Enum):
     SNAPSHOT = enum.auto()
     SWAP = enum.auto()
     LOOKUP = enum.auto()
+    RECEIPT = enum.auto()
 
 
 class Stage(enum.Enum):
@@ -78,6 +80,8 @@ class Request:
         order_id: The order id that ``order_status`` asks for.
         client_order_id: The client order id that ``order_status`` asks for, or that a swap has.
         sign_by: The latest time at which it may be signed, in seconds of the wall clock.
+        send_by: The same by the clock of deadlines.
+        trade: What an estimate was requested for.
         subject: The channel or the swap that it was made for.
         waiter: Woken at its end.
         lane: Requests whose replies could be confused have the same lane. Set by the session.
@@ -85,11 +89,14 @@ class Request:
         reply: The text of the reply.
         replied_at: When the reply arrived, by the wall clock.
         error: Why there is no result.
+        names: The order id and the client order id that the reply names.
+        refusal: The whole text and the machine code of an error.
         names_op: Whether the reply names the operation.
-        was_alone: Whether nothing else was in flight when the reply arrived.
+        is_certain: Whether the reply can be to no other request.
         is_late: Whether the reply arrived after the request was abandoned.
         was_sent: Whether any byte of it may have been sent.
         is_abandoned: Whether it has ended for its caller, while one more reply may arrive.
+        is_unresolved: Whether it is a swap that was sent and whose outcome may still be found.
     """
 
     op: str
@@ -102,6 +109,8 @@ class Request:
     order_id: str | None = attrs.field(kw_only=True, default=None)
     client_order_id: str | None = attrs.field(kw_only=True, default=None)
     sign_by: float = attrs.field(kw_only=True, default=math.inf)
+    send_by: float = attrs.field(kw_only=True, default=math.inf)
+    trade: Trade | None = attrs.field(kw_only=True, default=None)
     subject: Any = attrs.field(kw_only=True, default=None, repr=False)
     waiter: Waiter | None = attrs.field(kw_only=True, default=None, repr=False)
     lane: Lane = attrs.field(init=False, default=("", None))
@@ -111,25 +120,23 @@ class Request:
     reply: str = attrs.field(init=False, default="", repr=False)
     replied_at: dt.datetime | None = attrs.field(init=False, default=None)
     error: BrokerError | None = attrs.field(init=False, default=None)
+    names: Ids = attrs.field(init=False, default=(None, None))
+    refusal: tuple[str, str] = attrs.field(init=False, default=("", ""), repr=False)
     names_op: bool = attrs.field(init=False, default=False)
-    was_alone: bool = attrs.field(init=False, default=False)
+    is_certain: bool = attrs.field(init=False, default=True)
     is_late: bool = attrs.field(init=False, default=False)
     was_sent: bool = attrs.field(init=False, default=False)
 
-    # For the session. `nonces` has one for each time it was sent; `replies` counts the replies
-    # that are certainly to them.
+    # For the session. `nonces` has one for each time it was sent; `owed` is how many replies the
+    # broker owes it.
     stage: Stage = attrs.field(init=False, default=Stage.WAITING)
     since: float = attrs.field(init=False, default=0.0)
     nonces: list[str] = attrs.field(init=False, factory=list)
-    replies: int = attrs.field(init=False, default=0)
+    owed: int = attrs.field(init=False, default=0)
     is_abandoned: bool = attrs.field(init=False, default=False)
+    is_unresolved: bool = attrs.field(init=False, default=False)
     grace_ends: float = attrs.field(init=False, default=math.inf)
     ambiguity: Any = attrs.field(init=False, default=None, repr=False)
-
-    @property
-    def is_owed(self) -> bool:
-        """Whether one more reply to a request that was sent may arrive."""
-        return self.ambiguity is not None or self.replies < len(self.nonces)
 
 
 # The broker's own clients and its documentation have different names for these.
@@ -167,6 +174,19 @@ class Trade:
         if self.filter_sources is not None:
             body["filter"] = _sources(self.filter_sources)
         return body
+
+    def fits(self, estimate: SwapEstimate) -> bool:
+        """Whether the route of an estimate can be the route of this trade."""
+        route = estimate.route
+        if not route:
+            return True
+        first, last = route[0], route[-1]
+        amount = first.amount_in if len(route) == 1 else None
+        return (
+            (first.from_asset or self.asset_in).casefold() == self.asset_in.casefold()
+            and (last.to_asset or self.asset_out).casefold() == self.asset_out.casefold()
+            and (amount is None or amount == Decimal(self.amount_in))
+        )
 
 
 def authentication(deadline: float) -> Request:
@@ -253,6 +273,7 @@ def estimate(
         decode=codec.decode_estimate,
         deadline=deadline,
         body=codec.encode_body(body),
+        trade=trade,
     )
 
 

@@ -6,13 +6,14 @@ channel, and every order id that is looked up. Lookups by client order id share 
 `matching` decides which request a reply belongs to.
 
 **An abandoned request keeps its lane** until its reply arrives. If another request wants the lane
-after `reply_grace`, the session asks for a new connection.
+after `reply_grace`, the connection is replaced, but not while a swap is unresolved. The lane of a
+swap that was found by a lookup is free at once; its reply stays owed.
 
 **A swap is alone in flight as far as possible.** A waiting swap holds new requests back, gives the
 requests in flight `ALONE_DELAY` seconds, and is then sent. Nothing else is sent until it is
 answered or abandoned. Nothing is ever sent twice, except a read whose reply was ambiguous.
 
-Results go into `ended` and into the engine's effects. Nothing here calls its owner.
+Results go into `ended`, `unowed_receipts` and the engine's effects. Nothing here calls its owner.
 """
 
 from __future__ import annotations
@@ -20,29 +21,32 @@ from __future__ import annotations
 import datetime as dt
 import heapq
 import itertools
+import math
 from collections import deque
 from functools import partial
 from typing import Any, Final
 
 from trio_broker._protocol.codec import Inbound
-from trio_broker._protocol.effects import Effect, Emit, ReplaceConnection
-from trio_broker._protocol.matching import AmbiguousReply, PendingReplies
-from trio_broker._protocol.oversized import OversizedReplies
-from trio_broker._protocol.requests import (
-    CHANNEL,
-    Lane,
-    Priority,
-    Purpose,
-    Request,
-    Stage,
+from trio_broker._protocol.effects import Effect, Emit
+from trio_broker._protocol.matching import (
+    NO_NAMES,
+    OPERATIONS,
+    AmbiguousReply,
+    Debts,
+    Reply,
+    note_order,
 )
+from trio_broker._protocol.order_ids import OrderIds
+from trio_broker._protocol.oversized import OversizedReplies
+from trio_broker._protocol.requests import CHANNEL, Lane, Priority, Purpose, Request, Stage
 from trio_broker._protocol.timers import Timers
+from trio_broker._protocol.trust import Trust
 from trio_broker._redactor import Redactor
 from trio_broker.events import UnexpectedMessage
 from trio_broker.exceptions import (
+    AuthenticationError,
     BrokerError,
     ConnectionLostError,
-    NonceReusedError,
     NotAuthenticatedError,
     NotConnectedError,
     NotSentError,
@@ -54,10 +58,11 @@ from trio_broker.exceptions import (
 )
 
 ALONE_DELAY: Final = 0.25
-MALFORMED_IN_A_ROW: Final = 5
+HOLD_TIME: Final = 1.0
 MESSAGE_TOO_BIG: Final = 1009  # RFC 6455, section 7.4.1
 _MAX_REASON: Final = 300
 _MAX_RAW: Final = 1000
+_SWAP_LANE: Final[Lane] = ("swap", None)
 # Their late replies still show the outcome of a swap.
 _WANTED_LATE: Final = frozenset({Purpose.SWAP, Purpose.LOOKUP})
 
@@ -71,8 +76,8 @@ class Session:
         sent: Messages sent.
         unexpected: Unexpected messages received.
         ended: Requests that have ended and that the engine has not handled yet.
-        is_distrusted: Whether the connection is about to be replaced.
-        malformed: Messages in a row that are no JSON.
+        unowed_receipts: Receipts of swaps that no request was waiting for, likewise.
+        trust: How far replies can be trusted.
         may_send: Whether `next_to_send` may return another request than when the caller last
             cleared this.
         waiting: Requests that have not been sent yet.
@@ -82,6 +87,7 @@ class Session:
         self,
         effects: list[Effect],
         timers: Timers[Any],
+        order_ids: OrderIds,
         redactor: Redactor,
         *,
         reply_grace: float,
@@ -92,28 +98,28 @@ class Session:
         self.sent: int = 0
         self.unexpected: int = 0
         self.ended: deque[Request] = deque()
-        self.is_distrusted: bool = False
+        self.unowed_receipts: deque[Reply] = deque()
+        self.trust: Trust = Trust(effects, reply_grace)
         self.may_send: bool = False
+        self.waiting: int = 0
         self._effects = effects
         self._timers = timers
+        self._order_ids = order_ids
         self._redactor = redactor
-        self._reply_grace = reply_grace
         self._max_receive_size = max_receive_size
         self._oversized = OversizedReplies()
         self._count = itertools.count()
-        self._pending = PendingReplies()
+        self._debts = Debts(order_ids)
         self._waiting: dict[Lane, list[tuple[Priority, int, Request]]] = {}
         self._ready: list[tuple[Priority, int, Request]] = []
         self._again: deque[Request] = deque()
         self._alone: dict[Request, None] = {}
         self._auth: Request | None = None
-        self.malformed = 0
-        self.waiting: int = 0
 
     @property
     def in_flight(self) -> int:
         """The number of requests that are owed a reply, abandoned ones included."""
-        return len(self._pending.in_flight)
+        return len(self._debts.owed)
 
     # --- Requests --------------------------------------------------------------------------
 
@@ -132,7 +138,7 @@ class Session:
         self.waiting += 1
         heapq.heappush(self._waiting.setdefault(request.lane, []), entry)
         self._timers.set(request, request.deadline)
-        holder = self._pending.holders.get(request.lane)
+        holder = self._debts.holders.get(request.lane)
         if holder is None:
             self._make_ready(entry)
         else:
@@ -144,7 +150,7 @@ class Session:
         if request.stage is Stage.ENDED or request.is_abandoned:
             return
         request.error = error
-        if request.stage is Stage.IN_FLIGHT and request.is_owed:
+        if request.stage is Stage.IN_FLIGHT and request.owed:
             self._keep_lane(request, now)
         else:
             self._end(request)
@@ -156,10 +162,16 @@ class Session:
             return ReplyTooLargeError(request.op, self._max_receive_size)
         return None
 
-    def release(self, request: Request) -> None:
-        """Free the lane of an abandoned request: its reply can't be taken for another's."""
-        if request.stage is Stage.IN_FLIGHT:
+    def resolved(self, request: Request, now: float, *, is_found: bool) -> None:
+        """A swap isn't looked up any more. If its order was found, its lane is free."""
+        request.is_unresolved = False
+        if is_found and request.is_abandoned and request.stage is Stage.IN_FLIGHT:
             self._end(request)
+        # What had to wait for the swap.
+        for holder in self._debts.holders.values():
+            if holder.is_abandoned:
+                self._timers.set(holder, holder.grace_ends)
+        self.make_fresh(now)
 
     def next_to_send(self, now: float) -> Request | None:
         """The request that may be sent now. It stays queued until `mark_sent`."""
@@ -168,7 +180,7 @@ class Session:
             return auth if auth is not None and auth.stage is Stage.WAITING else None
         head = self._ready[0][2] if self._ready else None
         if head is not None and (
-            head.stage is not Stage.WAITING or head.lane in self._pending.holders
+            head.stage is not Stage.WAITING or head.lane in self._debts.holders
         ):
             head = self._ready_head()
         is_swap = head is not None and head.priority is Priority.SWAP
@@ -177,17 +189,18 @@ class Session:
         if head is not None and (
             is_swap or (self._oversized.suspected and self._flies_alone(head))
         ):
-            settled = not self._pending.in_flight or now >= head.since + ALONE_DELAY
+            settled = not self._debts.in_flight or now >= head.since + ALONE_DELAY
             return head if settled else None
         if self._again:
             again = min(self._again, key=_priority)
             if head is None or again.priority <= head.priority:
-                cleared = again.ambiguity is None and self.in_flight == 1
+                cleared = self._debts.in_flight == (again.owed > 0)
                 return again if cleared or now >= again.since + ALONE_DELAY else None
         return head
 
     def mark_sent(self, request: Request, nonce: str, now: float) -> None:
         """Note that a request is about to be sent: from now on the broker may have received it."""
+        is_swap = request.priority is Priority.SWAP
         if request.stage is Stage.IN_FLIGHT:
             self._again.remove(request)
             self._alone[request] = None
@@ -196,13 +209,14 @@ class Session:
             self.waiting -= 1
             if self._ready and self._ready[0][2] is request:
                 heapq.heappop(self._ready)
-            self._pending.add(request)
-            if self._flies_alone(request):
+            if is_swap or self._flies_alone(request):
                 self._alone[request] = None
-            if self._oversized.suspected and (head := self._ready_head()) is not None:
-                self._give_time(head)  # It became ready before this one was in flight.
-        request.was_sent = True
         request.nonces.append(nonce)
+        self._debts.add(request)
+        if self._oversized.suspected and (head := self._ready_head()) is not None:
+            self._give_time(head)  # It became ready before this one was in flight.
+        request.was_sent = True
+        request.is_unresolved = is_swap
         request.since = now
         self.sent += 1
 
@@ -225,7 +239,7 @@ class Session:
         A waiting swap fails too: its caller wanted it on this connection, not at some later time.
         """
         if isinstance(error, ConnectionLostError) and _is_too_big(error):
-            in_flight = [*self._pending.in_flight]
+            in_flight = [*self._debts.owed]
             self._oversized.lost(in_flight)
             for request in filter(self._oversized.is_certain, in_flight):
                 self._fail(request, ReplyTooLargeError(request.op, self._max_receive_size))
@@ -237,35 +251,75 @@ class Session:
 
     # --- Messages --------------------------------------------------------------------------
 
+    def owes_channel(self, channel: str) -> bool:
+        """Whether a ``subscribe`` or ``unsubscribe`` of a channel is owed a reply."""
+        return self._debts.is_lane_owed((CHANNEL, channel))
+
     def take_reply(self, message: Inbound, text: str, now: float, at: dt.datetime) -> None:
         """Handle a message that is not a push.
 
         Raises:
             ProtocolError: It is the reply to a request, and it can't be read.
         """
-        candidates = self._pending.candidates(message)
+        reply = Reply.of(message, text, at)
+        candidates = self._debts.candidates(reply)
+        if message.error:
+            self._check_authentication(message, is_owed=bool(candidates))
         if len(candidates) > 1:
-            self._ask_again(candidates, message, text, now, at)
+            self._hold(candidates, reply, now)
         elif candidates:
-            self._resolve(candidates[0], message, text, now, at)
+            self._resolve(candidates[0], reply, now)
         else:
-            what = message.op or "anything"
-            self.report_unexpected(f"no request is waiting for this reply to {what!r}", text)
+            self._take_unowed(reply, now)
 
-    def check_authentication(self, op: str | None, text: str, code: str | None = None) -> None:
+    def _check_authentication(self, message: Inbound, *, is_owed: bool) -> None:
         """Replace the connection if an error shows that the broker no longer knows the client."""
-        error = server_error(op, text, self._redactor.error_text, code)
-        if self.is_authenticated and isinstance(error, NotAuthenticatedError):
-            self._distrust(ConnectionLostError(f"the broker says {error.message!r}"))
+        error = self._error(message.op, message)
+        unknown = NotAuthenticatedError if is_owed else (NotAuthenticatedError, AuthenticationError)
+        if self.is_authenticated and isinstance(error, unknown):
+            self.trust.end(f"the broker says {error.message!r}", is_attempt=True)
+
+    def _error(self, op: str | None, message: Inbound) -> ServerError:
+        return server_error(op, str(message.error), self._redactor.error_text, message.code)
+
+    def _take_unowed(self, reply: Reply, now: float) -> None:
+        """Handle a reply that nobody is owed."""
+        message = reply.message
+        what = message.op or "anything"
+        self.report_unexpected(f"no request is waiting for this reply to {what!r}", reply.text)
+        if message.op == "swap" and not message.error and reply.names[0]:
+            self.unowed_receipts.append(reply)
+        elif not self._debts.is_known(reply) and (not message.op or message.op in OPERATIONS):
+            self.taint(now)
+
+    def taint(self, now: float) -> None:
+        """A reply came that belongs to nothing known: errors without ``op`` are uncertain now."""
+        if self.is_authenticated:
+            self.trust.taint(now)
+            self.make_fresh(now)
+
+    def make_fresh(self, now: float) -> None:
+        """Replace a stale connection, if no swap is in flight."""
+        if self.trust.stale_since == math.inf or self.trust.is_over or self._has_swap():
+            return
+        is_busy = any(not holder.is_abandoned for holder in self._debts.holders.values())
+        fresh_at = self.trust.fresh_at(is_busy=is_busy)
+        if now >= fresh_at:
+            self.trust.make_fresh(now)
+        else:
+            self._timers.set(self, fresh_at)
+
+    def _has_swap(self) -> bool:
+        """Whether a swap waits, or its outcome may still come over this connection."""
+        holder = self._debts.holders.get(_SWAP_LANE)
+        if holder is not None and holder.is_unresolved:
+            return True
+        return any(one.stage is Stage.WAITING for _, _, one in self._waiting.get(_SWAP_LANE, ()))
 
     def take_malformed(self, error: Exception, text: str) -> None:
         """Report a message that is no JSON. Several in a row replace the connection."""
-        self.malformed += 1
         self.report_unexpected(str(error), text)
-        if self.malformed == MALFORMED_IN_A_ROW:
-            self._distrust(
-                ConnectionLostError(f"{MALFORMED_IN_A_ROW} malformed messages came in a row")
-            )
+        self.trust.take_malformed()
 
     def report_unexpected(self, reason: str, text: str) -> None:
         """Count an unexpected message and emit an event for it."""
@@ -274,17 +328,12 @@ class Session:
         raw = self._redactor.beginning(text, _MAX_RAW) or None
         self._effects.append(Emit(partial(UnexpectedMessage, reason=reason, raw=raw)))
 
-    def _distrust(self, why: ConnectionLostError) -> None:
-        """Ignore everything more from this connection, and have it replaced."""
-        self.is_distrusted = True
-        self._effects.append(ReplaceConnection(why))
-
     # --- The queue -------------------------------------------------------------------------
 
     def _ready_head(self) -> Request | None:
         while self._ready:
             request = self._ready[0][2]
-            if request.stage is Stage.WAITING and request.lane not in self._pending.holders:
+            if request.stage is Stage.WAITING and request.lane not in self._debts.holders:
                 return request
             heapq.heappop(self._ready)
         return None
@@ -292,26 +341,23 @@ class Session:
     def _keep_lane(self, request: Request, now: float) -> None:
         """Abandon a request that is owed a reply, so that the next request can't get this reply."""
         self.may_send = request.is_abandoned = True
-        request.grace_ends = now + self._reply_grace
+        request.grace_ends = now + self.trust.grace(request.op)
         self._timers.set(request, request.grace_ends)
         self._stop_blocking(request)
         if (head := self._ready_head()) is not None:
             self._give_time(head)
 
     def _check_grace(self, holder: Request) -> None:
-        if self.is_distrusted:
+        """Replace the connection if the lane of an abandoned request is wanted."""
+        swap = self._debts.holders.get(_SWAP_LANE)
+        if self.trust.is_over or (swap is not None and swap.is_unresolved):
             return
         # Not for an 'unsubscribe': a new connection would do the same, and cost more.
         if any(
             request.stage is Stage.WAITING and request.op != "unsubscribe"
             for _, _, request in self._waiting.get(holder.lane, ())
         ):
-            self._distrust(
-                ConnectionLostError(
-                    f"the reply to an abandoned {holder.op!r} has not arrived: it could pass for "
-                    "the reply to the next one"
-                )
-            )
+            self.trust.grace_is_over(holder.op)
 
     def _stop_blocking(self, request: Request) -> None:
         self._alone.pop(request, None)
@@ -319,8 +365,9 @@ class Session:
             self._again.remove(request)
 
     def _end(self, request: Request) -> None:
+        """End a request for its caller, and free its lane. What it is owed stays owed."""
         if request.stage is Stage.IN_FLIGHT:
-            self._pending.clear(request)
+            self._debts.free_lane(request)
             if self._alone or self._again:
                 self._stop_blocking(request)
         else:
@@ -330,7 +377,7 @@ class Session:
         lane = self._waiting[request.lane]
         while lane and lane[0][2].stage is not Stage.WAITING:
             heapq.heappop(lane)
-        if request.lane not in self._pending.holders:
+        if request.lane not in self._debts.holders:
             if lane:
                 self._make_ready(lane[0])
             else:
@@ -340,6 +387,8 @@ class Session:
             self._ready_head()
         if self._ready or self._again:
             self.may_send = True
+        if self.trust.stale_since < math.inf:
+            self._timers.set(self, self.trust.stale_since)
 
     def _make_ready(self, entry: tuple[Priority, int, Request]) -> None:
         self.may_send = True
@@ -348,7 +397,7 @@ class Session:
 
     def _give_time(self, request: Request) -> None:
         """Set the time at which a request that flies alone stops waiting for those in flight."""
-        if self._pending.in_flight and self._flies_alone(request):
+        if self._debts.in_flight and self._flies_alone(request):
             self._timers.set(request, request.since + ALONE_DELAY)
 
     def _flies_alone(self, request: Request) -> bool:
@@ -359,23 +408,27 @@ class Session:
     def _drop(self, error: BrokerError, unsent: NotSentError, keep: Priority | None) -> None:
         self.is_authenticated = False
         self._auth = None
-        self.is_distrusted = False
-        self.malformed = 0
-        self._pending.reconnected()
+        self.trust.reconnected()
         waiting = sorted(
             entry
             for lane in self._waiting.values()
             for entry in lane
             if entry[2].stage is Stage.WAITING
         )
-        for request in [*self._pending.in_flight]:
+        in_flight = [*self._debts.holders.values()]
+        for request in self._debts.owed:
+            self._timers.cancel(request.ambiguity)
+            request.ambiguity = None
+        self._timers.cancel(self)
+        self._debts.reconnected()
+        for request in in_flight:
             self._fail(request, error)
         for _, _, request in waiting:
             if request.priority is not keep:
                 self._fail(request, unsent)
 
     def _fail(self, request: Request, error: BrokerError) -> None:
-        request.ambiguity = None
+        request.owed = 0
         self._end(request)
         if not request.is_abandoned:
             request.error = error
@@ -383,106 +436,160 @@ class Session:
 
     # --- Replies ---------------------------------------------------------------------------
 
-    def _resolve(
-        self, request: Request, message: Inbound, text: str, now: float, at: dt.datetime
-    ) -> None:
-        """Give a reply to its request."""
-        result, error = self._answer(request, message)
-        if not self._pending.take_order(request, message, result):
-            self.report_unexpected("it names the order of another swap", text)
-            return
+    def _resolve(self, request: Request, reply: Reply, now: float) -> None:
+        """Give a reply to its request.
+
+        Raises:
+            ProtocolError: It can't be read.
+        """
+        is_bare = bool(reply.message.error) and not reply.message.op
+        request.is_certain = not (is_bare and self.trust.is_tainted)
+        self._answer(request, reply)
         if self._oversized.suspected:
             self._oversized.answered(request)
-        request.is_late = request.is_abandoned
-        if not request.is_late or request.purpose in _WANTED_LATE:
-            request.result, request.error, request.reply = result, error, text
-            request.replied_at = at
-            request.names_op = bool(message.op)
-            request.was_alone = len(self._pending.in_flight) == 1
+        error = request.error
         if request is self._auth and not request.is_late:
             self.is_authenticated = self.is_authenticated or error is None
-        if request.priority is not Priority.SWAP or not _is_vague(error, names_op=bool(message.op)):
-            self._account(request, now, at)
-        elif not request.is_late:
-            # It may be the error of an earlier swap: the own reply may still arrive.
-            self._keep_lane(request, now)
+        if self.trust.graces and not request.is_late:
+            self.trust.answered_in_time(request.op)
         self.ended.append(request)
+        if request.is_certain or request.priority is not Priority.SWAP:
+            self._account(request, now)
+        elif not request.is_late:
+            self._keep_lane(request, now)  # Its own reply may still arrive.
         if isinstance(error, ProtocolError):
             raise error
 
-    def _ask_again(
-        self, candidates: list[Request], message: Inbound, text: str, now: float, at: dt.datetime
-    ) -> None:
-        """Send each read among the candidates of a reply again, once."""
-        self.report_unexpected(
-            "it could answer several requests; each is sent again by itself", text
-        )
-        self.may_send = True
-        ambiguity = AmbiguousReply.merged(candidates, message, text)
-        for request in candidates:
-            is_swap = request.priority is Priority.SWAP
-            if is_swap or request.is_abandoned or request in self._again:
-                continue
-            if len(request.nonces) == 1:
-                request.since = now
-                self._again.append(request)
-                self._timers.set(request, now + ALONE_DELAY)
-            else:
-                # It was sent again already. Its answer may be this one: don't hold others up.
-                self._alone.pop(request, None)
-        self._resolve_ambiguity(ambiguity, at)
+    def _answer(self, request: Request, reply: Reply) -> None:
+        """Decode a reply for its request."""
+        message = reply.message
+        result: Any = None
+        error: BrokerError | None = None
+        if message.error:
+            error = self._error(request.op, message)
+        else:
+            try:
+                result = request.decode(message)
+                if self._redactor.may_hold(bytes(message.data).decode()):
+                    result = self._redactor.value(result)
+            except (ProtocolError, ServerError) as failure:
+                error = failure
+        if reply.names != NO_NAMES:
+            note_order(self._order_ids, request, reply.names)
+        if request.trade is not None and result is not None and not request.trade.fits(result):
+            self.report_unexpected("the estimate's route is for another trade", reply.text)
+        request.is_late = request.is_abandoned
+        if not request.is_late or request.purpose in _WANTED_LATE:
+            request.result, request.error, request.reply = result, error, reply.text
+            request.replied_at, request.names = reply.at, reply.names
+            request.names_op = bool(message.op)
+            request.refusal = (message.error or "", message.code or "")
 
-    def _account(self, request: Request, now: float, at: dt.datetime) -> None:
+    def _account(self, request: Request, now: float) -> None:
         """Count a reply to a request, and end the request unless one more may arrive."""
-        request.replies += 1
+        self._debts.pay(request)
         ambiguity: AmbiguousReply | None = request.ambiguity
-        if request.replies < len(request.nonces):
-            if not request.is_abandoned:
+        if request.owed:
+            if not request.is_abandoned and request.stage is Stage.IN_FLIGHT:
                 self._keep_lane(request, now)
         else:
             request.ambiguity = None
-            self._end(request)
+            if request.stage is Stage.IN_FLIGHT:
+                self._end(request)
             if ambiguity is not None:
                 del ambiguity.candidates[request]
         if ambiguity is not None:
-            self._resolve_ambiguity(ambiguity, at)
+            self._decide(ambiguity, now)
 
-    def _resolve_ambiguity(self, ambiguity: AmbiguousReply, at: dt.datetime) -> None:
-        """End the candidates whose replies have certainly all arrived."""
-        for request in ambiguity.dissolve():
-            if request.stage is Stage.ENDED or request.is_owed or request in self._again:
+    # --- Ambiguous replies -----------------------------------------------------------------
+
+    def _hold(self, candidates: list[Request], reply: Reply, now: float) -> None:
+        """Keep a reply until it is known which of several requests it belongs to."""
+        for request in candidates:
+            self._timers.cancel(request.ambiguity)
+        self._decide(AmbiguousReply.merged(candidates, reply), now)
+
+    def _decide(self, ambiguity: AmbiguousReply, now: float) -> None:
+        """Give held replies to their requests, as far as that is certain."""
+        if len(ambiguity.candidates) > 1 and ambiguity.outstanding > 0:
+            for request in [*ambiguity.candidates] if ambiguity.is_one_text else ():
+                if ambiguity.must_have(request) and not request.is_abandoned:
+                    self._end_by(request, ambiguity.replies[-1])
+                    self._keep_lane(request, now)
+            ambiguity.held_until = now + HOLD_TIME
+            self._timers.set(ambiguity, ambiguity.held_until)
+            return
+        self._timers.cancel(ambiguity)
+        if len(ambiguity.candidates) == 1 or ambiguity.is_one_text:
+            for request in ambiguity.dissolve():
+                self._take_held(request, ambiguity, now)
+        else:
+            self._split(ambiguity, now)
+            for request in ambiguity.dissolve():
+                self._debts.pay(request, request.owed)
+                if request not in self._again and request.stage is Stage.IN_FLIGHT:
+                    self._end(request)
+
+    def hold_is_over(self, ambiguity: AmbiguousReply, now: float) -> None:
+        """Other replies had time to decide whose a held reply is."""
+        if now < ambiguity.held_until:
+            self._timers.set(ambiguity, ambiguity.held_until)
+        else:
+            self._split(ambiguity, now)
+
+    def _split(self, ambiguity: AmbiguousReply, now: float) -> None:
+        """Nothing decides whose the replies are: send the reads again, and look a swap up."""
+        if not ambiguity.was_split:
+            ambiguity.was_split = True
+            reply = ambiguity.replies[-1]
+            self.report_unexpected("it could answer several requests", reply.text)
+        self.may_send = True
+        for request in ambiguity.candidates:
+            if request.is_abandoned or request.stage is not Stage.IN_FLIGHT:
                 continue
-            self._end(request)
-            self._oversized.answered(request)
-            if not request.is_abandoned:
-                request.replied_at = at
-                request.result, request.error = self._ambiguous_answer(request, ambiguity)
-                self.ended.append(request)
+            if request.priority is Priority.SWAP:
+                request.is_certain = False
+                self._end_by(request, ambiguity.replies[-1])
+                self._keep_lane(request, now)
+                self.trust.make_stale(now)
+            elif request in self._again:
+                continue
+            elif request.priority is not Priority.BACKGROUND and len(request.nonces) == 1:
+                request.since = now
+                self._again.append(request)
+                self._timers.set(request, now + ALONE_DELAY)
+            elif request.priority is Priority.BACKGROUND or ambiguity.outstanding <= 0:
+                # A poll is repeated by its owner, at a time that does no harm to others.
+                self._fail_undecided(request, now)
+            else:
+                # It was sent again already. Its answer may be held: don't hold others up.
+                self._alone.pop(request, None)
 
-    def _ambiguous_answer(
-        self, request: Request, ambiguity: AmbiguousReply
-    ) -> tuple[Any, BrokerError | None]:
-        answer = ambiguity.answer()
-        if answer is not None:
-            message, request.reply = answer
-            result, error = self._answer(request, message)
-            if self._pending.take_order(request, message, result):
-                return result, error
-        return None, ProtocolError(
+    def _fail_undecided(self, request: Request, now: float) -> None:
+        request.error = ProtocolError(
             f"the replies to {request.op!r} and to others name nothing and can't be told apart"
         )
+        self.ended.append(request)
+        self._keep_lane(request, now)
 
-    def _answer(self, request: Request, message: Inbound) -> tuple[Any, BrokerError | None]:
-        if message.error:
-            redact = self._redactor.error_text
-            return None, server_error(request.op, message.error, redact, message.code)
-        try:
-            result = request.decode(message)
-            if self._redactor.may_hold(bytes(message.data).decode()):
-                result = self._redactor.value(result)
-        except (ProtocolError, ServerError) as error:
-            return None, error
-        return result, None
+    def _take_held(self, request: Request, ambiguity: AmbiguousReply, now: float) -> None:
+        """Give a request the held replies, which are certainly its own."""
+        self._debts.pay(request, min(request.owed, len(ambiguity.replies)))
+        request.is_certain = not self.trust.is_tainted
+        if request in self._again:
+            self._again.remove(request)
+        if not request.is_abandoned or request.purpose in _WANTED_LATE:
+            self._end_by(request, ambiguity.replies[-1])
+        if request.stage is Stage.IN_FLIGHT and not request.owed:
+            self._end(request)
+        elif request.owed and not request.is_abandoned:
+            self._keep_lane(request, now)
+
+    def _end_by(self, request: Request, reply: Reply) -> None:
+        """End a request with a held reply."""
+        self._answer(request, reply)
+        self._oversized.answered(request)
+        self.ended.append(request)
 
     def _overdue(self, request: Request) -> BrokerError:
         if request.was_sent:
@@ -500,11 +607,3 @@ def _is_too_big(error: ConnectionLostError) -> bool:
 
 def _priority(request: Request) -> Priority:
     return request.priority
-
-
-def _is_vague(error: BrokerError | None, *, names_op: bool) -> bool:
-    """Whether an answer to a swap may be the reply to an earlier swap."""
-    if error is None:
-        return False
-    is_refusal = isinstance(error, ServerError) and names_op
-    return not is_refusal or isinstance(error, NonceReusedError)

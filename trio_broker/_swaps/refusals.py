@@ -1,39 +1,167 @@
 """Which errors show that a swap was refused, and which leave its outcome unknown.
 
-Once any byte of a swap may have been sent, an error refuses it only if it shows that the broker
-hasn't executed it. It does if it names the operation. It also does if the swap was alone in flight
-and the error says that the message itself wasn't accepted. "Nonce already used" shows nothing: our
-nonces are unique, so the broker may have executed an earlier delivery of the same message.
+Once any byte of a swap may have been sent, an error refuses it only if two things hold: it is
+certainly the reply to this swap, which `matching` decides, and its code or text is listed here as a
+refusal. Everything else leaves the outcome unknown, and the swap is looked up. The texts of the
+broker aren't documented, so **doubt wins**: "Insufficient liquidity, the venue timed out" is no
+refusal.
+
+The order of the checks:
+
+1. A documented refusal code decides, where the broker has sent one.
+2. A word of doubt: the swap, or an earlier one with its id, may have been executed.
+3. Authentication and rate limits, which are refusals if the error names the operation. Without the
+   operation, they may be about the connection or about any other message.
+4. A text of a refusal.
 """
 
 from __future__ import annotations
 
+import enum
+import re
+from collections.abc import Iterable
 from typing import Final
 
-from trio_broker._protocol.requests import Request
-from trio_broker.exceptions import (
-    AuthenticationError,
-    BrokerError,
-    ClockSkewError,
-    NonceReusedError,
-    NotAuthenticatedError,
-    ServerError,
-    UnknownOperationError,
+from trio_broker.exceptions import BrokerError, ServerError
+
+
+class Verdict(enum.Enum):
+    """What an error says about a swap."""
+
+    REFUSED = enum.auto()
+    """It was not executed."""
+    DUPLICATE = enum.auto()
+    """There is a swap with this id, perhaps this one."""
+    UNKNOWN = enum.auto()
+    """It may have been executed."""
+
+
+# The documentation of the REST API explains them: nothing was executed.
+_REFUSAL_CODES: Final = frozenset({"INSUFFICIENT_BALANCE", "INVALID_AMOUNT", "INVALID_REQUEST"})
+
+# Each text is compared in lower case, with blanks for underscores, hyphens and changes of case.
+_DUPLICATE: Final = (
+    r"duplicat",  # "Duplicate client order id", "DUPLICATE_REQUEST"
+    r"\bexists\b",  # "order already exists"
+    r"\balready\b",  # "already processed", "already submitted"
+    r"\bbeing processed\b",  # "request is being processed"
+    r"\bin (?:progress|process|flight)\b",  # the same
 )
-
-_NOT_ACCEPTED: Final = (
-    AuthenticationError,
-    ClockSkewError,
-    NotAuthenticatedError,
-    UnknownOperationError,
+_DOUBTS: Final = (
+    r"\bnonce",  # our nonces are unique: an earlier delivery of this message may be executed
+    r"\binternal\b",  # an internal error may come after the execution
+    r"\btim(?:e|ed|ing) ?out",  # the answer is missing, not the execution
+    r"\bdeadline\b",  # the same
+    r"\bgateway\b",  # a proxy speaks, which doesn't know what the broker did
+    r"\bupstream\b",  # the same
+    r"\beof\b",  # the same
+    r"\bconnection (?:was )?(?:reset|refused|closed|lost|aborted)\b",  # the same
+    r"\bserver error\b",  # as "internal"
+    r"\bunknown error\b",  # it says so
+    r"\bbusy\b",  # it may be executed later
+    r"\b(?:service|temporarily) unavailable\b",  # the same
+    r"\btry(?:ing)? again\b",  # the same
+    r"\bretry\b",  # the same
+    r"(?:\b(?:http|status|code)\b[ :=#]*|^error[ :=#]+)5\d\d\b",  # a 5xx status: as "gateway"
+    r"^5\d\d(?:$|[:;,]| (?![a-z0-9]{2,6}\b.*\bm(?:in|ax)imum))",  # "503", not "500 USDT minimum"
 )
+# These are about the message, so it wasn't executed. Without the operation, it may be another one.
+_AUTHENTICATION: Final = (
+    r"\bsignature\b",
+    r"\b(?:api ?)?keys?\b",
+    r"\btimestamps?\b",
+    r"\brate ?limit",
+    r"\btoo many requests\b",
+    r"authenticat",
+    r"\bunauthori[sz]ed\b",
+)
+# Without the operation, these may be about the session.
+_SESSION: Final = (
+    r"\bsession\b",
+    r"\btoken (?:is |has )?(?:expired|invalid|missing|revoked)\b",
+    r"\b(?:expired|invalid|missing|revoked) token\b",
+    r"\bcredentials?\b",
+    r"\blog(?:ged)? ?(?:in|out)\b",
+)
+_TRADED: Final = r"(?:asset|pair|network|token|symbol|currency|coin)s?"
+_REFUSALS: Final = (
+    r"\binsufficient\b",  # of balance, funds, liquidity
+    r"\bnot enough\b",  # the same
+    r"\binvalid\b",  # a value of the swap
+    r"\bmalformed\b",  # the same
+    rf"\b(?:unknown|unsupported) {_TRADED}\b",  # a value of the swap
+    rf"\b{_TRADED}\b.*\b(?:unknown|unsupported|not supported)\b",  # the same
+    r"\bm(?:in|ax)imum\b",  # an amount outside of the limits
+    r"\btoo (?:small|large|low|high)\b",  # the same
+    r"\bno route\b",  # there is no way to swap
+    r"\bno liquidity\b",  # the same
+    r"\bslippage\b",  # the price is worse than allowed
+    r"\bmarket (?:is )?closed\b",
+    r"\bnot allowed\b",  # this account may not swap so
+    r"\bforbidden\b",  # the same
+    r"\bdisabled\b",  # the same
+    r"\bunknown operation\W+swap\b",
+)
+# A refusal is at the beginning of a long text. Words of doubt count everywhere.
+_MAX_TEXT: Final = 1000
+# A code at the beginning of a text, as "INVALID_AMOUNT: too small".
+_CODE: Final = re.compile(r"\W*([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)\b")
+_WORDS: Final = re.compile(r"(?<=[a-z])(?=[A-Z])|[_\s-]+")
 
 
-def is_refusal(request: Request, error: BrokerError) -> bool:
-    """Whether an error shows that the broker has not executed a swap."""
-    if not isinstance(error, ServerError) or isinstance(error, NonceReusedError):
-        return False
-    return request.names_op or (request.was_alone and isinstance(error, _NOT_ACCEPTED))
+def _any_of(patterns: Iterable[str]) -> re.Pattern[str]:
+    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
+
+
+_IS_DUPLICATE: Final = _any_of(_DUPLICATE)
+_IS_DOUBT: Final = _any_of(_DOUBTS)
+_IS_AUTHENTICATION: Final = _any_of(_AUTHENTICATION)
+_IS_SESSION: Final = _any_of((*_AUTHENTICATION, *_SESSION))
+_IS_REFUSAL: Final = _any_of(_REFUSALS)
+
+
+class RefusalTable:
+    """The errors that refuse a swap.
+
+    Args:
+        texts: More texts of refusals, from the user. Any part of an error's text counts.
+    """
+
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        self._texts = tuple(_plain(text) for text in texts)
+
+    def judge(self, text: str, code: str, *, names_op: bool) -> Verdict:
+        """What an error that is certainly the reply to a swap says about it.
+
+        Args:
+            text: The broker's text.
+            code: The machine code beside it, empty if there is none.
+            names_op: Whether the error names the operation.
+        """
+        if (code or _code_of(text)) in _REFUSAL_CODES:
+            return Verdict.REFUSED
+        texts = _plain(text), _plain(code)
+        if any(map(_IS_DUPLICATE.search, texts)) and not any("nonce" in one for one in texts):
+            return Verdict.DUPLICATE
+        is_refusal = not any(map(_IS_DOUBT.search, texts))
+        if any(map((_IS_AUTHENTICATION if names_op else _IS_SESSION).search, texts)):
+            is_refusal &= names_op
+        else:
+            is_refusal &= any(self._is_listed(one[:_MAX_TEXT]) for one in texts)
+        return Verdict.REFUSED if is_refusal else Verdict.UNKNOWN
+
+    def _is_listed(self, text: str) -> bool:
+        return bool(_IS_REFUSAL.search(text)) or any(one in text for one in self._texts)
+
+
+def _plain(text: str) -> str:
+    """A text in lower case, with one blank between words."""
+    return _WORDS.sub(" ", text).strip().casefold()
+
+
+def _code_of(text: str) -> str | None:
+    found = _CODE.match(text)
+    return found[1] if found else None
 
 
 def says_not_found(error: BrokerError | None) -> bool:
@@ -42,6 +170,4 @@ def says_not_found(error: BrokerError | None) -> bool:
     The swap may have been executed even so. Only the documented REST API promises to find an order
     by its client order id.
     """
-    if not isinstance(error, ServerError):
-        return False
-    return "not found" in error.message.casefold().replace("_", " ")
+    return isinstance(error, ServerError) and "not found" in _plain(error.message)

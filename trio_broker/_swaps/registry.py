@@ -2,20 +2,27 @@
 
 A swap is entered before any of it can be sent, and stays here until its outcome is known:
 
-    enter ──► under way ──┬── a reply ─────────────────────────────► confirmed, or refused
+    enter ──► under way ──┬── a receipt ───────────────────────────► confirmed
+                          ├── an error in the table of refusals ───► refused
                           ├── nothing was sent ────────────────────► not sent: its id is free again
-                          └── no reply, or an ambiguous one ───────► unknown
+                          └── everything else ─────────────────────► unknown
                                                                        │ looked up by its id
-       confirmed ◄── the order was found, or the reply came late ──────┤
+       confirmed ◄── the order was found, or the receipt came late ────┤
        refused ◄──── the refusal came late ────────────────────────────┤
        settled ◄──── closed by hand ───────────────────────────────────┘
-          └────────► confirmed, if the reply comes even then
+          └────────► confirmed, if the receipt comes even then
 
 **Found means confirmed; not found means nothing.** The broker may not have processed the swap yet,
 or may not find orders by that id. So the swap is looked up again until `resolve_timeout` has
 passed, and its outcome then stays unknown. One clear answer ends the lookups earlier, if the
 swap's signature has expired and the broker can't accept it any more. No swap is signed later than
 `MAX_WAIT` after its call, so the same is known of the swaps of an earlier process.
+
+**What comes later corrects what was told.** An error may have been another's, or a broker may
+execute what it refused. So after an error on a connection, a receipt that doesn't name the client
+order id is verified by a lookup first. A receipt that nobody was owed is attributed in the same
+way. If that doesn't tell whose it is, every swap refused on this connection becomes unknown again
+and is looked up. Each such change is a `SwapCorrected` event. A confirmation is never corrected.
 
 **No two swaps have one id.** A swap is rejected when it is entered if an earlier swap with its id
 may have been sent. All unresolved swaps are remembered, and the last `REMEMBERED` resolved ones.
@@ -35,18 +42,20 @@ import attrs
 
 from trio_broker._protocol import requests
 from trio_broker._protocol.effects import Effect, Emit, SwapEnded, Wake
+from trio_broker._protocol.matching import Reply
 from trio_broker._protocol.order_ids import OrderIds
 from trio_broker._protocol.requests import Priority, Purpose, Request, Waiter
 from trio_broker._protocol.session import Session
 from trio_broker._protocol.timers import Timers
-from trio_broker._swaps import refusals
-from trio_broker.events import SwapResolved, SwapUnresolved
+from trio_broker._swaps.refusals import RefusalTable, Verdict, says_not_found
+from trio_broker.events import SwapCorrected, SwapResolved, SwapUnresolved
 from trio_broker.exceptions import (
     BrokerError,
     DuplicateClientOrderIdError,
     NotSentError,
     ReplyTooLargeError,
     RequestTimeoutError,
+    ServerError,
     SwapOutcomeUnknownError,
     fresh,
 )
@@ -69,12 +78,17 @@ class Swap:
         intent: What the user wanted.
         attempt: Tells this use of the id from an earlier one of which nothing was sent.
         is_own: Whether it was entered as a swap, and not only looked up by its id.
+        entered: When it was entered, by the clock of deadlines; None for an earlier process's swap.
         outcome: What is known.
         receipt: The broker's receipt, if it is confirmed.
         error: The refusal, or why nothing was sent, or why the outcome is unknown.
         cause: The same as text; the note of one that was settled by hand.
         last_answer: What the last lookup has brought, as text.
+        connection: The number of the connection over which it was sent.
         request: Its message, until its outcome is known.
+        unverified: A receipt that may be its own, or an earlier swap's.
+        says_duplicate: Whether the broker has said that there is a swap with its id.
+        duplicate: The error for the caller if there is one.
         lookup: The lookup that is under way.
         lookups_end: When the lookups end.
         tries: How many lookups there were.
@@ -88,12 +102,17 @@ class Swap:
     intent: SwapIntent
     attempt: str = ""
     is_own: bool = True
+    entered: float | None = None
     outcome: SwapOutcome = SwapOutcome.UNDER_WAY
     receipt: SwapReceipt | None = None
     error: BrokerError | None = None
     cause: str = ""
     last_answer: str = attrs.field(init=False, default="")
+    connection: int = attrs.field(init=False, default=0)
     request: Request | None = attrs.field(init=False, default=None)
+    unverified: SwapReceipt | None = attrs.field(init=False, default=None)
+    says_duplicate: bool = attrs.field(init=False, default=False)
+    duplicate: DuplicateClientOrderIdError | None = attrs.field(init=False, default=None)
     lookup: Request | None = attrs.field(init=False, default=None)
     lookups_end: float = attrs.field(init=False, default=-math.inf)
     tries: int = attrs.field(init=False, default=0)
@@ -126,12 +145,17 @@ class Swap:
         """Whether its outcome may still come: it is under way, or looked up."""
         return self.outcome is SwapOutcome.UNDER_WAY or self.lookups_end > -math.inf
 
-    def may_still_execute(self, at: dt.datetime) -> bool:
-        """Whether the broker could still accept it at this time of the wall clock."""
-        lifetime = dt.timedelta(seconds=MAX_WAIT + SIGNATURE_LIFETIME)
-        return at < self.intent.at + lifetime
+    def may_still_execute(self, now: float | None, at: dt.datetime) -> bool:
+        """Whether the broker could still accept it.
 
-    def describe(self, at: dt.datetime) -> UnresolvedSwap:
+        The wall clock may be set, so it decides only about swaps of earlier processes.
+        """
+        lifetime = MAX_WAIT + SIGNATURE_LIFETIME
+        if self.entered is not None and now is not None:
+            return now < self.entered + lifetime
+        return at < self.intent.at + dt.timedelta(seconds=lifetime)
+
+    def describe(self, now: float | None, at: dt.datetime) -> UnresolvedSwap:
         """The swap as users see it."""
         intent = self.intent
         return UnresolvedSwap(
@@ -142,7 +166,7 @@ class Swap:
             at=intent.at,
             outcome=self.outcome,
             reason=self.reason,
-            may_still_execute=self.may_still_execute(at),
+            may_still_execute=self.may_still_execute(now, at),
         )
 
     def result(self) -> SwapReceipt:
@@ -172,6 +196,7 @@ class SwapRegistry:
         *,
         request_timeout: float,
         resolve_timeout: float,
+        refusal_texts: Iterable[str] = (),
     ) -> None:
         self._effects = effects
         self._session = session
@@ -179,14 +204,17 @@ class SwapRegistry:
         self._order_ids = order_ids
         self._request_timeout = request_timeout
         self._resolve_timeout = resolve_timeout
+        self._refusals = RefusalTable(refusal_texts)
         self._open: dict[str, Swap] = {}
         self._ended: OrderedDict[str, Swap] = OrderedDict()
         self._looked_up: dict[Swap, None] = {}
+        # The swaps of the last connection that had an error as their reply.
+        self._doubtful: dict[Swap, None] = {}
         self._is_over = False
 
     # --- Sending a swap --------------------------------------------------------------------
 
-    def enter(self, intent: SwapIntent, attempt: str) -> Swap:
+    def enter(self, intent: SwapIntent, attempt: str, now: float) -> Swap:
         """Enter a swap; nothing is sent yet.
 
         Raises:
@@ -195,7 +223,7 @@ class SwapRegistry:
         earlier = self.find(intent.client_order_id)
         if earlier is not None:
             raise DuplicateClientOrderIdError(intent.client_order_id, earlier.outcome)
-        swap = Swap(intent, attempt)
+        swap = Swap(intent, attempt, entered=now)
         self._open[intent.client_order_id] = swap
         self._order_ids.add(intent.client_order_id)
         return swap
@@ -204,7 +232,9 @@ class SwapRegistry:
         """Queue a swap's message."""
         swap.request = request
         request.subject = swap
+        swap.connection = self._session.connections
         request.sign_by = swap.intent.at.timestamp() + MAX_WAIT
+        request.send_by = (swap.entered or now) + MAX_WAIT
         self._session.submit(request, now)
 
     def abandon(self, swap: Swap, why: BrokerError, now: float) -> None:
@@ -217,7 +247,7 @@ class SwapRegistry:
         if swap.outcome is not SwapOutcome.UNDER_WAY:
             self._announce(swap)
         elif request is None:
-            self._end(swap, SwapOutcome.NOT_SENT, error=why)
+            self._end(swap, SwapOutcome.NOT_SENT, now, error=why)
         elif request.was_sent:
             swap.is_abandoned = True
         else:
@@ -228,16 +258,113 @@ class SwapRegistry:
         swap: Swap = request.subject
         error = request.error
         if not request.was_sent:
-            self._end(swap, SwapOutcome.NOT_SENT, error=error)
+            self._end(swap, SwapOutcome.NOT_SENT, now, error=error)
+        elif swap.outcome is SwapOutcome.CONFIRMED:
+            return  # A lookup has found its order before.
         elif error is None:
-            self._end(swap, SwapOutcome.CONFIRMED, receipt=request.result)
-        elif refusals.is_refusal(request, error):
-            # A late refusal tells nothing new about a swap that is confirmed or settled.
+            self._take_receipt(swap, request, now)
+        else:
+            self._take_error(swap, request, error, now)
+
+    def _take_receipt(self, swap: Swap, request: Request, now: float) -> None:
+        """Take a receipt, unless it may be the receipt of a swap that had an error."""
+        receipt: SwapReceipt = request.result
+        others = [one for one in self._doubtful_now() if one is not swap]
+        if request.names[1] or not others or swap.outcome is SwapOutcome.SETTLED:
+            self._end(swap, SwapOutcome.CONFIRMED, now, receipt=receipt)
+        else:
+            swap.unverified = receipt
+            self._become_unknown(swap, f"order {receipt.order_id} may be another swap's", now)
+
+    def _take_error(self, swap: Swap, request: Request, error: BrokerError, now: float) -> None:
+        verdict = Verdict.UNKNOWN
+        if isinstance(error, ServerError):
+            self._doubtful[swap] = None
+            if request.is_certain:
+                verdict = self._refusals.judge(*request.refusal, names_op=request.names_op)
+        swap.says_duplicate = swap.says_duplicate or verdict is Verdict.DUPLICATE
+        if verdict is Verdict.REFUSED:
+            # A late refusal tells nothing new about a swap that is settled.
             if not request.is_late or swap.outcome is SwapOutcome.UNKNOWN:
-                self._end(swap, SwapOutcome.REFUSED, error=error)
+                self._end(swap, SwapOutcome.REFUSED, now, error=error)
         elif not request.is_late:
-            swap.outcome, swap.error, swap.cause = SwapOutcome.UNKNOWN, error, str(error)
-            self._start_lookups(swap, now)
+            swap.error = error
+            self._become_unknown(swap, str(error), now)
+
+    def _become_unknown(self, swap: Swap, cause: str, now: float) -> None:
+        swap.outcome, swap.cause = SwapOutcome.UNKNOWN, cause
+        self._start_lookups(swap, now)
+
+    # --- Receipts that nobody was owed -----------------------------------------------------
+
+    def _doubtful_now(self) -> list[Swap]:
+        """The swaps of this connection that had an error, and are not confirmed."""
+        for swap in [*self._doubtful]:
+            is_old = swap.connection != self._session.connections
+            if is_old or swap.outcome not in {SwapOutcome.REFUSED, SwapOutcome.UNKNOWN}:
+                del self._doubtful[swap]
+        return [*self._doubtful]
+
+    def take_unowed_receipt(self, reply: Reply, now: float) -> None:
+        """Find out whose a receipt is that no request was waiting for."""
+        order_id, client_order_id = reply.names
+        if client_order_id is not None:
+            self._correct(client_order_id, str(order_id), now)
+        elif str(order_id) in self._order_ids:
+            return  # It is a copy of another swap's receipt.
+        elif not self._doubtful_now():
+            self._session.taint(now)
+        else:
+            self._ask_whose(str(order_id), now)
+
+    def _ask_whose(self, order_id: str, now: float) -> None:
+        """Look up whose an order is that one of the doubtful swaps may have made."""
+        request = requests.order_status(order_id, now + self._request_timeout)
+        request.purpose, request.subject = Purpose.RECEIPT, self._doubtful_now()
+        self._session.submit(request, now)
+
+    def receipt_looked_up(self, request: Request, now: float) -> None:
+        """The order of a receipt was looked up, or couldn't be."""
+        owner = request.names[1] or self._order_ids.owner(str(request.order_id))
+        if owner is not None:
+            self._correct(owner, str(request.order_id), now)
+            return
+        if request.is_late:
+            return
+        doubtful: list[Swap] = request.subject
+        for swap in doubtful:
+            if swap.outcome is SwapOutcome.REFUSED:
+                self._doubt(swap, f"order {request.order_id} may be its own", now)
+            elif swap.outcome is SwapOutcome.UNKNOWN:
+                self._start_lookups(swap, now)
+
+    def _correct(self, client_order_id: str, order_id: str, now: float) -> None:
+        """An order is certainly the order of the swap with this id."""
+        swap = self.find(client_order_id)
+        if swap is None or not self._order_ids.may_be_swap(client_order_id, (order_id, None)):
+            return
+        if swap.outcome not in {SwapOutcome.CONFIRMED, SwapOutcome.NOT_SENT}:
+            receipt = SwapReceipt(order_id, None, client_order_id)
+            self._end(swap, SwapOutcome.CONFIRMED, now, receipt=receipt)
+
+    def _doubt(self, swap: Swap, cause: str, now: float) -> None:
+        """A refused swap may have been executed after all."""
+        self._ended.pop(swap.client_order_id, None)
+        self._open[swap.client_order_id] = swap
+        swap.is_announced = swap.is_reported = False
+        self._corrected(swap, SwapOutcome.UNKNOWN)
+        self._effects.append(SwapEnded(swap.intent, swap.attempt, SwapOutcome.UNKNOWN, None, cause))
+        self._become_unknown(swap, cause, now)
+
+    def _corrected(self, swap: Swap, outcome: SwapOutcome) -> None:
+        event = partial(
+            SwapCorrected,
+            client_order_id=swap.client_order_id,
+            before=swap.outcome,
+            outcome=outcome,
+            receipt=swap.receipt,
+        )
+        self._effects.append(Emit(event))
 
     # --- Unresolved swaps ------------------------------------------------------------------
 
@@ -260,7 +387,7 @@ class SwapRegistry:
         """Look a swap up by its id, for `resolve_timeout` from now, if its outcome is unknown."""
         swap = self.find(client_order_id)
         if swap is None:
-            swap = Swap(_unknown_intent(client_order_id, at), is_own=False)
+            swap = Swap(_unknown_intent(client_order_id, at), is_own=False, entered=now)
             swap.outcome = SwapOutcome.UNKNOWN
         if swap.outcome is SwapOutcome.UNKNOWN:
             self._start_lookups(swap, now)
@@ -273,7 +400,7 @@ class SwapRegistry:
         else:
             self._effects.append(Wake(waiter))
 
-    def settle(self, client_order_id: str, note: str) -> None:
+    def settle(self, client_order_id: str, note: str, now: float) -> None:
         """Close a swap by hand.
 
         Raises:
@@ -284,18 +411,18 @@ class SwapRegistry:
             raise ValueError(f"no unresolved swap has the client order id {client_order_id}")
         if swap.is_pending:
             raise ValueError(f"swap {client_order_id} is being looked up: wait for its end")
-        self._end(swap, SwapOutcome.SETTLED, note=note)
+        self._end(swap, SwapOutcome.SETTLED, now, note=note)
 
-    def finish(self, unsent: NotSentError) -> None:
+    def finish(self, unsent: NotSentError, now: float) -> None:
         """There will be no connection any more. The session ends all requests after this."""
         self._is_over = True
         for swap in tuple(self._looked_up):
             if swap.lookup is None:
-                self._stop_lookups(swap)
+                self._stop_lookups(swap, now)
         for swap in tuple(self._open.values()):
             if swap.outcome is SwapOutcome.UNDER_WAY and swap.request is None:
                 # Now, because the journal is closed when its caller goes on.
-                self._end(swap, SwapOutcome.NOT_SENT, error=unsent)
+                self._end(swap, SwapOutcome.NOT_SENT, now, error=unsent)
 
     # --- Lookups ---------------------------------------------------------------------------
 
@@ -305,13 +432,15 @@ class SwapRegistry:
         swap.by_order_id = False
         self._looked_up[swap] = None
         if self._is_over:
-            self._stop_lookups(swap)
+            self._stop_lookups(swap, now)
         elif swap.lookup is None:
             self._send_lookup(swap, now)
 
     def _send_lookup(self, swap: Swap, now: float) -> None:
         deadline = min(now + self._request_timeout, swap.lookups_end)
-        if swap.by_order_id:
+        if swap.unverified is not None and not swap.tries:
+            request = requests.order_status(swap.unverified.order_id, deadline)
+        elif swap.by_order_id:
             # In the background: it fails with the connection, and the next one begins anew.
             request = requests.order_status(swap.client_order_id, deadline, Priority.BACKGROUND)
             request.client_order_id = swap.client_order_id
@@ -328,17 +457,20 @@ class SwapRegistry:
             if now < swap.lookups_end:
                 self._send_lookup(swap, now)
             else:
-                self._stop_lookups(swap)
+                self._stop_lookups(swap, now)
 
     def lookup_ended(self, request: Request, now: float) -> None:
         """A lookup has its reply, perhaps late, or won't have one."""
         swap: Swap = request.subject
         if request.is_late:
             if swap.outcome in {SwapOutcome.UNKNOWN, SwapOutcome.SETTLED}:
-                self._found(swap, request)
+                self._found(swap, request, now)
             return
         swap.lookup = None
-        if swap.outcome is not SwapOutcome.UNKNOWN or self._found(swap, request):
+        if swap.outcome is not SwapOutcome.UNKNOWN or self._found(swap, request, now):
+            return
+        if swap.unverified is not None and request.order_id == swap.unverified.order_id:
+            self._not_verified(swap, request, now)
             return
         # A lost reply blocks its lane for long. The two kinds of lookup have different lanes, so
         # the other kind is sent next. A new connection has lost no reply, and begins anew.
@@ -348,36 +480,67 @@ class SwapRegistry:
         if was_answered or not swap.last_answer:
             swap.last_answer = str(request.error or "the reply names no order")
         is_useless = isinstance(request.error, ReplyTooLargeError)
-        if self._is_over or now >= swap.lookups_end or is_useless or _is_conclusive(swap, request):
-            self._stop_lookups(swap)
+        if (
+            self._is_over
+            or now >= swap.lookups_end
+            or is_useless
+            or _is_conclusive(swap, request, now)
+        ):
+            self._stop_lookups(swap, now)
             return
         delay = min(_FIRST_DELAY * 2.0 ** min(swap.tries - 1, 10), _MAX_DELAY)
         self._timers.set(swap, min(now + delay, swap.lookups_end))
 
-    def _found(self, swap: Swap, request: Request) -> bool:
+    def _found(self, swap: Swap, request: Request, now: float) -> bool:
         """Whether a lookup's reply names the order, which confirms the swap."""
         order = request.result
         name = swap.client_order_id
         if not isinstance(order, Order) or not order.order_id:
             return False
-        if order.client_order_id not in {None, name}:
+        if not self._order_ids.may_be_swap(name, (order.order_id, order.client_order_id)):
             return False
-        if order.client_order_id is None and order.order_id == name and swap.is_own:
-            return False  # It is another order, whose id happens to be the same.
+        if order.client_order_id is None and (
+            (order.order_id == name and swap.is_own)  # another order, whose id is the same
+            or request.order_id not in {None, name}  # a receipt's order, which may be another's
+        ):
+            return False
+        if swap.says_duplicate:
+            swap.duplicate = DuplicateClientOrderIdError(
+                name, SwapOutcome.CONFIRMED, was_sent=True, order=order
+            )
         receipt = SwapReceipt(order.order_id, order.status, name)
-        self._end(swap, SwapOutcome.CONFIRMED, receipt=receipt)
+        unverified = swap.unverified
+        self._end(swap, SwapOutcome.CONFIRMED, now, receipt=receipt)
+        if unverified is not None and unverified.order_id != order.order_id:
+            self._ask_whose(unverified.order_id, now)
         return True
 
-    def _stop_lookups(self, swap: Swap) -> None:
-        self._not_pending(swap)
+    def _not_verified(self, swap: Swap, request: Request, now: float) -> None:
+        """The order of a receipt has no client order id, or another one, or wasn't found."""
+        owner = request.names[1]
+        if owner is not None:
+            swap.unverified = None
+            self._correct(owner, str(request.order_id), now)
+        if self._is_over:
+            self._stop_lookups(swap, now)
+        else:
+            self._send_lookup(swap, now)
+
+    def _stop_lookups(self, swap: Swap, now: float) -> None:
+        if swap.unverified is not None:
+            self._session.trust.make_stale(now)
+        self._not_pending(swap, now)
         if swap.is_own and not swap.is_reported:
             swap.is_reported = True
             name, reason = swap.client_order_id, swap.reason
             event = partial(SwapUnresolved, client_order_id=name, reason=reason)
             self._effects.append(Emit(event))
 
-    def _not_pending(self, swap: Swap) -> None:
+    def _not_pending(self, swap: Swap, now: float) -> None:
         """A swap isn't looked up any more: wake the tasks that wait for it."""
+        if swap.request is not None:
+            is_found = swap.outcome is SwapOutcome.CONFIRMED
+            self._session.resolved(swap.request, now, is_found=is_found)
         swap.lookups_end = -math.inf
         self._looked_up.pop(swap, None)
         self._timers.cancel(swap)
@@ -390,27 +553,30 @@ class SwapRegistry:
         self,
         swap: Swap,
         outcome: SwapOutcome,
+        now: float,
         *,
         receipt: SwapReceipt | None = None,
         error: BrokerError | None = None,
         note: str = "",
     ) -> None:
         """Record the outcome of a swap."""
-        if swap.outcome is SwapOutcome.SETTLED:
+        before = swap.outcome
+        if before is SwapOutcome.SETTLED:
             note = f"closed by hand before: {swap.cause}"
-        was_in_doubt = swap.outcome is not SwapOutcome.UNDER_WAY or swap.is_abandoned
-        swap.outcome, swap.receipt, swap.error = outcome, receipt, error
+        was_in_doubt = before is not SwapOutcome.UNDER_WAY or swap.is_abandoned
+        swap.receipt, swap.unverified = receipt, None
+        if before is SwapOutcome.REFUSED:
+            self._corrected(swap, outcome)
+            swap.is_announced = True
+        swap.outcome, swap.error = outcome, error
         swap.cause, swap.last_answer = note or str(error or ""), ""
-        request, swap.request = swap.request, None
-        if request is not None and request.is_abandoned and outcome is not SwapOutcome.SETTLED:
-            # Its order is known, or it has none, so a late reply can't be taken for another's.
-            self._session.release(request)
+        self._not_pending(swap, now)
+        swap.request = None
         self._remember(swap)
         if swap.is_own:
             order_id = receipt.order_id if receipt is not None else None
             ended = SwapEnded(swap.intent, swap.attempt, outcome, order_id, swap.cause)
             self._effects.append(ended)
-        self._not_pending(swap)
         if was_in_doubt:
             self._announce(swap)
 
@@ -447,11 +613,11 @@ class SwapRegistry:
         self._effects.append(Emit(event))
 
 
-def _is_conclusive(swap: Swap, request: Request) -> bool:
+def _is_conclusive(swap: Swap, request: Request, now: float) -> bool:
     """Whether the broker doesn't know a swap that it can't accept any more."""
-    if request.replied_at is None or not refusals.says_not_found(request.error):
+    if request.replied_at is None or not says_not_found(request.error):
         return False
-    return not swap.may_still_execute(request.replied_at)
+    return not swap.may_still_execute(now, request.replied_at)
 
 
 def _unknown_intent(client_order_id: str, at: dt.datetime) -> SwapIntent:

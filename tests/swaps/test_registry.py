@@ -12,7 +12,7 @@ from tests.engine_harness import TIMEOUT
 from tests.swaps.harness import RESOLVE, START, SwapsHarness, intent
 from trio_broker._protocol import requests
 from trio_broker._protocol.requests import Request
-from trio_broker._protocol.session import HOLD_TIME
+from trio_broker._protocol.session import ALONE_DELAY, HOLD_TIME
 from trio_broker._swaps import registry
 from trio_broker._swaps.registry import MAX_WAIT, SIGNATURE_LIFETIME, Swap
 from trio_broker.events import SwapCorrected, SwapResolved, SwapUnresolved
@@ -33,6 +33,11 @@ REFUSED = {"op": "swap", "error": "Insufficient balance"}
 FOUND = {"op": "order_status", "data": {"orderId": "o1", "status": "FILLED"}}
 OTHER = {"op": "order_status", "data": {"orderId": "other", "status": "PENDING"}}
 NOT_FOUND = {"op": "order_status", "error": "Order not found"}
+
+
+def order(order_id: str, client_order_id: str) -> dict[str, Any]:
+    data = {"orderId": order_id, "clientOrderId": client_order_id, "status": "FILLED"}
+    return {"op": "order_status", "data": data}
 
 
 @attrs.define(eq=False)
@@ -380,6 +385,39 @@ def test_reply_that_names_something_else_is_not_a_swaps(
     assert swap.result().order_id == "o3"
 
 
+def test_held_reply_to_a_lookup_is_not_a_swaps_receipt(harness: RegistryHarness) -> None:
+    first = harness.swap_then_lose()
+    harness.submit(requests.order_status("other", harness.now + 100))
+    assert harness.send() == ["order_status"]
+    second = harness.swap("c2")
+    harness.until(harness.now + ALONE_DELAY)
+    assert harness.session.in_flight == 3
+    harness.receive_json(error="Internal error")
+    harness.receive_json(**FOUND)
+    harness.until(harness.now + HOLD_TIME)
+    assert second.outcome is SwapOutcome.UNKNOWN
+    harness.receive_json(**order("o1", "c1"))
+    assert first.result().order_id == "o1"
+    assert second.outcome is SwapOutcome.UNKNOWN
+
+
+def test_swap_that_may_have_had_an_error_may_get_its_receipt_later(
+    harness: RegistryHarness,
+) -> None:
+    first = harness.swap_then_time_out()
+    harness.submit(requests.order_status("other", harness.now + 100))
+    assert harness.send() == ["order_status"]
+    harness.receive_json(error="Internal error")
+    harness.receive_json(**FOUND)
+    harness.receive_json(**NOT_FOUND)
+    second = harness.swap("c2")
+    while "swap" not in harness.send():
+        harness.until(harness.next_deadline)
+    harness.receive_json(**SWAPPED)
+    assert second.outcome is SwapOutcome.UNKNOWN
+    assert first.outcome is SwapOutcome.UNKNOWN
+
+
 # --- Corrections -----------------------------------------------------------------------------
 
 
@@ -483,6 +521,162 @@ def test_receipt_that_cannot_be_verified_leaves_the_outcome_unknown(
     # The next connection knows no refusal.
     harness.until(harness.now + 5)
     assert len(harness.replaced) == 1
+
+
+def receive_another_swaps_receipt(harness: RegistryHarness) -> tuple[Swap, Swap]:
+    """A refused swap, and the next one, which gets a receipt that may be the first one's."""
+    first, second = refuse(harness, "c0"), harness.swap()
+    harness.send()
+    harness.receive_json(**SWAPPED)
+    assert harness.send() == ["order_status"]
+    assert harness.sent[-1].order_id == "o1"
+    return first, second
+
+
+def test_close_ends_the_verification_of_a_receipt(harness: RegistryHarness) -> None:
+    receive_another_swaps_receipt(harness)
+    harness.close()
+    assert harness.woken == ["c0", "c1"]
+    assert {*harness.unresolved()} == {"c0", "c1"}
+    assert harness.next_deadline == math.inf
+
+
+def test_receipt_is_attributed_on_the_next_connection(harness: RegistryHarness) -> None:
+    _, second = receive_another_swaps_receipt(harness)
+    harness.reconnect()
+    harness.send()
+    harness.receive_json(**order("o2", "c1"))
+    assert second.result().order_id == "o2"
+    harness.send()
+    assert harness.sent[-1].order_id == "o1"
+    harness.receive_json(**FOUND)
+    assert corrections(harness) == [("c0", SwapOutcome.UNKNOWN, None)]
+
+
+def test_receipt_that_cannot_be_verified_makes_earlier_refusals_unknown(
+    harness: RegistryHarness,
+) -> None:
+    first, second = receive_another_swaps_receipt(harness)
+    harness.receive_json(**NOT_FOUND)
+    while second.is_pending:
+        harness.until(harness.next_deadline)
+        harness.receive_json(**NOT_FOUND)
+    assert corrections(harness) == [("c0", SwapOutcome.UNKNOWN, None)]
+    assert first.outcome is SwapOutcome.UNKNOWN
+
+
+def test_swap_with_an_unverified_receipt_is_still_owed_its_reply(harness: RegistryHarness) -> None:
+    _, second = receive_another_swaps_receipt(harness)
+    harness.receive_json(**order("o1", "c0"))
+    third = harness.swap("c2")
+    assert harness.send() == ["order_status"]
+    harness.receive_json(**NOT_FOUND)
+    harness.receive_json(op="swap", error="Insufficient balance")
+    assert second.outcome is SwapOutcome.REFUSED
+    assert third.outcome is SwapOutcome.UNDER_WAY
+    assert harness.send() == ["swap"]
+
+
+@pytest.mark.parametrize("answer", [order("o1", "c1"), FOUND])
+def test_verified_receipt_pays_the_debt(answer: dict[str, Any], harness: RegistryHarness) -> None:
+    _, second = receive_another_swaps_receipt(harness)
+    while second.outcome is SwapOutcome.UNKNOWN:
+        harness.receive_json(**answer)
+        harness.send()
+    assert second.result().order_id == "o1"
+    assert harness.session.in_flight == 0
+    refuse(harness, "c2")
+
+
+def test_second_unverified_receipt_does_not_hide_the_first(harness: RegistryHarness) -> None:
+    first = refuse(harness, "c9")
+    _, second = receive_another_swaps_receipt(harness)
+    harness.receive_json(op="swap", data={"orderId": "o2"})
+    harness.receive_json(**NOT_FOUND)
+    harness.send()
+    harness.receive_json(**order("o1", "c9"))
+    harness.until(harness.now + 1)
+    harness.receive_json(**order("o2", "c1"))
+    assert (first.result().order_id, second.result().order_id) == ("o1", "o2")
+
+
+def test_receipt_of_a_settled_swap_is_not_the_next_ones() -> None:
+    harness = RegistryHarness(resolve_timeout=1.0)
+    settled = harness.swap("c0")
+    harness.send()
+    harness.receive_json(error="Internal error")
+    harness.send()
+    harness.receive_json(**NOT_FOUND)
+    harness.until(harness.now + 1)
+    harness.settle("c0", "it never arrived")
+    swap = harness.swap()
+    harness.until(harness.now + TIMEOUT - 1)
+    harness.receive_json(**SWAPPED)
+    assert swap.outcome is SwapOutcome.UNKNOWN
+    harness.send()
+    harness.receive_json(**order("o1", "c0"))
+    assert settled.result().order_id == "o1"
+
+
+def test_settled_swap_does_not_take_the_receipt_of_a_refused_one() -> None:
+    harness = RegistryHarness(resolve_timeout=1.0)
+    first = refuse(harness, "c0")
+    swap = harness.swap()
+    harness.send()
+    harness.until(harness.now + TIMEOUT)
+    harness.receive_json(**NOT_FOUND)
+    harness.until(harness.now + 1)
+    harness.settle("c1", "it never arrived")
+    harness.receive_json(**SWAPPED)
+    assert swap.outcome is SwapOutcome.SETTLED
+    harness.send()
+    harness.receive_json(**order("o1", "c0"))
+    assert first.result().order_id == "o1"
+    assert swap.outcome is SwapOutcome.SETTLED
+
+
+@pytest.mark.parametrize("is_late", [True, False])
+def test_lookup_corrects_a_late_refusal(is_late: bool, harness: RegistryHarness) -> None:
+    swap = harness.swap_then_time_out()
+    if is_late:
+        harness.until(harness.now + TIMEOUT)
+    harness.receive_json(op="swap", error="Insufficient balance")
+    assert swap.outcome is SwapOutcome.REFUSED
+    harness.receive_json(**order("o1", "c1"))
+    assert corrections(harness) == [("c1", SwapOutcome.CONFIRMED, "o1")]
+    assert swap.result().order_id == "o1"
+
+
+def test_lookup_that_finds_nothing_leaves_a_late_refusal(harness: RegistryHarness) -> None:
+    swap = harness.swap_then_time_out()
+    harness.receive_json(op="swap", error="Insufficient balance")
+    harness.receive_json(**NOT_FOUND)
+    assert swap.outcome is SwapOutcome.REFUSED
+    assert harness.next_deadline == math.inf
+
+
+def test_order_of_a_receipt_is_not_confused_with_another(harness: RegistryHarness) -> None:
+    harness.submit(requests.order_status("x1", harness.now + TIMEOUT))
+    harness.send()
+    elsewhere = {"op": "order_status", "data": {"orderId": "x1", "status": "FILLED"}}
+    harness.receive_json(**elsewhere)
+    swap = refuse(harness, "c0")
+    harness.receive_json(**SWAPPED)
+    harness.send()
+    harness.receive_json(**elsewhere)
+    assert corrections(harness) == []
+    harness.receive_json(**order("o1", "c0"))
+    assert swap.result().order_id == "o1"
+
+
+def test_receipt_whose_owner_is_known_corrects_its_refusal(harness: RegistryHarness) -> None:
+    swap = refuse(harness, "c0")
+    harness.submit(requests.order_status("o1", harness.now + TIMEOUT))
+    harness.send()
+    harness.receive_json(**order("o1", "c0"))
+    harness.receive_json(**SWAPPED)
+    assert corrections(harness) == [("c0", SwapOutcome.CONFIRMED, "o1")]
+    assert swap.result().order_id == "o1"
 
 
 @pytest.mark.parametrize("status", ["PENDING", None])
@@ -802,8 +996,7 @@ def test_held_lookup_confirms_once_the_other_reply_has_come(harness: RegistryHar
     harness.send()
     harness.receive_json(**FOUND)
     assert swap.outcome is SwapOutcome.UNKNOWN
-    other = {"orderId": "other", "clientOrderId": "c9", "status": "PENDING"}
-    harness.receive_json(op="order_status", data=other)
+    harness.receive_json(**OTHER)
     assert swap.result().order_id == "o1"
 
 

@@ -32,6 +32,8 @@ _ONE_IN_FLIGHT: Final[frozenset[str | None]] = frozenset({"auth", "balances", "e
 # The text is documented. The operation stands at its end.
 _UNKNOWN_OPERATION: Final = re.compile(r"\W*unknown[ _]operation\W+(\w+)\W*$", re.IGNORECASE)
 OPERATIONS: Final = _ONE_IN_FLIGHT | _CHANNEL_OPS | {"swap", "order_status"}
+# What they look up by an order id is a receipt's, so it is no client order id.
+_OF_RECEIPTS: Final = frozenset({Purpose.LOOKUP, Purpose.RECEIPT})
 _ORDERS: Final = "orders:"
 NO_NAMES: Final[Ids] = (None, None)
 
@@ -112,6 +114,11 @@ class AmbiguousReply:
     def must_have(self, request: Request) -> bool:
         """Whether one of the replies is certainly to a request: the others are owed fewer."""
         return request.owed > self.outstanding
+
+    def reply_to(self, request: Request) -> Reply | None:
+        """The last reply that can be to a request, by the operation that it names."""
+        fitting = (reply for reply in reversed(self.replies) if reply.op in {None, request.op})
+        return next(fitting, None)
 
     def dissolve(self) -> list[Request]:
         """End the ambiguity. Returns the candidates."""
@@ -222,31 +229,31 @@ class Debts:
         if own is not None and order_id == own and request.op == "order_status":
             relation = Relation.SAME  # It may be either of the order's ids.
         elif own is not None:  # a swap, or a lookup of one
-            relation = Relation.SAME if client_order_id == own else Relation.UNKNOWN
+            is_own = own in {client_order_id, self._order_ids.owner(order_id or "")}
+            relation = Relation.SAME if is_own else Relation.UNKNOWN
             if not self._order_ids.may_be_swap(own, reply.names):
                 relation = Relation.OTHER
-        elif request.order_id is not None:
-            relation = self._order_ids.relation(request.order_id, reply.names)
-        else:
+        elif request.order_id is None:
             relation = Relation.OTHER
+        elif order_id and request.purpose in _OF_RECEIPTS:
+            relation = Relation.SAME if order_id == request.order_id else Relation.OTHER
+        else:
+            relation = self._order_ids.relation(request.order_id, reply.names)
         # An error names what was asked for.
         is_vague = relation is Relation.UNKNOWN and reply.message.error
         return Relation.OTHER if is_vague else relation
 
     def _lookups(self, reply: Reply) -> list[Request]:
         """The lookups that a reply can belong to, by the order that it names."""
-        named = [self.holders.get(("order_status", name)) for name in reply.names if name]
-        holders = [holder for holder in named if holder is not None and holder.owed]
-        if holders and holders[0].ambiguity is None:
-            # It is right for any lookup of this order, so it needn't be decided whose it is.
-            return holders[:1]
+        for name in filter(None, reply.names):
+            holder = self.holders.get(("order_status", name))
+            if holder is not None and holder.owed:
+                return [holder]
         relations = {
             request: self._relation(request, reply)
             for request in self.owed
             if request.op == "order_status"
         }
-        if holders:
-            return [one for one, relation in relations.items() if relation is not Relation.OTHER]
         same = [one for one, relation in relations.items() if relation is Relation.SAME]
         if same or (len(self.owed) > 1 and self._is_known(reply.names)):
             return same
@@ -280,5 +287,5 @@ def note_order(order_ids: OrderIds, request: Request, names: Ids) -> None:
         asked = request.client_order_id or request.order_id
         owner = client_order_id or (asked if asked != order_id else None)
         # Looking up whose a receipt is must not make its order known as another's.
-        if owner is not None or request.purpose not in {Purpose.LOOKUP, Purpose.RECEIPT}:
+        if owner is not None or request.purpose not in _OF_RECEIPTS:
             order_ids.note(order_id, owner)

@@ -442,8 +442,7 @@ class Session:
         Raises:
             ProtocolError: It can't be read.
         """
-        is_bare = bool(reply.message.error) and not reply.message.op
-        request.is_certain = not (is_bare and self.trust.is_tainted)
+        request.is_certain = not self._may_be_stray(request, reply)
         self._answer(request, reply)
         if self._oversized.suspected:
             self._oversized.answered(request)
@@ -460,6 +459,20 @@ class Session:
         if isinstance(error, ProtocolError):
             raise error
 
+    def _may_be_stray(self, request: Request, reply: Reply) -> bool:
+        """Whether a reply may belong to nothing that is owed one."""
+        if reply.message.error:
+            return self.trust.is_tainted and not reply.message.op
+        # The broker may execute a swap after its error, and send the receipt even so.
+        is_receipt = request.priority is Priority.SWAP
+        return is_receipt and self.trust.had_swap_error and reply.names[1] is None
+
+    def accept(self, request: Request, now: float) -> None:
+        """The last reply, which was uncertain, is the request's own after all."""
+        if not request.is_certain and request.owed:
+            request.is_certain = True
+            self._account(request, now)
+
     def _answer(self, request: Request, reply: Reply) -> None:
         """Decode a reply for its request."""
         message = reply.message
@@ -467,6 +480,7 @@ class Session:
         error: BrokerError | None = None
         if message.error:
             error = self._error(request.op, message)
+            self.trust.had_swap_error |= request.priority is Priority.SWAP
         else:
             try:
                 result = request.decode(message)
@@ -545,13 +559,12 @@ class Session:
             self.report_unexpected("it could answer several requests", reply.text)
         self.may_send = True
         for request in ambiguity.candidates:
-            if request.is_abandoned or request.stage is not Stage.IN_FLIGHT:
+            if request.stage is not Stage.IN_FLIGHT:
                 continue
             if request.priority is Priority.SWAP:
-                request.is_certain = False
-                self._end_by(request, ambiguity.replies[-1])
-                self._keep_lane(request, now)
-                self.trust.make_stale(now)
+                self._split_swap(request, ambiguity, now)
+            elif request.is_abandoned:
+                continue
             elif request in self._again:
                 continue
             elif request.priority is not Priority.BACKGROUND and len(request.nonces) == 1:
@@ -572,14 +585,26 @@ class Session:
         self.ended.append(request)
         self._keep_lane(request, now)
 
+    def _split_swap(self, request: Request, ambiguity: AmbiguousReply, now: float) -> None:
+        """A held reply may be a swap's. Even a late one shows that it may have had an error."""
+        reply = ambiguity.reply_to(request)
+        is_over = request.is_abandoned and ambiguity.outstanding > 0
+        if reply is not None and not is_over:
+            request.is_certain = False
+            self._end_by(request, reply)
+            if not request.is_abandoned:
+                self._keep_lane(request, now)
+            self.trust.make_stale(now)
+
     def _take_held(self, request: Request, ambiguity: AmbiguousReply, now: float) -> None:
         """Give a request the held replies, which are certainly its own."""
         self._debts.pay(request, min(request.owed, len(ambiguity.replies)))
         request.is_certain = not self.trust.is_tainted
         if request in self._again:
             self._again.remove(request)
-        if not request.is_abandoned or request.purpose in _WANTED_LATE:
-            self._end_by(request, ambiguity.replies[-1])
+        reply = ambiguity.reply_to(request)
+        if reply is not None and (not request.is_abandoned or request.purpose in _WANTED_LATE):
+            self._end_by(request, reply)
         if request.stage is Stage.IN_FLIGHT and not request.owed:
             self._end(request)
         elif request.owed and not request.is_abandoned:

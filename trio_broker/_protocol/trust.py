@@ -35,6 +35,7 @@ class Trust:
     Attributes:
         is_over: Whether this connection is about to be replaced: everything more is ignored.
         is_tainted: Whether a reply came on this connection that nobody was owed.
+        had_swap_error: Whether a swap had an error as its reply on this connection.
         stale_since: Since when this connection is to be replaced, or infinity.
         malformed: Messages in a row that are no JSON.
         graces: How long an abandoned request of an operation keeps its lane, if that was doubled.
@@ -43,6 +44,7 @@ class Trust:
     def __init__(self, effects: list[Effect], reply_grace: float) -> None:
         self.is_over: bool = False
         self.is_tainted: bool = False
+        self.had_swap_error: bool = False
         self.stale_since: float = math.inf
         self.malformed: int = 0
         self._effects = effects
@@ -52,7 +54,7 @@ class Trust:
 
     def reconnected(self) -> None:
         """Trust the next connection."""
-        self.is_over = self.is_tainted = False
+        self.is_over = self.is_tainted = self.had_swap_error = False
         self.stale_since = math.inf
         self.malformed = 0
 

@@ -87,6 +87,7 @@ class Swap:
         connection: The number of the connection over which it was sent.
         request: Its message, until its outcome is known.
         unverified: A receipt that may be its own, or an earlier swap's.
+        rivals: The earlier swaps that this receipt may belong to.
         says_duplicate: Whether the broker has said that there is a swap with its id.
         duplicate: The error for the caller if there is one.
         lookup: The lookup that is under way.
@@ -111,6 +112,7 @@ class Swap:
     connection: int = attrs.field(init=False, default=0)
     request: Request | None = attrs.field(init=False, default=None)
     unverified: SwapReceipt | None = attrs.field(init=False, default=None)
+    rivals: list[Swap] = attrs.field(init=False, factory=list)
     says_duplicate: bool = attrs.field(init=False, default=False)
     duplicate: DuplicateClientOrderIdError | None = attrs.field(init=False, default=None)
     lookup: Request | None = attrs.field(init=False, default=None)
@@ -270,11 +272,27 @@ class SwapRegistry:
         """Take a receipt, unless it may be the receipt of a swap that had an error."""
         receipt: SwapReceipt = request.result
         others = [one for one in self._doubtful_now() if one is not swap]
-        if request.names[1] or not others or swap.outcome is SwapOutcome.SETTLED:
+        self._forget_receipt(swap, receipt.order_id, now)
+        if request.names[1] or not others:
+            self._session.accept(request, now)
             self._end(swap, SwapOutcome.CONFIRMED, now, receipt=receipt)
+        elif swap.outcome is SwapOutcome.SETTLED:
+            self._ask_whose(receipt.order_id, others, now)
         else:
-            swap.unverified = receipt
+            swap.unverified, swap.rivals = receipt, others
             self._become_unknown(swap, f"order {receipt.order_id} may be another swap's", now)
+
+    def _forget_receipt(self, swap: Swap, order_id: str | None, now: float) -> None:
+        """A swap's order is known. If its unverified receipt is for another one, ask for whose."""
+        unverified, swap.unverified = swap.unverified, None
+        rivals, swap.rivals = swap.rivals, []
+        if unverified is None:
+            return
+        if unverified.order_id != order_id:
+            if rivals:
+                self._ask_whose(unverified.order_id, rivals, now)
+        elif swap.request is not None:
+            self._session.accept(swap.request, now)
 
     def _take_error(self, swap: Swap, request: Request, error: BrokerError, now: float) -> None:
         verdict = Verdict.UNKNOWN
@@ -301,26 +319,27 @@ class SwapRegistry:
         """The swaps of this connection that had an error, and are not confirmed."""
         for swap in [*self._doubtful]:
             is_old = swap.connection != self._session.connections
-            if is_old or swap.outcome not in {SwapOutcome.REFUSED, SwapOutcome.UNKNOWN}:
+            if is_old or swap.outcome is SwapOutcome.CONFIRMED:
                 del self._doubtful[swap]
         return [*self._doubtful]
 
     def take_unowed_receipt(self, reply: Reply, now: float) -> None:
         """Find out whose a receipt is that no request was waiting for."""
-        order_id, client_order_id = reply.names
-        if client_order_id is not None:
-            self._correct(client_order_id, str(order_id), now)
-        elif str(order_id) in self._order_ids:
-            return  # It is a copy of another swap's receipt.
-        elif not self._doubtful_now():
-            self._session.taint(now)
+        order_id = str(reply.names[0])
+        owner = reply.names[1] or self._order_ids.owner(order_id)
+        if owner is not None:
+            self._correct(owner, order_id, now)
+        elif order_id in self._order_ids:
+            return  # It is an order that no swap of this client has made.
+        elif doubtful := self._doubtful_now():
+            self._ask_whose(order_id, doubtful, now)
         else:
-            self._ask_whose(str(order_id), now)
+            self._session.taint(now)
 
-    def _ask_whose(self, order_id: str, now: float) -> None:
-        """Look up whose an order is that one of the doubtful swaps may have made."""
+    def _ask_whose(self, order_id: str, swaps: list[Swap], now: float) -> None:
+        """Look up whose an order is that one of these swaps may have made."""
         request = requests.order_status(order_id, now + self._request_timeout)
-        request.purpose, request.subject = Purpose.RECEIPT, self._doubtful_now()
+        request.purpose, request.subject = Purpose.RECEIPT, swaps
         self._session.submit(request, now)
 
     def receipt_looked_up(self, request: Request, now: float) -> None:
@@ -331,10 +350,13 @@ class SwapRegistry:
             return
         if request.is_late:
             return
-        doubtful: list[Swap] = request.subject
-        for swap in doubtful:
+        self._doubt_all(request.subject, str(request.order_id), now)
+
+    def _doubt_all(self, swaps: list[Swap], order_id: str, now: float) -> None:
+        """One of these swaps may have made an order, and nothing tells which."""
+        for swap in swaps:
             if swap.outcome is SwapOutcome.REFUSED:
-                self._doubt(swap, f"order {request.order_id} may be its own", now)
+                self._doubt(swap, f"order {order_id} may be its own", now)
             elif swap.outcome is SwapOutcome.UNKNOWN:
                 self._start_lookups(swap, now)
 
@@ -463,13 +485,18 @@ class SwapRegistry:
         """A lookup has its reply, perhaps late, or won't have one."""
         swap: Swap = request.subject
         if request.is_late:
-            if swap.outcome in {SwapOutcome.UNKNOWN, SwapOutcome.SETTLED}:
+            if swap.outcome is not SwapOutcome.CONFIRMED:
                 self._found(swap, request, now)
             return
         swap.lookup = None
-        if swap.outcome is not SwapOutcome.UNKNOWN or self._found(swap, request, now):
+        if swap.outcome is SwapOutcome.CONFIRMED or self._found(swap, request, now):
             return
-        if swap.unverified is not None and request.order_id == swap.unverified.order_id:
+        if swap.outcome is not SwapOutcome.UNKNOWN:
+            return
+        is_of_receipt = (
+            swap.unverified is not None and request.order_id == swap.unverified.order_id
+        )
+        if is_of_receipt and not self._is_over:
             self._not_verified(swap, request, now)
             return
         # A lost reply blocks its lane for long. The two kinds of lookup have different lanes, so
@@ -509,10 +536,7 @@ class SwapRegistry:
                 name, SwapOutcome.CONFIRMED, was_sent=True, order=order
             )
         receipt = SwapReceipt(order.order_id, order.status, name)
-        unverified = swap.unverified
         self._end(swap, SwapOutcome.CONFIRMED, now, receipt=receipt)
-        if unverified is not None and unverified.order_id != order.order_id:
-            self._ask_whose(unverified.order_id, now)
         return True
 
     def _not_verified(self, swap: Swap, request: Request, now: float) -> None:
@@ -527,9 +551,12 @@ class SwapRegistry:
             self._send_lookup(swap, now)
 
     def _stop_lookups(self, swap: Swap, now: float) -> None:
-        if swap.unverified is not None:
-            self._session.trust.make_stale(now)
         self._not_pending(swap, now)
+        if swap.unverified is not None:
+            if not self._is_over:
+                self._session.trust.make_stale(now)
+            rivals, swap.rivals = swap.rivals, []
+            self._doubt_all(rivals, swap.unverified.order_id, now)
         if swap.is_own and not swap.is_reported:
             swap.is_reported = True
             name, reason = swap.client_order_id, swap.reason
@@ -564,17 +591,18 @@ class SwapRegistry:
         if before is SwapOutcome.SETTLED:
             note = f"closed by hand before: {swap.cause}"
         was_in_doubt = before is not SwapOutcome.UNDER_WAY or swap.is_abandoned
-        swap.receipt, swap.unverified = receipt, None
+        swap.receipt = receipt
         if before is SwapOutcome.REFUSED:
             self._corrected(swap, outcome)
             swap.is_announced = True
         swap.outcome, swap.error = outcome, error
         swap.cause, swap.last_answer = note or str(error or ""), ""
+        order_id = receipt.order_id if receipt is not None else None
+        self._forget_receipt(swap, order_id, now)
         self._not_pending(swap, now)
         swap.request = None
         self._remember(swap)
         if swap.is_own:
-            order_id = receipt.order_id if receipt is not None else None
             ended = SwapEnded(swap.intent, swap.attempt, outcome, order_id, swap.cause)
             self._effects.append(ended)
         if was_in_doubt:

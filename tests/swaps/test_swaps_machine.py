@@ -1,26 +1,47 @@
-"""Swaps with a broker that may not execute or not answer, over a connection cut at any byte.
+"""Swaps with an impolite broker, over a connection that is cut at any byte.
 
 The connection is a stream of bytes in both directions. The broker receives a frame once it is
-complete, and keeps a ledger. It may lose, delay or repeat replies, callers may be cancelled, and
-the connection may be cut at any byte. The ledger must have each client order ID at most once, and
-every outcome that a caller got must be true and stay true.
+complete, and keeps a ledger. It does everything that the protocol lets a broker do:
 
-The broker never repeats a reply that names no order: no client could distinguish it from the reply
-to the next request.
+- It executes a swap and says nothing, or says so late, or sends an error with words of doubt.
+- It sends the error of a swap that a lookup has found while the next swap is in flight.
+- It calls a swap a duplicate, whether there is an order with its id or not.
+- It refuses a swap with a listed text and executes it even so, and may send the receipt later.
+- Its errors may leave out the operation, and its receipts and orders the client order id.
+- Its lookups may find nothing by a client order id.
+- It sends replies that nobody asked for, and replies that name other orders.
+
+Callers may be cancelled, and the client's wall clock may be set. How impolite the broker is differs
+between histories, so that long sequences without a lost connection are reached as well.
+
+The ledger must have each client order id at most once, and every outcome that a caller, an event or
+the journal got must be true and stay true. A refusal by a broker that executes the swap even so
+must be corrected once its receipt has arrived.
+
+**What no client can tell apart, the broker doesn't do:**
+
+- Send an error twice, or an error that nobody is owed, if it names nothing else than an operation
+  of which a reply is owed. The same goes for errors without ``op`` while any reply is owed. But
+  after a reply that nobody was owed, it sends them while a swap is owed its reply.
+- Send the receipt or the state of an unknown order without a client order id that nobody asked for
+  while a swap, or a lookup, is owed a reply.
+- Send an error *and* a receipt for one swap if the client couldn't attribute the error, because
+  another swap was owed a reply as well. The two look like the replies to both.
 
 `python -m tests.machines swaps 5000` runs more histories, and prints what happened in them.
+`python -m tests.swaps.mutations` shows that each rule of the client is needed.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import itertools
 import json
 import math
 from collections import Counter
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 import attrs
-import pytest
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -32,11 +53,27 @@ from hypothesis.stateful import (
 
 from tests.engine_harness import GRACE, TIMEOUT
 from tests.swaps.harness import RESOLVE, SwapsHarness
+from tests.swaps.impolite_broker import (
+    AUTHENTICATION,
+    BODIES,
+    DOUBTS,
+    DUPLICATES,
+    ELSEWHERE,
+    NOT_FOUND,
+    REFUSALS,
+    STRANGER,
+    Asked,
+    Broker,
+    Link,
+    Manners,
+    Message,
+    framed,
+)
 from trio_broker._protocol import codec, requests
 from trio_broker._protocol.requests import Request
 from trio_broker._protocol.session import ALONE_DELAY
 from trio_broker._swaps.registry import Swap
-from trio_broker.events import ConnectionEvent, SwapResolved
+from trio_broker.events import ConnectionEvent, SwapCorrected, SwapResolved
 from trio_broker.exceptions import (
     ConnectionLostError,
     DuplicateClientOrderIdError,
@@ -46,155 +83,26 @@ from trio_broker.exceptions import (
 )
 from trio_broker.models import SwapOutcome, SwapReceipt
 
-WINDOW: Final = 30.0  # the broker accepts a message for so many seconds after its signature
 LOST: Final = ConnectionLostError("the line was cut")
-
-NOT_ACCEPTED: Final = (
-    "Request timestamp outside allowed window",
-    "Invalid signature",
-    "Unknown operation: swap",
-)
-# The first show that a swap isn't executed, the second don't.
-REFUSALS: Final[tuple[dict[str, Any], ...]] = (
-    *({"op": "swap", "error": text} for text in ("Insufficient balance", "Rate limit exceeded")),
-    *({"error": text} for text in ("Insufficient balance", "Unknown operation: swap")),
-)
-VAGUE: Final[tuple[dict[str, Any], ...]] = (
-    {"op": "swap", "error": "Nonce has already been used or is expired"},
-    {"error": "Internal error"},
-    *({"error": text} for text in NOT_ACCEPTED[:2]),
-)
 TOO_LATE: Final = {"op": "swap", "error": "Request timestamp outside allowed window"}
-BODIES: Final[dict[str, dict[str, Any]]] = {
-    "balances": {"balances": []},
-    "estimate": {"price": "1", "expectedOut": "1"},
-}
-OPS: Final = ("swap", "order_status", *BODIES)
-ELSEWHERE: Final = "x1"  # an order of another client, without a client order id
+READS: Final = ("balances", "estimate")
+OPS: Final = ("swap", "order_status", *READS)
 ALL: Final = 1_000_000
 
 some_bytes = st.one_of(st.just(ALL), st.just(ALL), st.integers(1, 400))
-
-
-def framed(text: str) -> bytes:
-    data = text.encode()
-    return len(data).to_bytes(4, "big") + data
-
-
-def take_frames(buffer: bytearray) -> list[str]:
-    """Remove the complete frames."""
-    texts = []
-    while len(buffer) >= 4 and len(buffer) >= 4 + (size := int.from_bytes(buffer[:4], "big")):
-        texts.append(bytes(buffer[4 : 4 + size]).decode())
-        del buffer[: 4 + size]
-    return texts
-
-
-def move(count: int, source: bytearray, target: bytearray) -> None:
-    target += source[:count]
-    del source[:count]
-
-
-# --- The broker ------------------------------------------------------------------------------
-
-
-@attrs.define(eq=False)
-class Link:
-    """One connection, with the bytes on their way in both directions."""
-
-    up: bytearray = attrs.field(factory=bytearray)
-    at_broker: bytearray = attrs.field(factory=bytearray)
-    down: bytearray = attrs.field(factory=bytearray)
-    at_client: bytearray = attrs.field(factory=bytearray)
-    said: list[Said] = attrs.field(factory=list)
-
-
-@attrs.define(eq=False)
-class Asked:
-    """A complete message that the broker has received."""
-
-    op: str
-    name: str
-    nonce: str
-    at: float
-    link: Link = attrs.field(repr=False)
-    executed: bool = False
-    refused: bool = False
-    answered: bool = False
-
-
-@attrs.define(eq=False)
-class Said:
-    """A message that the broker has sent."""
-
-    asked: Asked
-    message: dict[str, Any]
-
-    @property
-    def names_its_order(self) -> bool:
-        return "orderId" in self.message.get("data", {})
-
-
-@attrs.define(eq=False)
-class Broker:
-    """The broker with its ledger. It does nothing by itself."""
-
-    echoes: bool = False
-    orders: list[tuple[str, str]] = attrs.field(factory=list)
-    asked: list[Asked] = attrs.field(factory=list)
-
-    def receive(self, link: Link, count: int) -> None:
-        move(count, link.up, link.at_broker)
-        for text in take_frames(link.at_broker):
-            message = json.loads(text)
-            data = message.get("data", {})
-            name = data.get("clientOrderId") or data.get("id") or ""
-            asked = Asked(message["op"], name, message["nonce"], message["ts"] / 1000, link)
-            same = [one for one in self.asked if (one.op, one.name) == ("swap", name)]
-            assert asked.op != "swap" or not same, f"{name} arrived twice"
-            self.asked.append(asked)
-            if asked.op == "auth":
-                self.send_reply(asked, {"op": "auth", "data": {"status": "authenticated"}})
-
-    def may_execute(self, asked: Asked, now: float) -> bool:
-        is_fresh = now - asked.at <= WINDOW
-        return asked.op == "swap" and is_fresh and not (asked.executed or asked.refused)
-
-    def execute(self, asked: Asked) -> None:
-        asked.executed = True
-        self.orders.append((asked.name, f"o{len(self.orders) + 1}"))
-
-    @property
-    def names(self) -> dict[str, str]:
-        """The client order id of each order."""
-        return {order: name for name, order in self.orders}
-
-    def orders_of(self, name: str) -> list[str]:
-        """The orders with a client order ID or order ID."""
-        return [order for client_id, order in self.orders if name in {client_id, order}]
-
-    def send_reply(self, asked: Asked, message: dict[str, Any]) -> Said:
-        asked.answered = True
-        if self.echoes:
-            message = {**message, "nonce": asked.nonce}
-        said = Said(asked, message)
-        asked.link.said.append(said)
-        asked.link.down += framed(json.dumps(message))
-        return said
-
-    def receipt(self, asked: Asked) -> dict[str, Any]:
-        (order,) = self.orders_of(asked.name)
-        return {"op": "swap", "data": {"orderId": order, "status": "PENDING"}}
-
-    def state(self, asked: Asked, *, named: bool) -> dict[str, Any]:
-        """The true state of a requested order."""
-        orders = [ELSEWHERE] if asked.name == ELSEWHERE else self.orders_of(asked.name)
-        if not orders:
-            return {"op": "order_status", "error": "Order not found"}
-        data = {"orderId": orders[0], "status": "FILLED"}
-        if named:
-            data |= {"clientOrderId": self.names[orders[0]]} if orders[0] in self.names else {}
-        return {"op": "order_status", "data": data}
+some = st.sampled_from
+mostly = some([True, True, False])
+some_manners = st.builds(
+    Manners,
+    echoes=some([False, False, False, True]),
+    names_op=some([False, False, None, True]),
+    names_ids=some([False, False, None, True]),
+    finds_by_client_id=some([True, True, True, False]),
+    lies=st.booleans(),
+    sends_strays=some([False, False, True]),
+    has_takers=st.booleans(),
+    wall_clock_steps=st.booleans(),
+)
 
 
 # --- The client ------------------------------------------------------------------------------
@@ -222,6 +130,11 @@ class ClientHarness(SwapsHarness):
         super().__init__()
         self.machine = machine
         self.now = now
+        self.clock_error = 0.0
+
+    @property
+    def at(self) -> dt.datetime:
+        return dt.datetime.fromtimestamp(self.now + self.clock_error, dt.UTC)
 
     def take_event(self, event: ConnectionEvent) -> None:
         self.machine.note_event(event)
@@ -242,11 +155,16 @@ class SwapsMachine(RuleBasedStateMachine):
         self.links: list[Link] = []
         self.client = ClientHarness(self, 0.0)
         self.is_over = False
+        self.is_calm = self.may_finish = False
         self.is_slow = False
         self.receives_batches = False
         self.calls: list[Call] = []
-        # What callers and events have reported of swaps.
+        self.reads: list[Request] = []
         self.sent: dict[str, Request] = {}
+        self.sent_at: dict[str, float] = {}
+        # The swaps whose receipt the client has got, or a lookup that names them.
+        self.delivered: set[str] = set()
+        # What callers and events have reported of swaps.
         self.confirmed: dict[str, str] = {}
         self.refused: set[str] = set()
         self.not_sent: list[Request] = []
@@ -257,9 +175,19 @@ class SwapsMachine(RuleBasedStateMachine):
     def now(self) -> float:
         return self.client.now
 
-    @initialize(echoes=st.sampled_from([False, False, True]), together=st.booleans())
-    def begin(self, echoes: bool, together: bool) -> None:
-        self.broker.echoes = echoes
+    @property
+    def manners(self) -> Manners:
+        return self.broker.manners
+
+    @initialize(
+        manners=some_manners,
+        is_calm=mostly,
+        may_finish=some([False, False, False, True]),
+        together=st.booleans(),
+    )
+    def begin(self, manners: Manners, is_calm: bool, may_finish: bool, together: bool) -> None:
+        self.broker.manners = manners
+        self.is_calm, self.may_finish = is_calm, may_finish
         self.receives_batches = together
         self.connect(at_once=True)
 
@@ -275,6 +203,16 @@ class SwapsMachine(RuleBasedStateMachine):
                 assert event.outcome is SwapOutcome.REFUSED
                 assert isinstance(event.error, ServerError)
                 self.refused.add(event.client_order_id)
+        elif isinstance(event, SwapCorrected):
+            self.figures[f"corrected: {event.outcome.value}"] += 1
+            name = event.client_order_id
+            assert event.before is SwapOutcome.REFUSED
+            assert name in self.refused
+            self.refused.remove(name)
+            if event.receipt is not None:
+                self.check_receipt(name, event.receipt)
+            else:
+                assert event.outcome is SwapOutcome.UNKNOWN
 
     def check_receipt(self, name: str, receipt: SwapReceipt) -> None:
         assert receipt.client_order_id == name
@@ -299,6 +237,19 @@ class SwapsMachine(RuleBasedStateMachine):
         else:
             self.figures["confirmed"] += 1
             self.check_receipt(call.name, receipt)
+            self.check_duplicate(call, receipt)
+
+    def check_duplicate(self, call: Call, receipt: SwapReceipt) -> None:
+        """A caller whose own reply was about a duplicate is told so, with the true order."""
+        error = call.swap.duplicate
+        if error is not None:
+            self.figures["duplicate"] += 1
+            assert error.order is not None
+            assert (error.order.order_id, error.was_sent) == (receipt.order_id, True)
+        elif call.request is not None and isinstance(call.request.error, ServerError):
+            is_own = call.request.is_certain and not call.request.is_late
+            is_duplicate = call.request.error.message.strip() in map(str.strip, DUPLICATES)
+            assert not (is_own and is_duplicate) or call.name in self.broker.confirmed
 
     @invariant()
     def ledger_has_each_id_once(self) -> None:
@@ -309,7 +260,7 @@ class SwapsMachine(RuleBasedStateMachine):
     def reported_outcomes_are_true(self) -> None:
         for name, order in self.confirmed.items():
             assert self.broker.orders_of(name) == [order]
-        for name in self.refused:
+        for name in self.refused - self.broker.lies:
             assert self.broker.orders_of(name) == [], f"{name} was refused, and is executed"
         assert not self.refused & self.confirmed.keys()
         for request in self.not_sent:
@@ -317,13 +268,23 @@ class SwapsMachine(RuleBasedStateMachine):
             assert not request.was_sent
 
     @invariant()
-    def journaled_outcomes_are_true(self) -> None:
-        for ended in self.client.swaps_ended:
-            orders = self.broker.orders_of(ended.intent.client_order_id)
-            if ended.outcome is SwapOutcome.CONFIRMED:
-                assert orders == [ended.order_id]
-            elif ended.outcome is SwapOutcome.REFUSED:
-                assert orders == []
+    def journal_says_what_was_reported(self) -> None:
+        # An id of which nothing was sent may be used again, also by another process.
+        ends = [
+            ended for ended in self.client.swaps_ended if ended.outcome is not SwapOutcome.NOT_SENT
+        ]
+        last = {ended.intent.client_order_id: ended for ended in ends}
+        for name, ended in last.items():
+            if name in self.confirmed:
+                assert (ended.outcome, ended.order_id) == ("confirmed", self.confirmed[name])
+            elif name in self.refused:
+                assert ended.outcome is SwapOutcome.REFUSED
+            elif name in self.settled:
+                assert ended.outcome is SwapOutcome.SETTLED
+            else:
+                assert ended.outcome is SwapOutcome.UNKNOWN
+        confirmed = [ended for ended in ends if ended.order_id is not None]
+        assert len(confirmed) == len({one.intent.client_order_id for one in confirmed})
 
     @invariant()
     def unreported_swaps_are_unresolved(self) -> None:
@@ -333,20 +294,43 @@ class SwapsMachine(RuleBasedStateMachine):
         assert {name for name in self.sent if name not in reported} == {*unresolved} - self.settled
         assert not self.settled & {*unresolved}
 
+    @invariant()
+    def swaps_that_may_execute_are_waited_for(self) -> None:
+        """Whatever the wall clock says."""
+        unresolved = {*self.client.unresolved()}
+        for asked in self.executable():
+            if asked.name in unresolved:
+                swap = self.found(asked.name)
+                assert swap.describe(self.now, self.client.at).may_still_execute
+                is_early = self.now < self.sent_at[asked.name] + RESOLVE and not self.is_over
+                assert swap.is_pending or not is_early
+
     # --- Callers -----------------------------------------------------------------------------
 
     @property
     def is_connected(self) -> bool:
         return self.client.session.is_authenticated and not self.is_over
 
+    @property
+    def may_swap(self) -> bool:
+        """Whether a swap would be sent soon."""
+        holders = self.client.session._debts.holders
+        return self.is_connected and ("swap", None) not in holders
+
+    def new_name(self, *, is_taken: bool = False) -> str:
+        name = f"c{next(self.numbers)}"
+        if is_taken and self.manners.has_takers:
+            self.broker.take(name)
+        return name
+
     @precondition(lambda self: self.is_connected)
-    @rule(data=st.data(), is_new=st.sampled_from([True, True, True, False]), stays=st.booleans())
-    def enter(self, data: st.DataObject, is_new: bool, stays: bool) -> None:
+    @rule(data=st.data(), is_new=mostly, stays=st.booleans(), is_taken=st.booleans())
+    def enter(self, data: st.DataObject, is_new: bool, stays: bool, is_taken: bool) -> None:
         """A task swaps. The journal may be slow to write its intent."""
-        names = [f"c{next(self.numbers)}"]
-        if self.calls and not is_new:
-            names = [call.name for call in self.calls]
-        name = data.draw(st.sampled_from(names))
+        names = [call.name for call in self.calls]
+        if is_new or not names:
+            names = [self.new_name(is_taken=is_taken)]
+        name = data.draw(some(names))
         is_under_way = any(
             call.name == name and call.swap.outcome is SwapOutcome.UNDER_WAY for call in self.calls
         )
@@ -366,11 +350,16 @@ class SwapsMachine(RuleBasedStateMachine):
     def entered(self) -> list[Call]:
         return [call for call in self.calls if call.request is None and not call.is_over]
 
-    @precondition(lambda self: self.is_connected)
-    @rule()
-    def swap(self) -> None:
+    @precondition(lambda self: self.may_swap)
+    @rule(data=st.data(), is_taken=some([False, False, True]), is_answered=mostly)
+    def swap(self, data: st.DataObject, is_taken: bool, is_answered: bool) -> None:
         """Make and send a swap at once. Without this rule, few states would be reached."""
-        name = f"c{next(self.numbers)}"
+        name = self.new_name(is_taken=is_taken)
+        self.make_swap(name)
+        if is_answered and name in [asked.name for asked in self.open("swap")]:
+            self.draw_answer(data, self.open("swap")[-1], at_once=True)
+
+    def make_swap(self, name: str) -> None:
         call = Call(self, name, self.client.enter(name), self.client.session.connections)
         self.calls.append(call)
         self.submit(call, writer_is_blocked=False)
@@ -380,7 +369,7 @@ class SwapsMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.entered())
     @rule(data=st.data(), writer_is_blocked=st.booleans())
     def submit_later(self, data: st.DataObject, writer_is_blocked: bool) -> None:
-        self.submit(data.draw(st.sampled_from(self.entered())), writer_is_blocked=writer_is_blocked)
+        self.submit(data.draw(some(self.entered())), writer_is_blocked=writer_is_blocked)
 
     def submit(self, call: Call, *, writer_is_blocked: bool) -> None:
         if not self.is_connected or self.client.session.connections != call.connection:
@@ -391,23 +380,26 @@ class SwapsMachine(RuleBasedStateMachine):
         self.client.wait_for(call.swap, call)
         self.finish_step(writer_is_blocked=writer_is_blocked)
 
+    def unfinished(self) -> list[Call]:
+        return [call for call in self.calls if not call.is_over]
+
+    @precondition(lambda self: self.unfinished())
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        unfinished = [call for call in self.calls if not call.is_over]
-        if not unfinished:
-            return
-        call = data.draw(st.sampled_from(unfinished))
+        self.cancel_one(data.draw(some(self.unfinished())))
+
+    def cancel_one(self, call: Call) -> None:
         call.is_over = True
         self.client.give_up_waiting(call)
         self.client.abandon(call.swap)
         self.figures["cancelled"] += 1
         self.finish_step()
 
-    @rule(data=st.data(), is_own=st.sampled_from([True, True, True, False]))
+    @rule(data=st.data(), is_own=some([True, True, True, False]))
     def resolve(self, data: st.DataObject, is_own: bool) -> None:
         """A task looks up a swap that may not exist."""
         names = [*self.sent] if is_own and self.sent else ["unknown"]
-        name = data.draw(st.sampled_from(names))
+        name = data.draw(some(names))
         swap = self.client.swaps.find(name)
         if swap is None or swap.outcome is SwapOutcome.UNKNOWN:
             if self.is_over:
@@ -418,24 +410,24 @@ class SwapsMachine(RuleBasedStateMachine):
         self.client.wait_for(swap, Call(self, name, swap, request=swap.request))
         self.finish_step()
 
-    @precondition(lambda self: self.client.unresolved())
-    @rule(data=st.data(), often=st.integers(0, 3))
-    def settle(self, data: st.DataObject, often: int) -> None:
-        """Settle a swap, in some of the histories."""
-        if often:
-            return
-        name = data.draw(st.sampled_from(self.client.unresolved()))
-        swap = self.client.swaps.find(name)
-        assert swap is not None
-        if swap.is_pending:
-            with pytest.raises(ValueError, match="being looked up"):
-                self.client.settle(name, "by hand")
-            return
+    def settleable(self) -> list[str]:
+        return [name for name in self.client.unresolved() if not self.found(name).is_pending]
+
+    @precondition(lambda self: self.settleable())
+    @rule(data=st.data())
+    def settle(self, data: st.DataObject) -> None:
+        name = data.draw(some(self.settleable()))
         self.client.settle(name, "by hand")
         self.settled.add(name)
+        self.figures["settled"] += 1
+
+    def found(self, name: str) -> Swap:
+        swap = self.client.swaps.find(name)
+        assert swap is not None
+        return swap
 
     @precondition(lambda self: self.is_connected)
-    @rule(what=st.sampled_from(["balances", "estimate", "order"]), writer_is_blocked=st.booleans())
+    @rule(what=some([*READS, "order"]), writer_is_blocked=st.booleans())
     def read(self, what: str, writer_is_blocked: bool) -> None:
         deadline = self.now + TIMEOUT
         if what == "balances":
@@ -443,30 +435,41 @@ class SwapsMachine(RuleBasedStateMachine):
         elif what == "estimate":
             request = requests.estimate(requests.Trade(1, "ETH", "USDT"), None, deadline)
         else:
-            order_id = next(iter(self.confirmed.values()), ELSEWHERE)
-            request = requests.order_status(order_id, deadline)
-        self.client.submit(request)
+            orders = [ELSEWHERE, *self.confirmed.values()]
+            request = requests.order_status(orders[len(orders) // 3], deadline)
+        self.reads.append(self.client.submit(request))
         self.finish_step(writer_is_blocked=writer_is_blocked)
 
-    @precondition(lambda self: not self.is_over and self.sent)
-    @rule(often=st.integers(0, 5))
-    def finish(self, often: int) -> None:
+    @precondition(lambda self: self.reads)
+    @rule(data=st.data())
+    def abandon_read(self, data: st.DataObject) -> None:
+        request = data.draw(some(self.reads))
+        self.reads.remove(request)
+        self.client.give_up(request)
+        self.finish_step()
+
+    @precondition(lambda self: self.manners.wall_clock_steps)
+    @rule(seconds=some([-600.0, -20.0, 20.0, 600.0, 0.0, 0.0]))
+    def set_wall_clock(self, seconds: float) -> None:
+        self.client.clock_error = seconds
+
+    @precondition(lambda self: self.may_finish and not self.is_over and self.sent)
+    @rule()
+    def finish(self) -> None:
         """Close the client, in some of the histories."""
-        if often:
-            return
         self.is_over = True
         self.client.close()
         self.link = None
         # Calls that weren't submitted yet fail because the client is closed.
         for call in self.entered():
             self.submit(call, writer_is_blocked=True)
-        assert all(call.is_over for call in self.calls)
+        assert self.unfinished() == []
         assert self.client.next_deadline == math.inf
 
     # --- The connection ----------------------------------------------------------------------
 
     @precondition(lambda self: self.link is None and not self.is_over)
-    @rule(at_once=st.sampled_from([True, True, False]))
+    @rule(at_once=mostly)
     def connect(self, at_once: bool) -> None:
         self.link = Link()
         self.links.append(self.link)
@@ -476,8 +479,8 @@ class SwapsMachine(RuleBasedStateMachine):
             self.broker.receive(self.link, ALL)
             self.client_receives(ALL)
 
-    @precondition(lambda self: self.link is not None)
-    @rule(back=st.sampled_from([True, True, False]))
+    @precondition(lambda self: self.link is not None and not self.is_calm)
+    @rule(back=mostly)
     def lose(self, back: bool) -> None:
         """The client loses the connection. Sent messages may still reach the broker."""
         self.link = None
@@ -486,20 +489,26 @@ class SwapsMachine(RuleBasedStateMachine):
         if back:
             self.connect(at_once=True)
 
+    @precondition(lambda self: self.client.engine.next_to_send(self.now) is not None)
     @rule()
     def write(self) -> None:
         if self.link is None:
             return
         engine = self.client.engine
+        wall_time = self.client.at.timestamp()
         while (request := engine.next_to_send(self.now)) is not None:
+            if request.send_by <= self.now or request.sign_by < wall_time:
+                self.client.give_up(request, NotSentError("it is too late"))
+                continue
             nonce = f"n{next(self.numbers)}"
             engine.mark_sent(request, nonce, self.now)
-            ts = int(self.now * 1000)
+            ts = int(wall_time * 1000)
             if request.op == "swap":
                 self.figures["swaps sent"] += 1
                 name = str(request.client_order_id)
                 assert name not in self.sent, f"{name} is sent twice"
                 self.sent[name] = request
+                self.sent_at[name] = self.now
             if request.op == "auth":
                 text = codec.auth_frame("key", ts, nonce, "sig")
             else:
@@ -508,7 +517,8 @@ class SwapsMachine(RuleBasedStateMachine):
         if not self.is_slow:
             self.broker.receive(self.link, ALL)
 
-    @rule(slow=st.booleans())
+    @precondition(lambda self: not self.is_calm)
+    @rule(slow=some([False, False, True]))
     def slow_down(self, slow: bool) -> None:
         """Make later writes arrive late, or at once."""
         self.is_slow = slow
@@ -537,19 +547,24 @@ class SwapsMachine(RuleBasedStateMachine):
     @rule(count=some_bytes)
     def client_receives(self, count: int) -> None:
         link = self.link
-        assert link is not None
-        move(count, link.down, link.at_client)
-        texts = take_frames(link.at_client)
+        if link is None:
+            return
+        texts = link.at_client_next(count)
         for batch in [texts] if self.receives_batches and texts else [[text] for text in texts]:
             if self.link is link:
                 self.client.receive(*batch)
+                if not self.client.session.trust.is_over:
+                    self.note_receipts(batch)
                 self.finish_step()
 
-    @rule(
-        seconds=st.sampled_from(
-            [0.1, ALONE_DELAY, ALONE_DELAY, ALONE_DELAY, 1.0, 1.0, 1.0, TIMEOUT, GRACE]
-        )
-    )
+    def note_receipts(self, texts: list[str]) -> None:
+        for message in map(json.loads, texts):
+            data = message.get("data", {})
+            name = self.broker.names.get(data.get("orderId"), "")
+            if message.get("op") == "swap" or data.get("clientOrderId") == name:
+                self.delivered.add(name)
+
+    @rule(seconds=some([0.1, *[ALONE_DELAY] * 3, *[1.0] * 3, TIMEOUT, GRACE]))
     def pass_time(self, seconds: float) -> None:
         end = self.now + seconds
         while (due := self.client.next_deadline) <= end:
@@ -559,9 +574,6 @@ class SwapsMachine(RuleBasedStateMachine):
         self.finish_step()
 
     # --- The broker --------------------------------------------------------------------------
-
-    def draw_asked(self, data: st.DataObject, asked: list[Asked]) -> Asked:
-        return data.draw(st.sampled_from(asked))
 
     def executable(self) -> list[Asked]:
         return [one for one in self.broker.asked if self.broker.may_execute(one, self.now)]
@@ -573,70 +585,129 @@ class SwapsMachine(RuleBasedStateMachine):
             if one.link is self.link and not one.answered and one.op in ops
         ]
 
+    def owed(self) -> dict[str, Request]:
+        """What the client is owed, by operation; the last one of each."""
+        return {request.op: request for request in self.client.session._debts.owed}
+
     @precondition(lambda self: self.executable())
     @rule(data=st.data())
     def execute(self, data: st.DataObject) -> None:
         """Execute a swap, to be answered later or never."""
-        self.execute_one(self.draw_asked(data, self.executable()))
+        self.execute_one(data.draw(some(self.executable())))
 
     def execute_one(self, asked: Asked) -> None:
         self.broker.execute(asked)
         self.figures["executed"] += 1
 
     @precondition(lambda self: self.open("swap"))
-    @rule(
-        data=st.data(),
-        how=st.sampled_from(["receipt", "receipt", "refusal", "refusal", "vague", "malformed"]),
-        at_once=st.sampled_from([True, True, False]),
-    )
-    def answer_swap(self, data: st.DataObject, how: str, at_once: bool) -> None:
-        asked = self.draw_asked(data, self.open("swap"))
-        if how == "receipt" and self.broker.may_execute(asked, self.now):
-            self.execute_one(asked)
-        message: dict[str, Any]
-        if how in {"receipt", "refusal"}:
-            # It is executed and confirmed, or it is refused and never will be.
-            asked.refused = not asked.executed
-            message = data.draw(st.sampled_from(REFUSALS))
-            if asked.executed:
-                message = self.broker.receipt(asked)
-        elif how == "malformed":
-            message = self.broker.receipt(asked) if asked.executed else {"op": "swap", "data": {}}
-            message["data"]["status"] = 5
+    @rule(data=st.data(), at_once=mostly)
+    def answer_swap(self, data: st.DataObject, at_once: bool) -> None:
+        self.draw_answer(data, data.draw(some(self.open("swap"))), at_once=at_once)
+
+    def draw_answer(self, data: st.DataObject, asked: Asked, *, at_once: bool) -> None:
+        how = data.draw(
+            some(["receipt"] * 2 + ["refusal"] * 2 + ["lie", "doubt", "duplicate", "malformed"])
+        )
+        names_id = data.draw(some([False, False, False, True]))
+        if how in {"receipt", "malformed"}:
+            if self.broker.may_execute(asked, self.now):
+                self.execute_one(asked)
+            if not asked.executed:
+                how = "refusal"
+        may_lie = self.manners.lies or asked.name in self.confirmed
+        if how == "lie" and not may_lie:
+            how = "refusal"
+        if how == "refusal" and asked.executed:
+            how = "lie" if may_lie else "doubt"
+        if how in {"refusal", "lie"} and asked.name in self.broker.taken:
+            how = "duplicate"
+        if how in {"receipt", "malformed"}:
+            message = self.broker.receipt(asked.name, names_id=names_id)
+            if how == "malformed":
+                message["data"]["status"] = 5
+            self.send_reply(asked, message, at_once=at_once)
         else:
-            message = data.draw(st.sampled_from(VAGUE))
-        self.send_reply(asked, message, at_once=at_once)
+            self.send_error(data, asked, how, names_id=names_id, at_once=at_once)
+
+    def send_error(
+        self, data: st.DataObject, asked: Asked, how: str, *, names_id: bool, at_once: bool
+    ) -> None:
+        texts = {"doubt": DOUBTS, "duplicate": DUPLICATES}.get(how, REFUSALS)
+        if how == "refusal":
+            asked.refused = True
+            texts += AUTHENTICATION
+        elif how == "lie":
+            self.broker.lies.add(asked.name)
+            if data.draw(st.booleans()) and self.broker.may_execute(asked, self.now):
+                self.execute_one(asked)
+        text = data.draw(some(texts))
+        message = self.broker.error("swap", text, names_op=data.draw(st.booleans()))
+        if names_id:
+            message["data"] = {"clientOrderId": asked.name}
+        if at_once and text in REFUSALS:
+            self.send_refusal(asked, message)
+        else:
+            self.send_reply(asked, message, at_once=at_once)
+
+    def send_refusal(self, asked: Asked, message: Message) -> None:
+        """It refuses a swap at once, whatever form it has and however often it was sent before."""
+        self.client_receives(ALL)
+        is_alone = [*self.owed().values()] == [self.sent[asked.name]]
+        self.send_reply(asked, message, at_once=True)
+        if is_alone and asked.link is self.link and not asked.link.is_tainted:
+            is_ended = self.found(asked.name).outcome is not SwapOutcome.UNKNOWN
+            assert is_ended or self.sent[asked.name].is_abandoned
+
+    @precondition(lambda self: self.link is not None and self.receipts_to_come())
+    @rule(data=st.data(), names_id=st.booleans(), at_once=mostly)
+    def send_receipt_after_an_error(
+        self, data: st.DataObject, names_id: bool, at_once: bool
+    ) -> None:
+        """The broker has executed a swap after its error, and sends the receipt even so."""
+        asked = data.draw(some(self.receipts_to_come()))
+        asked.was_in_error = False
+        self.figures["receipt after an error"] += 1
+        self.send_reply(asked, self.broker.receipt(asked.name, names_id=names_id), at_once=at_once)
+
+    def receipts_to_come(self) -> list[Asked]:
+        return [
+            one
+            for one in self.broker.asked
+            if one.link is self.link
+            and one.executed
+            and one.was_in_error
+            and not self.sent[one.name].owed  # the client has attributed the error
+        ]
 
     @precondition(lambda self: self.open("order_status"))
     @rule(
         data=st.data(),
-        how=st.sampled_from(["truth", "truth", "truth", "not found", "bare", "error", "nothing"]),
+        how=some(["truth", "truth", "truth", "not found", "bare", "error", "nothing"]),
         named=st.booleans(),
-        at_once=st.sampled_from([True, True, False]),
+        at_once=mostly,
     )
     def answer_lookup(self, data: st.DataObject, how: str, named: bool, at_once: bool) -> None:
-        asked = self.draw_asked(data, self.open("order_status"))
+        asked = data.draw(some(self.open("order_status")))
         message = {
-            "truth": self.broker.state(asked, named=named),
-            "not found": {"op": "order_status", "error": "Order not found"},
-            "bare": {"error": "Order not found"},
+            "truth": self.broker.state(asked, names_id=named),
+            "not found": {"op": "order_status", "error": NOT_FOUND},
+            "bare": {"error": NOT_FOUND},
             "error": {"op": "order_status", "error": "Rate limit exceeded"},
             "nothing": {"op": "order_status", "data": {"status": "FILLED"}},
         }[how]
         self.send_reply(asked, message, at_once=at_once)
 
-    @precondition(lambda self: self.open("balances", "estimate"))
-    @rule(data=st.data(), how=st.sampled_from(["good", "named", "bare"]), text=st.integers(0, 2))
-    def answer_read(self, data: st.DataObject, how: str, text: int) -> None:
-        asked = self.draw_asked(data, self.open("balances", "estimate"))
-        message: dict[str, Any] = {"op": asked.op, "data": BODIES[asked.op]}
-        if how != "good":
-            message = {"error": NOT_ACCEPTED[text]}
-        if how == "named":
-            message["op"] = asked.op
+    @precondition(lambda self: self.open(*READS))
+    @rule(data=st.data(), is_good=st.booleans(), is_named=st.booleans())
+    def answer_read(self, data: st.DataObject, is_good: bool, is_named: bool) -> None:
+        asked = data.draw(some(self.open(*READS)))
+        message: Message = {"op": asked.op, "data": BODIES[asked.op]}
+        if not is_good:
+            text = data.draw(some(REFUSALS + AUTHENTICATION))
+            message = self.broker.error(asked.op, text, names_op=is_named)
         self.send_reply(asked, message, at_once=True)
 
-    def send_reply(self, asked: Asked, message: dict[str, Any], *, at_once: bool) -> None:
+    def send_reply(self, asked: Asked, message: Message, *, at_once: bool) -> None:
         self.broker.send_reply(asked, message)
         if at_once:
             self.client_receives(ALL)
@@ -649,28 +720,194 @@ class SwapsMachine(RuleBasedStateMachine):
             if asked.op == "swap":
                 if self.broker.may_execute(asked, self.now):
                     self.execute_one(asked)
-                asked.refused = not asked.executed
-                message = self.broker.receipt(asked) if asked.executed else TOO_LATE
+                if asked.executed:
+                    message = self.broker.receipt(asked.name, names_id=named)
+                elif asked.name in self.broker.taken:
+                    message = {"op": "swap", "error": DUPLICATES[0]}
+                else:
+                    asked.refused, message = True, TOO_LATE
             elif asked.op == "order_status":
-                message = self.broker.state(asked, named=named)
+                message = self.broker.state(asked, names_id=named)
             else:
                 message = {"op": asked.op, "data": BODIES[asked.op]}
             self.broker.send_reply(asked, message)
         self.client_receives(ALL)
 
+    # --- Messages that are no replies --------------------------------------------------------
+
     @precondition(lambda self: self.repeatable())
     @rule(data=st.data(), at_once=st.booleans())
     def repeat(self, data: st.DataObject, at_once: bool) -> None:
-        """The broker sends a message twice."""
-        said = data.draw(st.sampled_from(self.repeatable()))
-        said.asked.link.down += framed(json.dumps(said.message))
+        """The broker sends a message twice that names a known order."""
+        assert self.link is not None
+        self.link.send(data.draw(some(self.repeatable())))
         self.figures["repeated"] += 1
         if at_once:
             self.client_receives(ALL)
 
-    def repeatable(self) -> list[Said]:
+    def repeatable(self) -> list[Message]:
         said = self.link.said if self.link is not None else []
-        return [one for one in said if one.names_its_order]
+        named = [message for message in said if "orderId" in message.get("data", {})]
+        return [
+            message
+            for message in named
+            if "clientOrderId" in message["data"]
+            or message["data"]["orderId"] in self.client.engine.order_ids
+        ]
+
+    @precondition(lambda self: self.is_connected and self.manners.sends_strays)
+    @rule(
+        data=st.data(),
+        op=some(OPS),
+        kinds=some([["bare"], ["error"], ["good"], ["error", "bare"], ["good", "bare"]]),
+    )
+    def send_strays(self, data: st.DataObject, op: str, kinds: list[str]) -> None:
+        """The broker sends replies that nobody is owed and that name no order."""
+        for kind in kinds:
+            self.send_stray(data, op, kind)
+
+    def send_stray(self, data: st.DataObject, op: str, kind: str) -> None:
+        self.client_receives(ALL)
+        link, owed = self.link, self.owed()
+        if link is None or (op in owed and kind != "bare"):
+            return
+        if kind == "bare" and not owed.keys() <= ({"swap"} if link.is_tainted else set()):
+            return
+        text = data.draw(some(REFUSALS + AUTHENTICATION + DOUBTS))
+        body = BODIES.get(op) or {"orderId": STRANGER[0], "status": "PENDING"}
+        link.send(
+            {
+                "bare": {"error": text},
+                "error": {"op": op, "error": text},
+                "good": {"op": op, "data": body},
+            }[kind]
+        )
+        self.figures["strays"] += 1
+        link.is_tainted = link.is_tainted or not (kind == "good" and op == "swap")
+        self.client_receives(ALL)
+
+    @precondition(lambda self: self.is_connected and self.manners.sends_strays)
+    @rule(data=st.data(), op=some(["swap", "order_status", ""]), is_error=st.booleans())
+    def name_another_order(self, data: st.DataObject, op: str, is_error: bool) -> None:
+        """The broker sends a reply about an order that no request in flight asked for."""
+        self.client_receives(ALL)
+        link = self.link
+        if link is None:
+            return
+        owed = {self.names_of(request) for request in self.client.session._debts.owed}
+        others = [{"orderId": STRANGER[0], "clientOrderId": STRANGER[1]}]
+        others += [
+            {key: value}
+            for name, order in self.confirmed.items()
+            if not owed & {name, order}
+            for key, value in (("orderId", order), ("clientOrderId", name))
+        ]
+        names = data.draw(some(others))
+        if is_error or not op or "orderId" not in names:
+            message = {"error": data.draw(some(REFUSALS)), "data": names}
+        else:
+            message = {"data": {**names, "status": "FILLED"}}
+        link.send({"op": op, **message} if op else message)
+        self.figures["named others"] += 1
+        self.client_receives(ALL)
+
+    @staticmethod
+    def names_of(request: Request) -> str | None:
+        return request.client_order_id or request.order_id
+
+    # --- Sequences that single steps reach too rarely ----------------------------------------
+
+    @precondition(lambda self: self.may_swap)
+    @rule(data=st.data(), is_taken=some([False, False, True]), is_followed=mostly)
+    def find_by_lookup(self, data: st.DataObject, is_taken: bool, is_followed: bool) -> None:
+        """A lookup finds a swap. Its own reply may come while the next one is in flight."""
+        name = self.new_name(is_taken=is_taken)
+        self.slow_down(False)
+        self.make_swap(name)
+        for asked in self.executable():
+            if asked.name == name:
+                self.execute_one(asked)
+        self.pass_time(TIMEOUT)
+        if self.repeatable():
+            self.repeat(data, at_once=True)
+        for asked in self.open("swap"):
+            if asked.name == name and asked.executed and data.draw(st.booleans()):
+                how = "lie" if self.manners.lies else "doubt"
+                self.send_error(data, asked, how, names_id=False, at_once=True)
+        for asked in self.open("order_status"):
+            self.send_reply(asked, self.broker.state(asked, names_id=True), at_once=True)
+        if is_followed and self.is_connected:
+            self.make_swap(self.new_name())
+            for asked in self.open("swap"):
+                if asked.name == name and name in self.confirmed:
+                    how = data.draw(some(["lie", "lie", "doubt", "duplicate"]))
+                    self.send_error(data, asked, how, names_id=False, at_once=True)
+
+    @precondition(lambda self: self.may_swap)
+    @rule(data=st.data())
+    def refuse_twice(self, data: st.DataObject) -> None:
+        """Two swaps are refused in the same words."""
+        text = data.draw(some(REFUSALS))
+        self.slow_down(False)
+        for _ in range(2):
+            name = self.new_name()
+            if self.is_connected:
+                self.make_swap(name)
+            for asked in self.open("swap"):
+                if asked.name == name and not asked.executed:
+                    asked.refused = True
+                    self.send_refusal(asked, self.broker.error("swap", text, names_op=False))
+
+    @precondition(lambda self: self.may_swap)
+    @rule(data=st.data(), what=some(READS))
+    def refuse_read_beside_a_swap(self, data: st.DataObject, what: str) -> None:
+        self.slow_down(False)
+        self.read(what, writer_is_blocked=False)
+        self.make_swap(self.new_name())
+        if self.open(what):
+            self.answer_read(data, is_good=False, is_named=False)
+
+    @precondition(lambda self: self.may_swap and self.manners.sends_strays)
+    @rule(data=st.data(), op=some(READS))
+    def send_strays_beside_a_swap(self, data: st.DataObject, op: str) -> None:
+        self.slow_down(False)
+        self.make_swap(self.new_name())
+        self.send_stray(data, op, "error")
+        self.send_stray(data, op, "bare")
+
+    @precondition(lambda self: self.may_swap)
+    @rule()
+    def repeat_an_order_beside_a_lookup(self) -> None:
+        """A lookup of the user is answered, and again while a swap is looked up."""
+        self.slow_down(False)
+        link = self.link
+        lookup = requests.order_status(ELSEWHERE, self.now + TIMEOUT)
+        self.client.submit(lookup)
+        self.finish_step()
+        for asked in self.open("order_status"):
+            self.send_reply(asked, self.broker.state(asked, names_id=False), at_once=True)
+        self.make_swap(self.new_name())
+        self.pass_time(TIMEOUT)
+        if link is not None and link is self.link and lookup.result is not None:
+            link.send({"op": "order_status", "data": {"orderId": ELSEWHERE, "status": "X"}})
+            self.client_receives(ALL)
+
+    @precondition(lambda self: self.may_swap and self.manners.lies)
+    @rule(data=st.data(), is_beside=st.booleans())
+    def execute_after_a_refusal(self, data: st.DataObject, is_beside: bool) -> None:
+        """The receipt of a refused swap comes, perhaps while the next one is in flight."""
+        name = self.new_name()
+        self.slow_down(False)
+        self.make_swap(name)
+        for asked in self.open("swap"):
+            if asked.name == name and self.broker.may_execute(asked, self.now):
+                self.send_error(data, asked, "lie", names_id=False, at_once=True)
+                if not asked.executed:
+                    self.execute_one(asked)
+        if is_beside and self.is_connected:
+            self.make_swap(self.new_name())
+        if self.receipts_to_come():
+            self.send_receipt_after_an_error(data, names_id=False, at_once=True)
 
     # --- The end -----------------------------------------------------------------------------
 
@@ -680,7 +917,12 @@ class SwapsMachine(RuleBasedStateMachine):
             return
         while self.executable():
             self.execute_one(self.executable()[0])
+        self.broker.manners = attrs.evolve(self.manners, finds_by_client_id=True)
+        self.client.clock_error = 0.0
+        for call in self.entered():
+            self.cancel_one(call)
         if self.is_over:
+            self.receipts_corrected_refusals()
             # Another process that knows only the IDs.
             self.client = ClientHarness(self, self.now)
             self.is_over = False
@@ -689,22 +931,26 @@ class SwapsMachine(RuleBasedStateMachine):
             self.lose(back=False)
         self.connect(at_once=True)
         self.run_correctly(RESOLVE)
+        self.receipts_corrected_refusals()
         for name, _ in self.broker.orders:
-            if name not in self.settled:
+            if name not in self.settled | self.refused:
                 swap = self.client.look_up(name)
                 self.run_correctly(RESOLVE)
                 self.check_receipt(name, swap.result())
         self.reported_outcomes_are_true()
-        self.journaled_outcomes_are_true()
+        self.journal_says_what_was_reported()
         self.unreported_swaps_are_unresolved()
-        assert all(call.is_over for call in self.calls if call.request is not None)
+        assert self.unfinished() == []
+
+    def receipts_corrected_refusals(self) -> None:
+        assert not self.refused & self.delivered, "its receipt came, and nothing corrected it"
 
     def run_correctly(self, seconds: float) -> None:
         """The broker answers everything correctly and at once, without a lost connection."""
         self.is_slow = False
         end = self.now + seconds
         while self.now < end:
-            self.answer_everything(named=self.broker.echoes)
+            self.answer_everything(named=self.manners.echoes)
             self.pass_time(ALONE_DELAY)
 
 

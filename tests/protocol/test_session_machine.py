@@ -413,8 +413,10 @@ class SessionMachine(RuleBasedStateMachine):
                 self.lose()
         else:
             raise AssertionError("a request never ended")
-        # An error on a tainted connection may be another's, so it pays no swap's debt.
-        is_tainted = self.engine.session.trust.is_tainted
+        # An error on a tainted connection may be another's, so it pays no swap's debt. The same
+        # goes for a receipt after a swap's error.
+        trust = self.engine.session.trust
+        is_tainted = trust.is_tainted or trust.had_swap_error
         assert (
             self.crossed
             or not self.owed()

@@ -669,6 +669,28 @@ def test_order_of_a_receipt_is_not_confused_with_another(harness: RegistryHarnes
     assert swap.result().order_id == "o1"
 
 
+def test_receipt_of_an_order_of_nobody_corrects_nothing(harness: RegistryHarness) -> None:
+    harness.submit(requests.order_status("x1", harness.now + TIMEOUT))
+    harness.send()
+    harness.receive_json(op="order_status", data={"orderId": "x1", "status": "FILLED"})
+    refuse(harness, "c0")
+    harness.receive_json(op="swap", data={"orderId": "x1"})
+    assert harness.send() == []
+    assert corrections(harness) == []
+
+
+def test_settled_swap_stays_settled_after_a_receipt_of_nobody() -> None:
+    harness = RegistryHarness(resolve_timeout=1.0)
+    _, swap = receive_another_swaps_receipt(harness)
+    harness.receive_json(**NOT_FOUND)
+    harness.until(harness.now + 1)
+    harness.settle("c1", "it never arrived")
+    harness.receive_json(op="swap", data={"orderId": "o2"})
+    harness.until(harness.now + TIMEOUT)
+    assert swap.outcome is SwapOutcome.SETTLED
+    assert corrections(harness) == [("c0", SwapOutcome.UNKNOWN, None)]
+
+
 def test_receipt_whose_owner_is_known_corrects_its_refusal(harness: RegistryHarness) -> None:
     swap = refuse(harness, "c0")
     harness.submit(requests.order_status("o1", harness.now + TIMEOUT))
@@ -800,7 +822,7 @@ def test_verification_that_finds_another_order_asks_whose_the_receipt_is(
 
 
 def test_late_refusal_of_a_settled_swap_changes_nothing(harness: RegistryHarness) -> None:
-    swap = harness.swap_then_time_out()
+    harness.swap_then_time_out()
     harness.until(TIMEOUT + RESOLVE + 1)
     harness.settle("c1", "by hand")
     facts = [*harness.facts]

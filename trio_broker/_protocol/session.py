@@ -563,9 +563,7 @@ class Session:
                 continue
             if request.priority is Priority.SWAP:
                 self._split_swap(request, ambiguity, now)
-            elif request.is_abandoned:
-                continue
-            elif request in self._again:
+            elif request.is_abandoned or request in self._again:
                 continue
             elif request.priority is not Priority.BACKGROUND and len(request.nonces) == 1:
                 request.since = now

@@ -20,8 +20,8 @@ swap's signature has expired and the broker can't accept it any more. No swap is
 
 **What comes later corrects what was told.** An error may have been another's, or a broker may
 execute what it refused. So after an error on a connection, a receipt that doesn't name the client
-order id is verified by a lookup first. A receipt that nobody was owed is attributed in the same
-way. If that doesn't tell whose it is, every swap refused on this connection becomes unknown again
+order id is verified by a lookup first, and pays no debt until then. A receipt that nobody was owed
+is attributed in the same way. If that doesn't tell whose it is, every swap refused on this connection becomes unknown again
 and is looked up. Each such change is a `SwapCorrected` event. A confirmation is never corrected.
 
 **No two swaps have one id.** A swap is rejected when it is entered if an earlier swap with its id
@@ -288,11 +288,10 @@ class SwapRegistry:
         rivals, swap.rivals = swap.rivals, []
         if unverified is None:
             return
-        if unverified.order_id != order_id:
-            if rivals:
-                self._ask_whose(unverified.order_id, rivals, now)
-        elif swap.request is not None:
+        if unverified.order_id == order_id and swap.request is not None:
             self._session.accept(swap.request, now)
+        elif rivals:
+            self._ask_whose(unverified.order_id, rivals, now)
 
     def _take_error(self, swap: Swap, request: Request, error: BrokerError, now: float) -> None:
         verdict = Verdict.UNKNOWN
@@ -493,10 +492,7 @@ class SwapRegistry:
             return
         if swap.outcome is not SwapOutcome.UNKNOWN:
             return
-        is_of_receipt = (
-            swap.unverified is not None and request.order_id == swap.unverified.order_id
-        )
-        if is_of_receipt and not self._is_over:
+        if swap.unverified is not None and request.order_id == swap.unverified.order_id:
             self._not_verified(swap, request, now)
             return
         # A lost reply blocks its lane for long. The two kinds of lookup have different lanes, so

@@ -495,15 +495,15 @@ def test_lookups_with_replies_without_an_id_are_repeated_alone() -> None:
 
 def test_ambiguous_replies_with_a_common_candidate_are_merged() -> None:
     harness = SessionHarness()
-    lookups = [harness.queue("order_status", order_id=name) for name in "ab"]
+    lookups = [harness.queue("order_status", order_id=name) for name in ("o7", "o8")]
     balances = harness.queue("balances")
     harness.write()
     harness.receive_json(op="order_status", error="Order not found")
     harness.receive_json(error="Rate limit exceeded")
-    harness.reply_order("a")
-    # Two of the three replies named no order, and the third named a.
+    harness.reply_order("o7")
+    # Two of the three replies named no order, and the third named o7.
     assert harness.write() == [lookups[1]]
-    harness.reply_order("b")
+    harness.reply_order("o8")
     assert harness.write() == [balances]
     harness.reply("balances", "5")
     assert [result_of(one) for one in (*lookups, balances)] == ["FILLED", "FILLED", "5"]
@@ -942,7 +942,23 @@ def test_order_that_two_lookups_may_mean_is_the_others_that_is_left() -> None:
     own = lookup(harness, "c1")
     harness.reply_order("o1")
     assert harness.ended == []
+    harness.reply("order_status", "FILLED", orderId="mine", clientOrderId="c9")
+    assert result_of(foreign) == "FILLED"
+    assert result_of(own).order_id == "o1"
+    assert harness.is_clean()
+
+
+def test_order_that_may_be_the_other_lookups_is_requested_again() -> None:
+    harness = SessionHarness()
+    foreign = harness.send("order_status", order_id="mine")
+    own = lookup(harness, "c1")
+    harness.reply_order("o1")
+    harness.reply_order("mine")  # It may be the order of c1.
+    assert harness.ended == []
+    assert harness.write() == [foreign]
     harness.reply_order("mine")
+    assert harness.write() == [own]
+    harness.reply_order("o1")
     assert result_of(foreign) == "FILLED"
     assert result_of(own).order_id == "o1"
     assert harness.is_clean()
@@ -973,11 +989,12 @@ def test_reply_with_three_candidates_answers_none() -> None:
         harness.send("order_status", order_id=name)
     own = lookup(harness, "c1")
     harness.reply_order("o1")
-    harness.reply_order("mine")
+    harness.reply("order_status", "FILLED", orderId="mine", clientOrderId="c8")
     assert own not in harness.ended
     harness.give_up(own)
     assert own.result is None
-    harness.reply_order("yours")  # By counting, the reply was the abandoned one's.
+    # By counting, the reply was the abandoned one's.
+    harness.reply("order_status", "FILLED", orderId="yours", clientOrderId="c9")
     assert harness.session.in_flight == 0
     assert harness.is_clean()
 
@@ -1033,6 +1050,20 @@ def test_lookup_by_both_ids_is_a_candidate() -> None:
     assert result_of(own).order_id == "o9"
     assert result_of(twin) == result_of(other) == "FILLED"
     assert harness.is_clean()
+
+
+def test_two_lookups_of_one_order_decide_nothing_about_a_held_error() -> None:
+    harness = SessionHarness()
+    other = harness.send("order_status", order_id="b")
+    by_order = harness.send("order_status", order_id="o1")
+    harness.receive_json(op="order_status", error="Order not found")
+    harness.engine.order_ids.add("c1", "o1")
+    by_client = harness.send("order_status", order_id="c1")
+    harness.reply_order("o1")  # It may be the reply to either.
+    assert harness.ended == []
+    harness.reply_order("b")
+    assert result_of(other) == "FILLED"
+    assert {by_order, by_client}.isdisjoint(harness.ended)
 
 
 def test_order_without_an_id_answers_its_lookup() -> None:

@@ -1018,7 +1018,8 @@ def test_held_lookup_confirms_once_the_other_reply_has_come(harness: RegistryHar
     harness.send()
     harness.receive_json(**FOUND)
     assert swap.outcome is SwapOutcome.UNKNOWN
-    harness.receive_json(**OTHER)
+    other = {"orderId": "other", "clientOrderId": "c9", "status": "PENDING"}
+    harness.receive_json(op="order_status", data=other)
     assert swap.result().order_id == "o1"
 
 

@@ -245,15 +245,18 @@ class Debts:
 
     def _lookups(self, reply: Reply) -> list[Request]:
         """The lookups that a reply can belong to, by the order that it names."""
-        for name in filter(None, reply.names):
-            holder = self.holders.get(("order_status", name))
-            if holder is not None and holder.owed:
-                return [holder]
+        named = [self.holders.get(("order_status", name)) for name in reply.names if name]
+        holders = [holder for holder in named if holder is not None and holder.owed]
+        if holders and holders[0].ambiguity is None:
+            # It is right for any lookup of this order, so it needn't be decided whose it is.
+            return holders[:1]
         relations = {
             request: self._relation(request, reply)
             for request in self.owed
             if request.op == "order_status"
         }
+        if holders:
+            return [one for one, relation in relations.items() if relation is not Relation.OTHER]
         same = [one for one, relation in relations.items() if relation is Relation.SAME]
         if same or (len(self.owed) > 1 and self._is_known(reply.names)):
             return same

@@ -21,8 +21,9 @@ swap's signature has expired and the broker can't accept it any more. No swap is
 **What comes later corrects what was told.** An error may have been another's, or a broker may
 execute what it refused. So after an error on a connection, a receipt that doesn't name the client
 order id is verified by a lookup first, and pays no debt until then. A receipt that nobody was owed
-is attributed in the same way. If that doesn't tell whose it is, every swap refused on this connection becomes unknown again
-and is looked up. Each such change is a `SwapCorrected` event. A confirmation is never corrected.
+is attributed in the same way. If that doesn't tell whose it is, every swap refused on this
+connection becomes unknown again and is looked up. Each such change is a `SwapCorrected` event. A
+confirmation is never corrected.
 
 **No two swaps have one id.** A swap is rejected when it is entered if an earlier swap with its id
 may have been sent. All unresolved swaps are remembered, and the last `REMEMBERED` resolved ones.

@@ -46,6 +46,7 @@ DOUBTS: Final = (
     "NONCE_ALREADY_USED",
     "Service temporarily unavailable",
     "Insufficient liquidity, the venue timed out",
+    "Invalid response from upstream",
     "something went wrong",
 )
 DUPLICATES: Final = (

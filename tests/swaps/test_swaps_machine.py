@@ -844,6 +844,18 @@ class SwapsMachine(RuleBasedStateMachine):
                     self.send_error(data, asked, how, names_id=False, at_once=True)
 
     @precondition(lambda self: self.may_swap)
+    @rule(data=st.data(), how=some(["doubt", "doubt", "duplicate"]))
+    def execute_with_an_error(self, data: st.DataObject, how: str) -> None:
+        """A swap is executed, and its error doesn't say so."""
+        name = self.new_name()
+        self.slow_down(False)
+        self.make_swap(name)
+        for asked in self.open("swap"):
+            if asked.name == name and self.broker.may_execute(asked, self.now):
+                self.execute_one(asked)
+                self.send_error(data, asked, how, names_id=False, at_once=True)
+
+    @precondition(lambda self: self.may_swap)
     @rule(data=st.data())
     def refuse_twice(self, data: st.DataObject) -> None:
         """Two swaps are refused in the same words."""

@@ -67,7 +67,7 @@ def test_more_replies_than_others_are_owed_are_for_the_request_itself() -> None:
     abandoned, repeated = sent("estimate"), sent("balances", 2)
     ambiguity = AmbiguousReply.merged([abandoned, repeated], REFUSAL)
     assert not ambiguity.must_have(repeated)
-    ambiguity = AmbiguousReply.merged([abandoned, repeated], REFUSAL)
+    ambiguity = AmbiguousReply.merged([abandoned, repeated], reply(error="No"))
     assert ambiguity.must_have(repeated)
     assert not ambiguity.must_have(abandoned)
 

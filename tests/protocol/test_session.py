@@ -460,7 +460,7 @@ def test_second_refusal_counts_once_the_other_request_is_answered() -> None:
     harness.receive_json(error="twice")
     assert harness.ended == []
     harness.reply("balances", "5")
-    assert refusal_of(first) == "twice"
+    assert refusal_of(first) == "No route"
     assert harness.is_clean()
 
 
@@ -501,12 +501,10 @@ def test_ambiguous_replies_with_a_common_candidate_are_merged() -> None:
     harness.receive_json(op="order_status", error="Order not found")
     harness.receive_json(error="Rate limit exceeded")
     harness.reply_order("o7")
-    # Two of the three replies named no order, and the third named o7.
-    assert harness.write() == [lookups[1]]
-    harness.reply_order("o8")
-    assert harness.write() == [balances]
-    harness.reply("balances", "5")
-    assert [result_of(one) for one in (*lookups, balances)] == ["FILLED", "FILLED", "5"]
+    # So the first error is the other lookup's, and the second is left for the balances.
+    assert result_of(lookups[0]) == "FILLED"
+    assert refusal_of(lookups[1]) == "Order not found"
+    assert refusal_of(balances) == "Rate limit exceeded"
     assert harness.is_clean()
 
 
@@ -548,9 +546,8 @@ def test_later_ambiguous_reply_includes_earlier_candidates() -> None:
     harness.receive_json(op="order_status", error="of one of the lookups")
     assert harness.session.in_flight == 3
     harness.reply("balances", "5")
-    assert harness.write() == [later]
-    harness.reply_order("b")
-    assert result_of(later) == "FILLED"
+    # The first error was the abandoned lookup's, so the second is the later one's.
+    assert refusal_of(later) == "of one of the lookups"
     assert harness.is_clean()
 
 
@@ -585,6 +582,36 @@ def test_error_that_may_be_a_late_reply_answers_nothing() -> None:
     harness.reply("balances", "5")
     assert result_of(read) == "5"
     assert harness.is_clean()
+
+
+def test_held_replies_have_candidates_of_their_own() -> None:
+    harness = SessionHarness()
+    lookups = [harness.queue("order_status", order_id=name) for name in ("o7", "o8")]
+    harness.write()
+    harness.receive_json(op="order_status", error="Order not found")
+    swap = harness.swap()
+    harness.pass_time(ALONE_DELAY)
+    harness.write()
+    harness.receive_json(error="Insufficient balance")
+    harness.reply_order("o7")
+    # The first error names an operation, so it is the other lookup's. The second is the swap's.
+    assert harness.ended == [lookups[0], lookups[1], swap]
+    assert refusal_of(lookups[1]) == "Order not found"
+    assert refusal_of(swap) == "Insufficient balance"
+    assert swap.is_certain
+    assert harness.is_clean()
+
+
+def test_held_reply_that_no_candidate_is_left_for_is_unexpected() -> None:
+    harness = SessionHarness()
+    balances, estimate, lookup = send_three(harness)
+    harness.receive_json(error="a copy")
+    harness.receive_json(op="order_status", error="Order not found", data={"orderId": "a"})
+    harness.reply("balances", "5")
+    assert refusal_of(estimate) == "a copy"
+    harness.reply("estimate", "1")
+    assert len(harness.unexpected) == 1
+    assert (result_of(balances), refusal_of(lookup)) == ("5", "Order not found")
 
 
 # --- Abandoned requests ----------------------------------------------------------------------

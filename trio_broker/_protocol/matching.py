@@ -9,9 +9,9 @@ a channel or an order. One that names something else than a request isn't the re
 
 **A reply that fits several debts** is held; these are its *candidates*. Together with other replies
 that have candidates in common it forms an `AmbiguousReply`. While candidates get replies of their
-own, fewer are left, and the last one gets the reply. If all debts are paid and the replies are the
-same text, each candidate gets it. Everything else can't be decided: `session` then sends each read
-among them again alone, once, and a swap is looked up.
+own, fewer are left, and the last one gets the reply. If as many replies are held as are owed, and
+all are the same text, each candidate gets it. Everything else can't be decided: `session` then
+sends each read among them again alone, once, and a swap is looked up.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ORDERS: Final = "orders:"
 NO_NAMES: Final[Ids] = (None, None)
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Reply:
     """A message that is a reply, and when it arrived.
 
@@ -74,14 +74,14 @@ class AmbiguousReply:
     """Replies, and the requests that they may belong to.
 
     Attributes:
-        candidates: The requests.
-        replies: The replies.
+        candidates: All the requests.
+        replies: The replies, each with those of the requests that it may belong to.
         held_until: When waiting for other replies to decide it ends.
         was_split: Whether its reads were sent again.
     """
 
     candidates: dict[Request, None]
-    replies: list[Reply]
+    replies: dict[Reply, set[Request]]
     held_until: float = 0.0
     was_split: bool = False
 
@@ -91,12 +91,12 @@ class AmbiguousReply:
         earlier: dict[AmbiguousReply, None] = dict.fromkeys(
             request.ambiguity for request in candidates if request.ambiguity is not None
         )
-        merged = cls(dict.fromkeys(candidates), [])
+        merged = cls(dict.fromkeys(candidates), {})
         for one in earlier:
             merged.candidates |= one.candidates
-            merged.replies += one.replies
+            merged.replies |= one.replies
             merged.was_split |= one.was_split
-        merged.replies.append(reply)
+        merged.replies[reply] = set(candidates)
         for request in merged.candidates:
             request.ambiguity = merged
         return merged
@@ -105,6 +105,11 @@ class AmbiguousReply:
     def outstanding(self) -> int:
         """How many replies the candidates are still owed."""
         return sum(request.owed for request in self.candidates) - len(self.replies)
+
+    @property
+    def last(self) -> Reply:
+        """The newest reply."""
+        return next(reversed(self.replies))
 
     @property
     def is_one_text(self) -> bool:
@@ -116,9 +121,24 @@ class AmbiguousReply:
         return request.owed > self.outstanding
 
     def reply_to(self, request: Request) -> Reply | None:
-        """The last reply that can be to a request, by the operation that it names."""
-        fitting = (reply for reply in reversed(self.replies) if reply.op in {None, request.op})
+        """The newest reply that may belong to a request."""
+        fitting = (one for one in reversed(self.replies) if request in self.replies[one])
         return next(fitting, None)
+
+    def take_certain(self) -> tuple[Reply, Request | None] | None:
+        """Remove and return a reply that one request at most is left for, with that request."""
+        for reply, requests in self.replies.items():
+            if len(requests) <= 1:
+                del self.replies[reply]
+                return reply, next(iter(requests), None)
+        return None
+
+    def remove(self, request: Request) -> None:
+        """A request has got all replies that it was owed."""
+        request.ambiguity = None
+        del self.candidates[request]
+        for requests in self.replies.values():
+            requests.discard(request)
 
     def dissolve(self) -> list[Request]:
         """End the ambiguity. Returns the candidates."""
@@ -286,9 +306,14 @@ def note_order(order_ids: OrderIds, request: Request, names: Ids) -> None:
     A receipt proves nothing yet: `SwapRegistry` decides whose it is.
     """
     order_id, client_order_id = names
-    if order_id and request.op == "order_status":
+    if not order_id or request.op != "order_status":
+        return
+    if client_order_id is not None:
+        order_ids.note(order_id, client_order_id)
+    elif order_ids.owner(order_id) is None:
         asked = request.client_order_id or request.order_id
-        owner = client_order_id or (asked if asked != order_id else None)
         # Looking up whose a receipt is must not make its order known as another's.
-        if owner is not None or request.purpose not in _OF_RECEIPTS:
-            order_ids.note(order_id, owner)
+        if asked != order_id:
+            order_ids.note(order_id, asked)
+        elif request.purpose not in {Purpose.LOOKUP, Purpose.RECEIPT}:
+            order_ids.note(order_id, None)

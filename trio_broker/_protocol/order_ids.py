@@ -147,7 +147,8 @@ class OrderIds:
         if self.by_name.get(asked, (None, None))[1] == asked:
             if not self.may_be_swap(asked, names):
                 return Relation.OTHER
-            return Relation.SAME if self.order_id(asked) == names[0] else Relation.UNKNOWN
+            is_same = bool(names[0]) and self.owner(str(names[0])) == asked
+            return Relation.SAME if is_same else Relation.UNKNOWN
         # Its order id, or an id of unknown kind.
         order_id, client_order_id = names
         if order_id:

@@ -507,11 +507,10 @@ class Session:
             if not request.is_abandoned and request.stage is Stage.IN_FLIGHT:
                 self._keep_lane(request, now)
         else:
-            request.ambiguity = None
             if request.stage is Stage.IN_FLIGHT:
                 self._end(request)
             if ambiguity is not None:
-                del ambiguity.candidates[request]
+                ambiguity.remove(request)
         if ambiguity is not None:
             self._decide(ambiguity, now)
 
@@ -525,24 +524,40 @@ class Session:
 
     def _decide(self, ambiguity: AmbiguousReply, now: float) -> None:
         """Give held replies to their requests, as far as that is certain."""
-        if len(ambiguity.candidates) > 1 and ambiguity.outstanding > 0:
+        while (certain := ambiguity.take_certain()) is not None:
+            self._take_certain(*certain, ambiguity, now)
+        if ambiguity.replies and ambiguity.outstanding > 0:
             for request in [*ambiguity.candidates] if ambiguity.is_one_text else ():
                 if ambiguity.must_have(request) and not request.is_abandoned:
-                    self._end_by(request, ambiguity.replies[-1])
+                    self._end_by(request, ambiguity.last)
                     self._keep_lane(request, now)
             ambiguity.held_until = now + HOLD_TIME
             self._timers.set(ambiguity, ambiguity.held_until)
             return
         self._timers.cancel(ambiguity)
-        if len(ambiguity.candidates) == 1 or ambiguity.is_one_text:
+        if not ambiguity.replies:
+            ambiguity.dissolve()
+        elif ambiguity.is_one_text:
             for request in ambiguity.dissolve():
-                self._take_held(request, ambiguity, now)
+                self._take_held(request, ambiguity.last, request.owed, now)
         else:
             self._split(ambiguity, now)
             for request in ambiguity.dissolve():
                 self._debts.pay(request, request.owed)
                 if request not in self._again and request.stage is Stage.IN_FLIGHT:
                     self._end(request)
+
+    def _take_certain(
+        self, reply: Reply, request: Request | None, ambiguity: AmbiguousReply, now: float
+    ) -> None:
+        """One request at most is left for a held reply."""
+        if request is None:
+            self.report_unexpected("all its candidates have other replies", reply.text)
+            self.taint(now)
+            return
+        self._take_held(request, reply, 1, now)
+        if not request.owed:
+            ambiguity.remove(request)
 
     def hold_is_over(self, ambiguity: AmbiguousReply, now: float) -> None:
         """Other replies had time to decide whose a held reply is."""
@@ -555,8 +570,7 @@ class Session:
         """Nothing decides whose the replies are: send the reads again, and look a swap up."""
         if not ambiguity.was_split:
             ambiguity.was_split = True
-            reply = ambiguity.replies[-1]
-            self.report_unexpected("it could answer several requests", reply.text)
+            self.report_unexpected("it could answer several requests", ambiguity.last.text)
         self.may_send = True
         for request in ambiguity.candidates:
             if request.stage is not Stage.IN_FLIGHT:
@@ -594,14 +608,13 @@ class Session:
                 self._keep_lane(request, now)
             self.trust.make_stale(now)
 
-    def _take_held(self, request: Request, ambiguity: AmbiguousReply, now: float) -> None:
-        """Give a request the held replies, which are certainly its own."""
-        self._debts.pay(request, min(request.owed, len(ambiguity.replies)))
+    def _take_held(self, request: Request, reply: Reply, replies: int, now: float) -> None:
+        """Give a request a held reply, which is certainly its own."""
+        self._debts.pay(request, replies)
         request.is_certain = not self.trust.is_tainted
         if request in self._again:
             self._again.remove(request)
-        reply = ambiguity.reply_to(request)
-        if reply is not None and (not request.is_abandoned or request.purpose in _WANTED_LATE):
+        if not request.is_abandoned or request.purpose in _WANTED_LATE:
             self._end_by(request, reply)
         if request.stage is Stage.IN_FLIGHT and not request.owed:
             self._end(request)

@@ -1079,7 +1079,7 @@ def test_lookup_by_both_ids_is_a_candidate() -> None:
     assert harness.is_clean()
 
 
-def test_two_lookups_of_one_order_decide_nothing_about_a_held_error() -> None:
+def test_reply_to_one_of_two_lookups_of_an_order_is_held_beside_an_error() -> None:
     harness = SessionHarness()
     other = harness.send("order_status", order_id="b")
     by_order = harness.send("order_status", order_id="o1")
@@ -1089,8 +1089,11 @@ def test_two_lookups_of_one_order_decide_nothing_about_a_held_error() -> None:
     harness.reply_order("o1")  # It may be the reply to either.
     assert harness.ended == []
     harness.reply_order("b")
+    # So the error is the reply to the lookup of o1, and the reply that names o1 is the other's.
     assert result_of(other) == "FILLED"
-    assert {by_order, by_client}.isdisjoint(harness.ended)
+    assert refusal_of(by_order) == "Order not found"
+    assert result_of(by_client) == "FILLED"
+    assert harness.is_clean()
 
 
 def test_order_without_an_id_answers_its_lookup() -> None:

@@ -21,6 +21,7 @@ def test_every_rule_can_be_set_and_nothing_else() -> None:
 def test_the_defaults_are_the_documented_limits() -> None:
     rules = Rules()
     assert (rules.dialect, rules.signing_keys) == ("both", ("derived", "raw"))
+    assert rules.error_form == "documented"
     assert rules.max_subscriptions == 100
     assert rules.max_message_size == 65536
     assert rules.messages_per_second == 100

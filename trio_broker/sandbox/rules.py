@@ -15,7 +15,7 @@ from trio_broker.sandbox.messages import AcceptedDialect, ErrorForm
 from trio_broker.sandbox.orders import Outcome
 from trio_broker.signing import SigningKey
 
-DEFAULT_ERROR_FORM: Final[ErrorForm] = "named"
+DEFAULT_ERROR_FORM: Final[ErrorForm] = "documented"
 
 DEFAULT_OUTCOMES: Final[Mapping[Outcome, float]] = MappingProxyType(
     {

@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 import pytest
+import trio
 from selenium import webdriver
 
 from tests.examples.browser import CONTRASTS, DESKTOP, PHONE, Page, needs_chromium, open_chromium
@@ -132,6 +133,8 @@ async def test_a_swap_that_a_new_site_knows_nothing_of_is_not_known(
             with sandbox.faults.swallow(op="swap"):
                 await page.click("#go")
                 await page.sees("#orders", "under way")
+                while not sandbox.orders():  # shown before it is sent
+                    await trio.lowlevel.checkpoint()
                 await server.stop(signal.SIGKILL)
             await page.sees("#answer", "What became of this swap isn't known")
             assert "unknown" in await page.text("#orders")

@@ -43,6 +43,7 @@ class Status(enum.IntEnum):
     CONNECTION = 4
     REFUSED = 5
     UNKNOWN = 6
+    HAS_ORDER = 7
     INTERRUPTED = 130
 
 

@@ -39,6 +39,7 @@ from tests.cli.harness import (
 from trio_broker import (
     BrokerWSClient,
     ReconnectPolicy,
+    SwapCorrected,
     SwapEstimate,
     SwapJournal,
     SwapOutcome,
@@ -545,6 +546,60 @@ def test_used_client_order_id_is_refused(
     assert (end["status"], end["outcome"]) == (1, "not sent")
     assert "its outcome: confirmed" in end["error"]
     assert broker.received().count("swap") == 1
+
+
+# --- Swaps that the broker refuses, although it has an order for them -----------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    ["Duplicate client order id", " DUPLICATE_REQUEST", {"code": 409, "message": "order exists"}],
+)
+def test_duplicate_that_the_broker_reports_exits_with_7_and_names_the_order(
+    broker: Broker, capsys: pytest.CaptureFixture[str], error: Any
+) -> None:
+    broker.do(lambda sandbox: sandbox.faults.refuse(error, executed=True, op="swap"))
+    assert status(*TRADE, "--yes", "--client-order-id", "first") == 7
+    printed = capsys.readouterr().err
+    first, *_ = broker.orders()
+    assert "the broker knows the client order id first already" in printed
+    assert f"has the order {first.order_id} (" in printed
+    assert "don't swap again" in printed
+    assert "nothing was sent" not in printed
+    assert named_command(printed) == ["order", first.order_id, "--follow"]
+    assert status(*TRADE, "--yes", "--json", "--client-order-id", "second") == 7
+    end = events(capsys)[-1]
+    _, second = broker.orders()
+    assert (end["status"], end["outcome"]) == (7, "confirmed")
+    assert end["order_id"] == second.order_id
+    assert named_command(end["command"]) == ["order", second.order_id, "--follow"]
+    assert f"has the order {second.order_id}" in end["error"]
+    assert broker.received().count("swap") == 2
+
+
+def test_receipt_that_follows_a_refusal_while_the_command_ends_exits_with_7(
+    broker: Broker, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave = BrokerWSClient.__aexit__
+
+    async def leave_late(self: BrokerWSClient, *args: Any) -> None:
+        with self.events() as corrections:
+            while not isinstance(await corrections.receive(), SwapCorrected):
+                pass
+        await leave(self, *args)
+
+    monkeypatch.setattr(BrokerWSClient, "__aexit__", leave_late)
+    broker.do(
+        lambda sandbox: sandbox.faults.refuse(
+            "Insufficient balance", executed=True, reply_after=0.3, op="swap"
+        )
+    )
+    assert status(*TRADE, "--yes", "--json", "--client-order-id", "mine") == 7
+    end = events(capsys)[-1]
+    (order,) = broker.orders()
+    assert (end["outcome"], end["order_id"]) == ("confirmed", order.order_id)
+    assert f"then it accepted the swap as order {order.order_id}" in end["error"]
+    assert rows(default_journal(place)) == {"mine": SwapOutcome.CONFIRMED}
 
 
 # --- Accepted swaps whose order isn't followed until it is final ----------------------------

@@ -11,7 +11,16 @@ import rich.console
 
 from tests.broker_thread import Broker
 from tests.cli.harness import Terminal, status, swap_once
-from trio_broker import Closed, Connected, ConnectionEvent, Disconnected, SnapshotUnavailable
+from trio_broker import (
+    Closed,
+    Connected,
+    ConnectionEvent,
+    Disconnected,
+    SnapshotUnavailable,
+    SwapCorrected,
+    SwapOutcome,
+    SwapReceipt,
+)
 from trio_broker.cli.terminal import progress
 from trio_broker.cli.terminal.output import Output
 
@@ -75,6 +84,16 @@ def test_notes_ignore_a_closed_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             SnapshotUnavailable(at=AT, channel="orders:1", error=OSError("no")),
             "The order's state is unknown: no. It will be requested again.",
+        ),
+        (
+            SwapCorrected(
+                at=AT,
+                client_order_id="mine",
+                before=SwapOutcome.REFUSED,
+                outcome=SwapOutcome.CONFIRMED,
+                receipt=SwapReceipt("ord_1", None, "mine"),
+            ),
+            "The broker had refused the swap; its outcome is confirmed now.",
         ),
         (Closed(at=AT), None),
     ],

@@ -67,6 +67,13 @@ class ClosedClient:
             DuplicateClientOrderIdError("mine", "unknown"),
             SwapOutcome.NOT_SENT,
         ),
+        (
+            ClosedClient(RECEIPT),
+            DuplicateClientOrderIdError("mine", "confirmed", was_sent=True),
+            SwapOutcome.CONFIRMED,
+        ),
+        (ClosedClient(RECEIPT), ServerError("swap", "no"), SwapOutcome.CONFIRMED),
+        (ClosedClient(RECEIPT, "mine"), ServerError("swap", "no"), SwapOutcome.UNKNOWN),
     ],
 )
 async def test_outcome_is_read_from_the_client_and_not_from_the_error(
@@ -81,6 +88,30 @@ async def test_earlier_swap_with_the_same_id_is_ignored() -> None:
     client: Any = ClosedClient(RECEIPT, "mine")
     result = await find_result(client, "mine", None, OSError("no"), was_requested=False)
     assert result.outcome is SwapOutcome.NOT_SENT
+
+
+def test_swap_that_was_refused_and_then_executed_has_a_status_of_its_own() -> None:
+    result = SwapResult(
+        client_order_id="mine", outcome=SwapOutcome.CONFIRMED, receipt=RECEIPT,
+        error=ServerError("swap", "Insufficient balance"),
+    )  # fmt: skip
+    verdict = verdict_on(result, COMMANDS)
+    assert verdict.status == 7
+    assert verdict.text == (
+        "the broker refused swap: Insufficient balance, but then it accepted the swap as order "
+        f"ord_1: don't repeat it; to follow the order, run: {verdict.command}"
+    )
+    assert verdict.command == "trio-broker order ord_1 --follow --url wss://broker.example"
+
+
+def test_refusal_of_something_else_after_the_receipt_is_no_contradiction() -> None:
+    result = SwapResult(
+        client_order_id="mine", outcome=SwapOutcome.CONFIRMED, receipt=RECEIPT,
+        error=ServerError("subscribe", "Invalid channel"),
+    )  # fmt: skip
+    verdict = verdict_on(result, COMMANDS)
+    assert verdict.status is Status.CONNECTION
+    assert "can't be followed" in str(verdict.text)
 
 
 def test_refusal_received_after_ctrl_c_is_shown() -> None:

@@ -162,8 +162,10 @@ def command(
     once. Prices may move in the meantime: --min-out and --slippage-bps limit what you accept.
 
     The exit status is 0 if the order was FILLED; 1 if it ended otherwise, or nothing was sent; 4 if
-    the swap was accepted but the connection was lost for good before the order was final; 6 if the
-    outcome is unknown. In the last case, don't repeat the swap, but run the command that is shown.
+    the swap was accepted but the connection was lost for good before the order was final; 5 if the
+    broker refused it; 6 if the outcome is unknown; 7 if the broker reported a duplicate, or refused
+    the swap, but has an order for it. With 6 and 7, don't repeat the swap, but run the command that
+    is shown.
     Ctrl-C doesn't undo a swap that was sent; its state is shown.
 
     --json can't ask for confirmation, so it needs --yes. It prints one object per event:

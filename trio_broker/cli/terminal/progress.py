@@ -16,6 +16,7 @@ from trio_broker import (
     ConnectionEvent,
     Disconnected,
     SnapshotUnavailable,
+    SwapCorrected,
 )
 from trio_broker.cli.background import background
 from trio_broker.cli.terminal.output import Output, console, printable
@@ -120,5 +121,7 @@ def connection_notice(event: ConnectionEvent) -> str | None:
             return "Connected again."
         case SnapshotUnavailable(error=error):
             return f"The order's state is unknown: {error}. It will be requested again."
+        case SwapCorrected(outcome=outcome):
+            return f"The broker had refused the swap; its outcome is {outcome} now."
         case _:
             return None

@@ -89,7 +89,8 @@ async def find_result(
     """
     outcome, receipt, reason = SwapOutcome.NOT_SENT, None, ""
     unresolved = {swap.client_order_id: swap for swap in client.unresolved_swaps()}
-    if not was_requested or isinstance(error, DuplicateClientOrderIdError):
+    is_duplicate = isinstance(error, DuplicateClientOrderIdError) and not error.was_sent
+    if not was_requested or is_duplicate:
         pass  # The record belongs to another swap with this ID.
     elif client_order_id in unresolved:
         outcome, reason = SwapOutcome.UNKNOWN, unresolved[client_order_id].reason
@@ -126,7 +127,11 @@ def verdict_on(result: SwapResult, commands: NextCommands) -> Verdict:
         return _verdict_on_order(result.order)
     if result.receipt is not None:
         command = commands.follow(result.receipt.order_id)
-        return _verdict_on_unfinished(result, result.receipt, command)
+        contradiction = _contradiction(result.error, result.receipt)
+        if contradiction is None:
+            return _verdict_on_unfinished(result, result.receipt, command)
+        text = f"{contradiction}; to follow the order, run: {command}"
+        return Verdict(Status.HAS_ORDER, text, command)
     if result.error is not None:
         return Verdict(
             result.error.exit_code
@@ -143,6 +148,16 @@ def _verdict_on_order(order: Order) -> Verdict:
         return Verdict(Status.OK)
     filled = f", after {plain(order.filled_out)} were bought" if order.filled_out else ""
     return Verdict(Status.FAILURE, f"the order ended {order.status}{filled}")
+
+
+def _contradiction(error: Exception | None, receipt: SwapReceipt) -> str | None:
+    """Describe a swap that the broker refused, although it has an order for it."""
+    if isinstance(error, DuplicateClientOrderIdError):
+        return describe_error(error)
+    if isinstance(error, ServerError) and error.op == "swap":
+        then = f"it accepted the swap as order {receipt.order_id}: don't repeat it"
+        return f"{describe_error(error)}, but then {then}"
+    return None
 
 
 def _verdict_on_unfinished(result: SwapResult, receipt: SwapReceipt, command: str) -> Verdict:

@@ -28,6 +28,7 @@ from trio_broker import (
     NotConnectedError,
     NotSentError,
     ServerError,
+    SwapCorrected,
     SwapOutcomeUnknownError,
 )
 from trio_broker.aio import AioBrokerClient, open_client
@@ -152,6 +153,7 @@ class LiveAccount:
         if self._life is None or self._life.is_over:
             self._life = _Life(self.account.make_client())
             self._hold(self._life.task)
+            self._hold(asyncio.create_task(self._watch_corrections(self._life)))
         life = self._life
         life.users += 1
         try:
@@ -244,6 +246,7 @@ class LiveAccount:
                 client_order_id=asked.key,
             )
         except (SwapOutcomeUnknownError, DuplicateClientOrderIdError) as error:
+            # The broker may have reported a duplicate, and have an order: then this finds it.
             unknown = attrs.evolve(asked, outcome="unknown", detail=str(error))
             return await self._found_out(client, unknown)
         except ServerError as error:
@@ -267,6 +270,31 @@ class LiveAccount:
                 await asyncio.sleep(ASK_AGAIN_AFTER)
             else:
                 return attrs.evolve(unknown, outcome="taken", detail="", order_id=receipt.order_id)
+
+    async def _watch_corrections(self, life: _Life) -> None:
+        """Report each swap that was refused, and may be or is executed after all."""
+        await asyncio.wait([life.opened])
+        if life.opened.exception() is not None:
+            return
+        with life.opened.result().events() as events:
+            async for event in events:
+                if isinstance(event, SwapCorrected) and event.client_order_id in self.swaps:
+                    swap = self.swaps[event.client_order_id]
+                    logger.error("swap %s wasn't refused: it is %s", swap.key, event.outcome)
+                    self._hold(asyncio.create_task(self._correct(swap)))
+
+    async def _correct(self, refused: Swap) -> None:
+        detail = "the broker had refused it, but may have executed it"
+        unknown = attrs.evolve(refused, outcome="unknown", detail=detail)
+        self._tell(unknown)
+        try:
+            async with self.client() as client:
+                swap = await self._found_out(client, unknown)
+                self._tell(swap)
+                if swap.order_id is not None:
+                    await self._follow(client, swap.order_id)
+        except BrokerError as error:
+            logger.warning("swap %s can't be looked up: %s", refused.key, error)
 
     async def _follow(self, client: AioBrokerClient, order_id: str) -> None:
         """Keep the client open until an order has ended. The browsers show the order."""

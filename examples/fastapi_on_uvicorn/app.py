@@ -287,6 +287,8 @@ async def answer(_: Request, error: BrokerError) -> JSONResponse:
     body = {"error": type(error).__name__, "detail": str(error)}
     if isinstance(error, SwapOutcomeUnknownError | DuplicateClientOrderIdError):
         body["swap"] = f"/swaps/{quote(error.client_order_id)}"
+    if isinstance(error, DuplicateClientOrderIdError) and error.order is not None:
+        body["order_id"] = str(error.order.order_id)  # of this swap, or of an earlier one
     return JSONResponse(body, code)
 
 

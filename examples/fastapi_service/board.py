@@ -32,6 +32,7 @@ from trio_broker import (
     ConnectionEvent,
     Disconnected,
     GaveUp,
+    SwapCorrected,
     SwapFinding,
     SwapOutcome,
     SwapReceipt,
@@ -189,14 +190,26 @@ class Board:
                 case GaveUp(error=error):
                     self._failed(error)
                 case SwapResolved(client_order_id=key, receipt=receipt):
-                    swap = self._doubtful.pop(key, None)
+                    self._resolved(key, receipt)
+                case SwapCorrected(client_order_id=key, outcome=outcome, receipt=receipt):
+                    # Whoever has swapped was told that it was refused.
+                    logger.error("swap %s wasn't refused: it is %s", key, outcome)
+                    self._keep_terms()
                     if receipt is not None:
-                        self.follow(receipt, swap)
+                        self._resolved(key, receipt)
                 case SwapUnresolved():
-                    # Keep the terms, because the client drops them once the swap is resolved.
-                    unresolved = self.client.unresolved_swaps()
-                    self._doubtful |= {s.client_order_id: s for s in unresolved}
+                    self._keep_terms()
             self._post("status", self.status())
+
+    def _keep_terms(self) -> None:
+        # The client drops them once the swap is resolved.
+        unresolved = self.client.unresolved_swaps()
+        self._doubtful |= {swap.client_order_id: swap for swap in unresolved}
+
+    def _resolved(self, key: str, receipt: SwapReceipt | None) -> None:
+        swap = self._doubtful.pop(key, None)
+        if receipt is not None:
+            self.follow(receipt, swap)
 
     def _failed(self, error: Exception) -> None:
         logger.error("the connection failed permanently: %s", error)

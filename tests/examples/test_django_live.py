@@ -20,7 +20,7 @@ from trio_broker import (
     NotConnectedError,
     ReconnectPolicy,
 )
-from trio_broker.sandbox import ThreadedSandbox, open_threaded_sandbox
+from trio_broker.sandbox import Sandbox, ThreadedSandbox, open_threaded_sandbox
 
 QUICK: dict[str, Any] = {
     "seed": 7,
@@ -95,6 +95,58 @@ def test_what_is_not_known_at_the_end_is_logged(caplog: pytest.LogCaptureFixture
         record.getMessage() for record in caplog.records if record.name == live.logger.name
     }
     assert record == "the outcome of swap a_key is unknown"
+
+
+def test_a_duplicate_that_the_broker_reports_is_taken_as_its_order() -> None:
+    async def play(it: Watched) -> None:
+        refuse = partial(_refuse, error="Duplicate client order id")
+        it.sandbox.do(refuse)
+        async with it.live.client():
+            it.live.swap(SWAP)
+            swap = await it.until("taken")
+        (order,) = it.sandbox.orders()
+        assert swap.order_id == order.order_id
+
+    run(play)
+
+
+def test_a_refused_swap_that_was_executed_is_corrected(caplog: pytest.LogCaptureFixture) -> None:
+    async def play(it: Watched) -> None:
+        it.sandbox.do(partial(_refuse, error="Insufficient balance", reply_after=0.2))
+        async with it.live.client():
+            it.live.swap(SWAP)
+            await it.until("refused")
+            assert "refused" in (await it.until("unknown")).detail
+            swap = await it.until("taken")
+        (order,) = it.sandbox.orders()
+        assert swap.order_id == order.order_id
+
+    run(play)
+    told = [record.getMessage() for record in caplog.records if record.name == live.logger.name]
+    assert told[0] == "swap a_key wasn't refused: it is confirmed"
+
+
+def test_a_correction_that_cannot_be_followed_stays_unknown(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def play(it: Watched) -> None:
+        async def found_out(*_: object) -> Swap:
+            raise NotConnectedError("it was closed")
+
+        monkeypatch.setattr(it.live, "_found_out", found_out)
+        it.sandbox.do(partial(_refuse, error="Insufficient balance", reply_after=0.2))
+        async with it.live.client():
+            it.live.swap(SWAP)
+            await it.until("unknown")
+            await asyncio.sleep(0)
+        assert it.live.swaps["a_key"].outcome == "unknown"
+
+    run(play)
+    assert "swap a_key can't be looked up: it was closed" in caplog.text
+
+
+def _refuse(sandbox: Sandbox, error: str, reply_after: float | None = None) -> None:
+    sandbox.faults.refuse(error, executed=True, reply_after=reply_after, op="swap")
 
 
 def test_a_client_that_fails_takes_no_knowledge_along(monkeypatch: pytest.MonkeyPatch) -> None:

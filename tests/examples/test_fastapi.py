@@ -195,6 +195,47 @@ async def test_a_key_swaps_once() -> None:
     assert found.json()["order_id"] == first.json()["order_id"]
 
 
+async def test_a_duplicate_that_the_broker_reports_names_the_order() -> None:
+    async with both() as it:
+        it.sandbox.faults.refuse("Duplicate client order id", executed=True, op="swap")
+        swapped = await it.service.swap(key="known")
+        (order,) = it.sandbox.orders()
+        followed = await it.service.http.get(problem_of(swapped)["order"])
+    assert swapped.status_code == 409
+    told = problem_of(swapped)
+    assert (told["error"], told["outcome"]) == ("DuplicateClientOrderIdError", "confirmed")
+    assert told["swap"] == swapped.headers["location"] == "/swaps/known"
+    assert order.order_id in told["detail"]
+    assert "nothing was sent" not in told["detail"]
+    assert followed.json()["order_id"] == order.order_id
+
+
+async def test_a_refused_swap_that_was_executed_is_corrected() -> None:
+    async with both() as it, it.service.events() as stream:
+        it.sandbox.faults.refuse("Insufficient balance", executed=True, reply_after=0.2, op="swap")
+        refused = await it.service.swap(key="both")
+        shown = await stream.until("order", status="FILLED")
+        found = await it.service.http.get("/swaps/both")
+        (order,) = it.sandbox.orders()
+    assert refused.status_code == 422
+    assert shown["order_id"] == order.order_id
+    assert (found.status_code, found.json()["outcome"]) == (200, "confirmed")
+    assert found.json()["order_id"] == order.order_id
+
+
+async def test_a_refused_swap_that_may_be_executed_is_shown_with_its_terms() -> None:
+    async with both() as it, it.service.events() as stream:
+        # Two refused swaps, and a receipt that may be of either.
+        it.sandbox.faults.refuse("Insufficient balance", op="swap", times=1)
+        assert (await it.service.swap(key="one")).status_code == 422
+        it.sandbox.faults.refuse("Invalid amount", executed=True, reply_after=0.2, op="swap")
+        with it.sandbox.faults.swallow(op="order_status", times=1):
+            assert (await it.service.swap(key="two")).status_code == 422
+            shown = await stream.until("order", status="FILLED", client_order_id="two")
+        (order,) = it.sandbox.orders()
+    assert (shown["order_id"], shown["amount_in"]) == (order.order_id, "0.1")
+
+
 async def test_two_requests_at_once_with_one_key_swap_once() -> None:
     answers: list[int] = []
 

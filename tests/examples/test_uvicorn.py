@@ -130,6 +130,10 @@ async def test_a_key_swaps_once_and_finds_its_swap() -> None:
         code, refused = await it.swap("too_much", amount_in="1000000")
         assert (code, refused["detail"]) == (422, "the broker refused swap: Insufficient balance")
         assert (await it.get("/swaps/too_much"))["outcome"] == "refused"
+        sandbox.faults.refuse("Duplicate client order id", executed=True, op="swap")
+        code, told = await it.swap("known")
+        _, order = sandbox.orders()
+        assert (code, told["swap"], told["order_id"]) == (409, "/swaps/known", order.order_id)
 
 
 HASTY = COMMAND.replace("examples.fastapi_on_uvicorn.app", "tests.examples.hasty_uvicorn")

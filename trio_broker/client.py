@@ -152,8 +152,10 @@ class BrokerWSClient(Sealed, trio.abc.AsyncResource):
             heartbeat_timeout: Seconds to wait for a pong before the connection counts as dead.
             write_timeout: Seconds that a write may take before the connection counts as dead.
             request_timeout: Seconds from a call to its reply, including the time in the queue.
-            reply_grace: Seconds to wait for the reply to an abandoned request.
-            resolve_timeout: Seconds to look up a swap whose reply is missing or ambiguous.
+            reply_grace: Seconds to wait for the reply to an abandoned request, before the next
+                request of its operation gets a new connection. It doubles for an operation whose
+                replies keep missing it, up to 60.
+            resolve_timeout: Seconds to look up a swap whose reply is missing or leaves doubt.
             poll_interval: Seconds without an update before a tracked order is polled.
             close_timeout: Seconds for the closing handshake.
             transport: The WebSocket library. ``"websockets"`` is faster and needs the extra
@@ -163,7 +165,8 @@ class BrokerWSClient(Sealed, trio.abc.AsyncResource):
             signing_key: ``"derived"`` signs as the broker's own clients do, ``"raw"`` with the
                 secret itself, as its documentation shows. By default as `dialect` requires.
             refusal_texts: Parts of the broker's error texts, without regard to case. An error of a
-                swap that contains one counts as a refusal: nothing was executed.
+                swap that contains one counts as a refusal: nothing was executed. A word of doubt,
+                such as "timeout" or "duplicate", still wins.
             ssl_context: The TLS context for ``wss://``, if Python's default doesn't fit.
             allow_insecure: Allow plaintext connections (``ws://``) to remote hosts.
             journal: Records swaps on disk before they are sent, so that they survive a crash.
@@ -718,8 +721,11 @@ class BrokerWSClient(Sealed, trio.abc.AsyncResource):
         One swap is in flight at a time, and nothing else is sent until its reply has arrived. Other
         swaps and reads wait for their turn.
 
-        If its reply is missing, the client looks up the order by its client order id, on this
-        connection or the next, for up to `resolve_timeout`.
+        If its reply is missing, or is an error that leaves doubt, the client looks up the order by
+        its client order id, on this connection or the next, for up to `resolve_timeout`. Errors
+        that leave doubt are those that aren't certainly about this swap, and those that aren't a
+        known refusal, for example a timeout or a duplicate. If it turns out later that a refused
+        swap may be or is executed, the event `SwapCorrected` reports it.
 
         With `min_out`, the client requests an estimate first, and sends nothing if it is too low.
         The swap then also carries the accepted slippage, which the broker should enforce. The check
@@ -753,8 +759,9 @@ class BrokerWSClient(Sealed, trio.abc.AsyncResource):
             QuoteExpiredError: The estimate has expired. Nothing was sent.
             DuplicateClientOrderIdError: Another swap with this id was possibly sent. `outcome` is
                 the outcome of the other swap. Nothing was sent for this one, unless `was_sent` is
-                True: then the broker reported the duplicate, and `order` is the order that it has.
-            ServerError: The broker refused: nothing was executed.
+                True: then the broker reported a duplicate and has this `order`, which this call or
+                an earlier one made.
+            ServerError: The broker refused: nothing was executed, as far as is known.
             BrokerError: With `min_out`, the errors of `estimate_swap`. Nothing was sent.
             SwapOutcomeUnknownError: It was possibly sent, and its outcome is unknown: don't repeat
                 it, look it up with `resolve_swap`.
@@ -881,7 +888,7 @@ class BrokerWSClient(Sealed, trio.abc.AsyncResource):
             TypeError: The id isn't a str.
             ValueError: The id is empty, too long, or has a character that can't be sent.
             NotSentError: The swap was waiting to be sent, and in the end nothing was sent.
-            ServerError: The broker refused the swap: nothing was executed.
+            ServerError: The broker refused the swap: nothing was executed, as far as is known.
             SwapOutcomeUnknownError: The broker didn't reply, or doesn't know the order, or there is
                 no connection. The swap may or may not have been executed.
         """

@@ -425,8 +425,11 @@ class AioBrokerClient(ClientBase):
         One swap is in flight at a time, and nothing else is sent until its reply has arrived. Other
         swaps and reads wait for their turn.
 
-        If its reply is missing, the client looks up the order by its client order id, on this
-        connection or the next, for up to `resolve_timeout`.
+        If its reply is missing, or is an error that leaves doubt, the client looks up the order by
+        its client order id, on this connection or the next, for up to `resolve_timeout`. Errors
+        that leave doubt are those that aren't certainly about this swap, and those that aren't a
+        known refusal, for example a timeout or a duplicate. If it turns out later that a refused
+        swap may be or is executed, the event `SwapCorrected` reports it.
 
         With `min_out`, the client requests an estimate first, and sends nothing if it is too low.
         The swap then also carries the accepted slippage, which the broker should enforce. The check
@@ -463,8 +466,9 @@ class AioBrokerClient(ClientBase):
             QuoteExpiredError: The estimate has expired. Nothing was sent.
             DuplicateClientOrderIdError: Another swap with this id was possibly sent. `outcome` is
                 the outcome of the other swap. Nothing was sent for this one, unless `was_sent` is
-                True: then the broker reported the duplicate, and `order` is the order that it has.
-            ServerError: The broker refused: nothing was executed.
+                True: then the broker reported a duplicate and has this `order`, which this call or
+                an earlier one made.
+            ServerError: The broker refused: nothing was executed, as far as is known.
             BrokerError: With `min_out`, the errors of `estimate_swap`. Nothing was sent.
             SwapOutcomeUnknownError: It was possibly sent, and its outcome is unknown: don't repeat
                 it, look it up with `resolve_swap`.
@@ -556,7 +560,7 @@ class AioBrokerClient(ClientBase):
             TypeError: The id isn't a str.
             ValueError: The id is empty, too long, or has a character that can't be sent.
             NotSentError: The swap was waiting to be sent, and in the end nothing was sent.
-            ServerError: The broker refused the swap: nothing was executed.
+            ServerError: The broker refused the swap: nothing was executed, as far as is known.
             SwapOutcomeUnknownError: The broker didn't reply, or doesn't know the order, or there is
                 no connection. The swap may or may not have been executed.
         """

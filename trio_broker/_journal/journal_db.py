@@ -34,7 +34,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import attrs
 import msgspec
@@ -60,6 +60,7 @@ from trio_broker._journal.entries import (
 from trio_broker.exceptions import BrokerError, DuplicateClientOrderIdError, JournalError
 from trio_broker.models import SwapOutcome
 
+OnCheck: TypeAlias = Callable[[], None]
 APPLICATION_ID: Final = 0x7472626A
 VERSION: Final = 2
 # How many order IDs of earlier processes are read.
@@ -302,7 +303,7 @@ def open_file(
     busy: float,
     *,
     adopt: bool = False,
-    on_check: Callable[[], None] = lambda: None,
+    on_check: OnCheck = lambda: None,
 ) -> Iterator[JournalFile]:
     """Open a journal's file for writing; it is created if it doesn't exist.
 
@@ -452,7 +453,7 @@ def _make_durable(connection: sqlite3.Connection) -> None:
 
 
 def read_file(
-    path: Path, busy: float, on_check: Callable[[], None] = lambda: None
+    path: Path, busy: float, on_check: OnCheck = lambda: None
 ) -> tuple[JournalRow, ...]:
     """Read all rows of a file, of every account, the oldest first."""
     path = Path(os.path.realpath(path))

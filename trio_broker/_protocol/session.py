@@ -442,7 +442,8 @@ class Session:
         Raises:
             ProtocolError: It can't be read.
         """
-        request.is_certain = not self._may_be_stray(request, reply)
+        is_doubtful = self.trust.is_tainted or self.trust.had_swap_error
+        request.is_certain = not (is_doubtful and self._may_be_stray(request, reply))
         self._answer(request, reply)
         if self._oversized.suspected:
             self._oversized.answered(request)

@@ -10,7 +10,7 @@ import datetime as dt
 import re
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self, TypeAlias, TypeVar
 
 import attrs
 import msgspec
@@ -19,6 +19,7 @@ from trio_broker.exceptions import ProtocolError
 from trio_broker.models import MAX_DIGITS
 
 _T = TypeVar("_T")
+Reader: TypeAlias = Callable[[bytes], "_T | None"]
 
 # The decoder has no union of raw text and null. So a missing member is empty text, and null is the
 # text "null".
@@ -131,7 +132,7 @@ class Members:
         except DecodeErrors:
             return None
 
-    def read(self, names: str | Iterable[str], reader: Callable[[bytes], _T | None]) -> _T | None:
+    def read(self, names: str | Iterable[str], reader: Reader[_T]) -> _T | None:
         """A member by one of its names; None if it is missing or can't be read."""
         for name in (names,) if isinstance(names, str) else names:
             raw = bytes(self.values.get(name, NOTHING))
@@ -146,7 +147,7 @@ class Members:
         """An optional id. An empty text is none."""
         return None if self._is_empty(name) else self.read(name, identifier)
 
-    def require(self, name: str, reader: Callable[[bytes], _T | None], what: str) -> _T:
+    def require(self, name: str, reader: Reader[_T], what: str) -> _T:
         """A member that must be there.
 
         Raises:

@@ -130,9 +130,14 @@ class Engine:
     ) -> list[Effect]:
         """Handle messages from the broker that arrived together."""
         self.arrivals += 1
-        session, channels = self.session, self.channels
+        session, channels, trust = self.session, self.channels, self.session.trust
+        ended, updates, receipts = (
+            session.ended,
+            channels.background_updates,
+            session.unowed_receipts,
+        )
         for text in messages:
-            if session.trust.is_over:
+            if trust.is_over:
                 break
             self.received += 1
             if not isinstance(text, str):
@@ -154,11 +159,12 @@ class Engine:
             except (ProtocolError, codec.MalformedError) as error:
                 self._take_unreadable(error, text)
             else:
-                session.trust.malformed = 0
+                if trust.malformed:
+                    trust.malformed = 0
                 if message.unreadable:
                     places = ", ".join(message.unreadable)
                     session.report_unexpected(f"parts of it can't be read: {places}", text)
-            if session.ended or channels.background_updates or session.unowed_receipts:
+            if ended or updates or receipts:
                 self._follow_up(now)
         effects = self._effects[:]
         self._effects.clear()

@@ -246,15 +246,16 @@ class Order:
             True if it is older. False if nothing shows which of the two is, as with two different
             final statuses. A status that isn't documented is between PENDING and the final ones.
         """
-        # This runs for each push of an order.
-        mine = _PROGRESS.get(self.status, _UNKNOWN_PROGRESS)
-        its = _PROGRESS.get(other.status, _UNKNOWN_PROGRESS)
-        if mine != its:
-            return mine < its
-        if self.status != other.status and not (
-            self.status in _COMPARABLE and other.status in _COMPARABLE
-        ):
-            return False
+        # This runs for each push of an order. An enum's hash takes long.
+        if self.status is not other.status:
+            mine = _PROGRESS.get(self.status, _UNKNOWN_PROGRESS)
+            its = _PROGRESS.get(other.status, _UNKNOWN_PROGRESS)
+            if mine != its:
+                return mine < its
+            if self.status != other.status and not (
+                self.status in _COMPARABLE and other.status in _COMPARABLE
+            ):
+                return False
         if self.filled_out != other.filled_out and self.filled_out is not None:
             # A fill is news if the other state doesn't tell its own.
             return other.filled_out is not None and self.filled_out < other.filled_out

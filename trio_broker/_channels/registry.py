@@ -243,7 +243,8 @@ class ChannelRegistry:
                 newest = subscriber.newest
                 if newest is not None:
                     is_older = data.is_older_than(newest)
-                    if is_older or newest.status in FINAL_STATUSES:
+                    is_change = data.status is not newest.status
+                    if is_older or (is_change and newest.status in FINAL_STATUSES):
                         odd = oddity(data, newest) or odd
                     if is_older:
                         continue

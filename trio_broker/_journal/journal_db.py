@@ -452,9 +452,7 @@ def _make_durable(connection: sqlite3.Connection) -> None:
 # --- Reading and checking -----------------------------------------------------------------------
 
 
-def read_file(
-    path: Path, busy: float, on_check: OnCheck = lambda: None
-) -> tuple[JournalRow, ...]:
+def read_file(path: Path, busy: float, on_check: OnCheck = lambda: None) -> tuple[JournalRow, ...]:
     """Read all rows of a file, of every account, the oldest first."""
     path = Path(os.path.realpath(path))
     with _journal_errors(path):

@@ -19,10 +19,11 @@ driver clears two flags, `Session.may_send` and `Timers.has_changed`.
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import Iterable
 from typing import Any
 
-from trio_broker._channels.channel import Channel, Subscriber
+from trio_broker._channels.channel import Channel, Subscriber, Update
 from trio_broker._channels.order_tracker import OrderTracker, TrackedOrder
 from trio_broker._channels.poll_queue import PollQueue
 from trio_broker._channels.registry import ChannelRegistry
@@ -36,7 +37,7 @@ from trio_broker._protocol.timers import Timers
 from trio_broker._redactor import Redactor
 from trio_broker._swaps.registry import Swap, SwapRegistry
 from trio_broker.exceptions import BrokerError, NotSentError, ProtocolError
-from trio_broker.models import Dialect, Message
+from trio_broker.models import Dialect
 
 
 class Engine:
@@ -183,6 +184,7 @@ class Engine:
         # The channels first: they then ignore the ends of requests of this connection.
         if self.channels.is_online:
             self.channels.lost(since, now)
+            self.tracker.lost()
         self.session.lose(error)
         return self._finish_step(now)
 
@@ -261,10 +263,22 @@ class Engine:
         return self._finish_step(now)
 
     def track(
-        self, order_id: str, sink: Sink, now: float, *, stop_at_partial: bool
+        self,
+        order_id: str,
+        sink: Sink,
+        now: float,
+        *,
+        stop_at_partial: bool,
+        not_found_timeout: float = math.inf,
     ) -> tuple[TrackedOrder, list[Effect]]:
         """Track an order to its end."""
-        order = self.tracker.track(order_id, sink, now, stop_at_partial=stop_at_partial)
+        order = self.tracker.track(
+            order_id,
+            sink,
+            now,
+            stop_at_partial=stop_at_partial,
+            not_found_timeout=not_found_timeout,
+        )
         return order, self._finish_step(now)
 
     # --- Swaps -----------------------------------------------------------------------------
@@ -338,9 +352,9 @@ class Engine:
         while updates:
             self._update_tracker(*updates.popleft(), now)
 
-    def _update_tracker(self, order: Subscriber, message: Message[Any] | None, now: float) -> None:
+    def _update_tracker(self, order: Subscriber, update: Update, now: float) -> None:
         assert isinstance(order, TrackedOrder)  # noqa: S101 - the only background subscriber
-        self.tracker.take_update(order, message, now)
+        self.tracker.take_update(order, update, now)
 
     def _request_ended(self, request: Request, now: float) -> None:
         self._effects.append(RequestEnded(request))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from types import TracebackType
@@ -21,7 +22,7 @@ from trio_broker._streams.buffer import Buffer, MessageBuffer, Overflow
 from trio_broker._streams.opening import NotATracker, Opening
 from trio_broker._streams.subscription import Subscription
 from trio_broker.exceptions import fresh
-from trio_broker.models import Order
+from trio_broker.models import Order, brief
 from trio_broker.settings import Settings
 
 
@@ -144,15 +145,33 @@ class LiveStreams:
         return subscription
 
     def track(
-        self, order_id: str, buffer_size: int, *, stop_at_partial: bool
+        self, order_id: str, buffer_size: int, *, stop_at_partial: bool, not_found_timeout: float
     ) -> AbstractAsyncContextManager[Subscription[Order]]:
         """What `BrokerWSClient.track_order` returns."""
         order_id = codec.check_text(order_id, "order_id")
         body = codec.encode_body({"id": order_id})
         codec.check_size("order_status", body, None, self._settings.limits.max_message_size)
         return _Tracking(
-            self._supervisor, self._driver, order_id, buffer_size, stop_at_partial=stop_at_partial
+            self._supervisor,
+            self._driver,
+            order_id,
+            buffer_size,
+            stop_at_partial=stop_at_partial,
+            not_found_timeout=_check_timeout(not_found_timeout),
         )
+
+
+def _check_timeout(seconds: object) -> float:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(
+            "not_found_timeout must be a number of seconds, or math.inf for no limit, not "
+            f"{type(seconds).__name__}"
+        )
+    if not seconds > 0:
+        raise ValueError(f"not_found_timeout must be more than 0 seconds, not {brief(seconds)}")
+    if isinstance(seconds, int) and seconds > sys.maxsize:
+        raise ValueError("not_found_timeout is too large; use math.inf for no limit")
+    return seconds
 
 
 class _Tracking(Sealed, NotATracker, AbstractAsyncContextManager[Subscription[Order]]):
@@ -164,6 +183,7 @@ class _Tracking(Sealed, NotATracker, AbstractAsyncContextManager[Subscription[Or
     _driver: Driver
     _order_id: str
     _stop_at_partial: bool
+    _not_found_timeout: float
     _owner: _Owner
     _buffer: MessageBuffer[Order]
     _is_entered: bool
@@ -177,11 +197,13 @@ class _Tracking(Sealed, NotATracker, AbstractAsyncContextManager[Subscription[Or
         buffer_size: int,
         *,
         stop_at_partial: bool,
+        not_found_timeout: float,
     ) -> None:
         self._supervisor = supervisor
         self._driver = driver
         self._order_id = order_id
         self._stop_at_partial = stop_at_partial
+        self._not_found_timeout = not_found_timeout
         self._is_entered = False
         self._owner = _Owner(driver)
         self._buffer = MessageBuffer(ORDERS + order_id, buffer_size, self._owner)
@@ -199,6 +221,7 @@ class _Tracking(Sealed, NotATracker, AbstractAsyncContextManager[Subscription[Or
             self._buffer,
             trio.current_time(),
             stop_at_partial=self._stop_at_partial,
+            not_found_timeout=self._not_found_timeout,
         )
         self._driver.act(effects)
         return self._subscription

@@ -585,7 +585,12 @@ class BrokerWSClient(Sealed, trio.abc.AsyncResource):
         )
 
     def track_order(
-        self, order_id: str, *, stop_at_partial: bool = False, buffer_size: int = 64
+        self,
+        order_id: str,
+        *,
+        not_found_timeout: float = 60.0,
+        stop_at_partial: bool = False,
+        buffer_size: int = 64,
     ) -> AbstractAsyncContextManager[Subscription[Order]]:
         """Follow an order to its final status, through lost pushes and outages.
 
@@ -594,7 +599,8 @@ class BrokerWSClient(Sealed, trio.abc.AsyncResource):
         CANCELLED. The client subscribes to the order and requests its state. It requests the state
         again after every reconnection, and after `poll_interval` seconds without an update. So a
         lost push or a silent broker can't block it. If the broker doesn't know the order, the
-        client keeps asking.
+        client keeps asking for `not_found_timeout`. An order in a status that isn't documented and
+        never changes is followed forever: use `trio.move_on_after` for a limit.
 
         One client can track thousands of orders. Subscriptions have precedence for the
         connection's channels. Orders without a channel are polled in turn. Leaving the block ends
@@ -602,6 +608,10 @@ class BrokerWSClient(Sealed, trio.abc.AsyncResource):
 
         Args:
             order_id: The order's id at the broker, or its client order id.
+            not_found_timeout: Seconds for which the broker may say that it doesn't know an order of
+                which nothing was ever heard; `math.inf` for no limit. Outages, missing replies and
+                other errors don't count. It never ends an order of a swap of this client or its
+                journal.
             stop_at_partial: Whether to end after a partial fill, too.
             buffer_size: The maximum number of buffered messages, at least 1; the oldest are
                 dropped.
@@ -609,14 +619,20 @@ class BrokerWSClient(Sealed, trio.abc.AsyncResource):
         Returns:
             A context manager. Entering it doesn't wait for the broker. It raises
             `NotConnectedError` if the client can't connect any more. An iteration ends
-            after a final status, or when the client is closed.
+            after a final status, or when the client is closed. It raises `OrderNotFoundError`
+            after `not_found_timeout`.
 
         Raises:
             TypeError: An argument has the wrong type.
             ValueError: An argument is out of its range.
             MessageTooLargeError: The id is too long.
         """
-        return self._streams.track(order_id, buffer_size, stop_at_partial=stop_at_partial)
+        return self._streams.track(
+            order_id,
+            buffer_size,
+            stop_at_partial=stop_at_partial,
+            not_found_timeout=not_found_timeout,
+        )
 
     @checkpoint_after
     async def unsubscribe(self, channel: str) -> None:
@@ -836,7 +852,7 @@ class BrokerWSClient(Sealed, trio.abc.AsyncResource):
     async def _final_state(self, receipt: SwapReceipt) -> Order:
         unfinished = OrderUnfinishedError(receipt.order_id, receipt.client_order_id)
         try:
-            async with self.track_order(receipt.order_id) as progress:
+            async with self.track_order(receipt.order_id, not_found_timeout=math.inf) as progress:
                 async for message in progress:
                     if message.data.is_final:
                         return message.data

@@ -667,7 +667,7 @@ _SESSION_ENDED: Final = re.compile(
 )
 # The order's id may stand between the words.
 _NO_ORDER: Final = re.compile(
-    r"(order|client order id)( id)?\b.{0,80}\b(not found|doesn't exist)\b"
+    r"((the|this) )?(order|client order id)( id)?\b.{0,80}\b(not found|(doesn't|does not) exist)\b"
 )
 # A sent code stands alone, or a separator follows it.
 _SENT_CODE: Final = re.compile(r"\W*([A-Za-z0-9]+(?:_[A-Za-z0-9]+)+|[A-Z]{4,})(?:\W|$)")

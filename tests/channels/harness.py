@@ -16,7 +16,7 @@ import attrs
 import trio
 
 from tests.engine_harness import EngineHarness
-from trio_broker._channels.channel import Subscriber
+from trio_broker._channels.channel import Subscriber, Update
 from trio_broker._engine import Engine
 from trio_broker._redactor import Redactor
 from trio_broker._streams.buffer import Buffer, MessageBuffer, Overflow
@@ -36,11 +36,11 @@ class ChannelsEngine(Engine):
     def _update_tracker(
         self,
         order: Subscriber,
-        message: Message[Any] | None,
+        message: Update,
         now: float,  # noqa: ARG002
     ) -> None:
         order.is_unavailable = False
-        if message is not None:
+        if isinstance(message, Message):
             state, newest = message.data, order.newest
             if newest is None or not isinstance(state, Order) or not state.is_older_than(newest):
                 self._effects.append(order.delivery(message))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+from functools import partial
 from typing import Any
 
 import attrs
@@ -22,11 +23,12 @@ from tests.channels.harness import (
 from tests.engine_harness import TIMEOUT
 from trio_broker._channels.order_tracker import FIRST_PAUSE
 from trio_broker._engine import Engine
+from trio_broker._protocol.requests import order_status
 from trio_broker._redactor import Redactor
 from trio_broker._streams.buffer import MessageBuffer
 from trio_broker._streams.subscription import Subscription
 from trio_broker.events import SnapshotUnavailable
-from trio_broker.exceptions import ReplyTooLargeError, SubscriptionBrokenError
+from trio_broker.exceptions import OrderNotFoundError, ReplyTooLargeError, SubscriptionBrokenError
 from trio_broker.models import Message, Order, OrderStatus
 
 INTERVAL = 15.0
@@ -45,14 +47,12 @@ class TrackerHarness(ChannelsHarness):
     def make_engine(self, **options: Any) -> Engine:
         return Engine(Redactor(()), **{**options, "poll_interval": self.poll_interval})
 
-    def track(
-        self, order_id: str = "o1", *, stop_at_partial: bool = False, buffer_size: int = 64
-    ) -> Consumer:
+    def track(self, order_id: str = "o1", *, buffer_size: int = 64, **options: Any) -> Consumer:
         consumer = Consumer(self)
         buffer: MessageBuffer[Any] = MessageBuffer(order_id, buffer_size, consumer)
         consumer.handle = Subscription(buffer)
         consumer.subscriber, effects = self.engine.track(
-            order_id, buffer, self.now, stop_at_partial=stop_at_partial
+            order_id, buffer, self.now, **{"stop_at_partial": False, **options}
         )
         self.act(effects)
         return consumer
@@ -261,6 +261,186 @@ def test_unknown_status_with_less_filled_is_not_older() -> None:
     harness.receive_json(ch="orders:o1", data={"status": "PARTIAL", "filledOut": "5"})
     harness.receive_json(ch="orders:o1", data={"status": "ODD", "filledOut": "3"})
     assert len(progress.receive_all()) == 2
+
+
+# --- Orders that the broker doesn't know -----------------------------------------------------
+
+
+def times_of_polls(harness: TrackerHarness, seconds: float, reply: Any) -> list[float]:
+    """Answer the polls of some time, and return when they came."""
+    began, times = harness.now, []
+    while harness.now < began + seconds:
+        for op, what in harness.send_all():
+            if op == "order_status":
+                times.append(harness.now - began)
+                reply()
+            else:
+                harness.reply(op, what)
+        harness.pass_time(0.25)
+        if harness.session.trust.is_over:
+            harness.lose()
+            harness.connect()
+    return times
+
+
+def unknown_order(
+    order_id: str = "o1", timeout: float = 60.0, **options: Any
+) -> tuple[TrackerHarness, Consumer]:
+    """A tracked order whose channel is subscribed, and of which nothing is known."""
+    harness = TrackerHarness(**options)
+    progress = harness.track(order_id, not_found_timeout=timeout)
+    harness.answer("subscribe", f"orders:{order_id}")
+    return harness, progress
+
+
+def has_failed(progress: Consumer) -> bool:
+    """Whether the stream has ended because the order is unknown. It has nothing else."""
+    try:
+        progress.handle.receive_nowait()
+    except OrderNotFoundError:
+        return True
+    except trio.WouldBlock:
+        return False
+    raise AssertionError("there was a message")
+
+
+@pytest.mark.parametrize("interval", [3.0, INTERVAL, 100.0, math.inf])
+@pytest.mark.parametrize("timeout", [0.001, 5.0, 60.0])
+@pytest.mark.parametrize("text", ["Order not found", "NOT_FOUND", "The order does not exist"])
+def test_unknown_order_ends_after_its_time(interval: float, timeout: float, text: str) -> None:
+    harness, progress = unknown_order(timeout=timeout, poll_interval=interval)
+
+    def refuse() -> None:
+        harness.receive_json(error=text)
+
+    times_of_polls(harness, timeout - 0.5, refuse)
+    assert not has_failed(progress)
+    times_of_polls(harness, 2.0, refuse)
+    assert has_failed(progress)
+    assert harness.is_clean()
+
+
+def test_unknown_order_without_a_limit_never_ends() -> None:
+    harness, progress = unknown_order(timeout=math.inf)
+    assert len(times_of_polls(harness, 3600.0, harness.refuse)) > 3600 / INTERVAL - 5
+    assert not has_failed(progress)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"op": "order_status", "error": "Internal server error"},
+        {"op": "order_status", "error": "Rate limit exceeded"},
+        {"op": "order_status", "error": "No liquidity"},
+        {"op": "order_status", "data": {"status": 5}},
+        None,
+    ],
+)
+def test_only_not_found_counts(other: dict[str, Any] | None) -> None:
+    harness, progress = unknown_order(timeout=60.0)
+    count = 0
+
+    def reply() -> None:
+        nonlocal count
+        count += 1
+        if count % 2:
+            harness.refuse()
+        elif other is not None:
+            harness.receive_json(**other)
+
+    times_of_polls(harness, 600.0, reply)
+    assert not has_failed(progress)
+    times_of_polls(harness, 200.0, harness.refuse)
+    assert has_failed(progress)
+
+
+def test_outage_does_not_count_as_not_found() -> None:
+    harness, progress = unknown_order(timeout=60.0)
+    times_of_polls(harness, 40.0, harness.refuse)
+    for _ in range(3):
+        harness.lose()
+        harness.pass_time(100.0)
+        harness.connect()
+        harness.answer("subscribe", "orders:o1")
+        assert harness.send_all() == [ORDER_STATE_REQUEST]
+        harness.refuse()
+        assert not has_failed(progress)
+    times_of_polls(harness, 42.0, harness.refuse)
+    assert has_failed(progress)
+
+
+def test_reply_that_may_be_anothers_does_not_count() -> None:
+    harness, progress = unknown_order(timeout=60.0)
+
+    def refuse() -> None:
+        harness.receive_json(op="estimate", error="late")  # Now a bare error is uncertain.
+        harness.receive_json(error="Order not found")
+
+    assert len(times_of_polls(harness, 600.0, refuse)) > 30
+    assert not has_failed(progress)
+
+
+@pytest.mark.parametrize("channel", ["orders:o1", "orders:c1"])
+def test_order_that_was_ever_heard_of_does_not_end(channel: str) -> None:
+    harness, progress = unknown_order(channel.removeprefix("orders:"), timeout=5.0)
+    harness.receive_json(ch=channel, data={"orderId": "o1", "status": "PENDING"})
+    assert progress.states() == [("push", "PENDING")]
+    times_of_polls(harness, 600.0, harness.refuse)
+    assert not has_failed(progress)
+
+
+def test_order_that_another_stream_has_heard_of_does_not_end() -> None:
+    harness = TrackerHarness()
+    others = harness.subscribed("orders:o1")
+    harness.push_order("PENDING")
+    assert len(others.receive_all()) == 1
+    progress = harness.track(not_found_timeout=5.0)
+    times_of_polls(harness, 600.0, harness.refuse)
+    assert not has_failed(progress)
+
+
+@pytest.mark.parametrize("name", ["o1", "c1"])
+def test_order_that_a_lookup_has_found_does_not_end(name: str) -> None:
+    harness = TrackerHarness()
+    harness.submit(order_status("o1", math.inf))
+    assert harness.send_all() == [ORDER_STATE_REQUEST]
+    data = {"orderId": "o1", "clientOrderId": "c1", "status": "PENDING"}
+    harness.receive_json(op="order_status", data=data)
+    harness.lose()
+    harness.connect()
+    progress = harness.track(name, not_found_timeout=5.0)
+    harness.answer("subscribe", f"orders:{name}")
+    times_of_polls(harness, 600.0, harness.refuse)
+    assert not has_failed(progress)
+
+
+@pytest.mark.parametrize("name", ["o1", "c1"])
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_order_of_an_own_swap_does_not_end(name: str, when: str) -> None:
+    harness = TrackerHarness()
+    if when == "before":
+        harness.order_ids.add("c1", "o1")
+    progress = harness.track(name, not_found_timeout=5.0)
+    times_of_polls(harness, 3.0, harness.refuse)
+    harness.order_ids.add("c1", "o1")
+    times_of_polls(harness, 600.0, harness.refuse)
+    assert not has_failed(progress)
+
+
+def test_swap_whose_order_is_unknown_does_not_end() -> None:
+    harness = TrackerHarness()
+    harness.order_ids.add("c1")
+    progress = harness.track("c1", not_found_timeout=5.0)
+    harness.answer("subscribe", "orders:c1")
+    times_of_polls(harness, 600.0, harness.refuse)
+    assert not has_failed(progress)
+
+
+def test_order_in_an_undocumented_status_is_followed_forever() -> None:
+    harness = TrackerHarness()
+    progress = harness.tracked("SETTLING_SLOWLY")
+    times_of_polls(harness, 3600.0, partial(harness.reply_order, "SETTLING_SLOWLY", at=1))
+    assert not has_failed(progress)
 
 
 # --- Silence ---------------------------------------------------------------------------------

@@ -221,6 +221,7 @@ SAME_SPELLINGS = (str, str.lower, str.upper, lambda text: f"  {text}", lambda te
         ("Unknown asset: XYZ", UnknownAssetError, "UNKNOWN_ASSET"),
         ("Order not found", OrderNotFoundError, "ORDER_NOT_FOUND"),
         ("Order ord_5 not found", OrderNotFoundError, "ORDER_NOT_FOUND"),
+        ("The order ord_5 does not exist", OrderNotFoundError, "ORDER_NOT_FOUND"),
         ("NOT_FOUND", OrderNotFoundError, "NOT_FOUND"),
         ("404 Not Found", OrderNotFoundError, "NOT_FOUND"),
         ("Rate limit exceeded", RateLimitedError, "RATE_LIMIT_EXCEEDED"),

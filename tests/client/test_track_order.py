@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,10 +33,12 @@ from trio_broker import (
     MessageTooLargeError,
     NotConnectedError,
     Order,
+    OrderNotFoundError,
     OrderStatus,
     ReconnectPolicy,
     SnapshotUnavailable,
     SubscriptionBrokenError,
+    SwapJournal,
     new_client_order_id,
 )
 from trio_broker.sandbox import Sandbox, open_sandbox
@@ -151,6 +155,82 @@ async def test_order_that_the_broker_does_not_know_yet_is_tracked() -> None:
                 assert isinstance(await events.receive(), SnapshotUnavailable)
                 await line.send({"ch": "orders:o1", "data": order(status="FILLED")})
                 assert [message.data.status async for message in progress] == ["FILLED"]
+
+
+async def test_unknown_order_ends_with_an_error(autojump_clock: MockClock) -> None:
+    async with open_sandbox() as sandbox, sandbox.client() as client:
+        began = trio.current_time()
+        with pytest.raises(OrderNotFoundError, match="not found"):
+            await statuses(client, "typo")
+        assert trio.current_time() - began == pytest.approx(60, abs=1)
+        with pytest.raises(OrderNotFoundError):
+            await statuses(client, "typo", not_found_timeout=3)
+        assert trio.current_time() - began == pytest.approx(63, abs=2)
+        with trio.move_on_after(LONG) as scope:
+            await statuses(client, "typo", not_found_timeout=math.inf)
+        assert scope.cancelled_caught
+        await wait_until_idle(client)
+        assert is_untouched(client)
+
+
+@pytest.mark.parametrize("form", ["its own id", "client order id"])
+async def test_order_of_an_own_swap_is_tracked_however_long_it_is_not_found(
+    form: str, autojump_clock: MockClock
+) -> None:
+    with trio.fail_after(2 * LONG):
+        async with open_sandbox(**SLOW) as sandbox, sandbox.client() as client:
+            sandbox.next_outcome("filled")
+            order_id = await make_order(client, client_order_id="mine-1")
+            name = order_id if form == "its own id" else "mine-1"
+            with (
+                sandbox.faults.stop_pushing(),
+                sandbox.faults.refuse("Order not found", op="order_status"),
+                trio.move_on_after(LONG) as scope,
+            ):
+                await statuses(client, name, not_found_timeout=5.0)
+            assert scope.cancelled_caught
+            assert (await statuses(client, name))[-1] == "FILLED"
+
+
+@pytest.mark.parametrize("form", ["its own id", "client order id"])
+async def test_order_of_the_journal_is_tracked_however_long_it_is_not_found(
+    form: str, mock_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_sandbox(**SLOW) as sandbox:
+        async with sandbox.client(
+            journal=SwapJournal(tmp_path / "swaps", timeout=math.inf)
+        ) as client:
+            order_id = await make_order(client, client_order_id="mine-1")
+        name = order_id if form == "its own id" else "mine-1"
+        async with sandbox.client(
+            journal=SwapJournal(tmp_path / "swaps", timeout=math.inf)
+        ) as client:
+            with (
+                sandbox.faults.stop_pushing(),
+                sandbox.faults.refuse("Order not found", op="order_status"),
+                trio.move_on_after(LONG) as scope,
+            ):
+                mock_clock.autojump_threshold = 0  # Nothing waits for the journal's thread now.
+                await statuses(client, name, not_found_timeout=5.0)
+            assert scope.cancelled_caught
+            mock_clock.autojump_threshold = math.inf
+
+
+async def test_swap_and_wait_is_not_ended_by_not_found(autojump_clock: MockClock) -> None:
+    async with (
+        open_sandbox(**SLOW) as sandbox,
+        sandbox.client() as client,
+        trio.open_nursery() as nursery,
+    ):
+        sandbox.next_outcome("filled")
+        with (
+            sandbox.faults.stop_pushing(),
+            sandbox.faults.refuse("Order not found", op="order_status"),
+        ):
+            swap = start(nursery, client.swap_and_wait, "0.01", "ETH", "USDT")
+            await trio.sleep(600)
+            assert not swap.done.is_set()
+        assert (await swap.result()).status == "FILLED"
 
 
 async def test_error_in_the_channel_of_a_tracked_order_is_not_raised() -> None:
@@ -388,6 +468,17 @@ async def test_track_order_is_refused_at_once_if_it_cannot_work() -> None:
             for wrong, kind in ((0, ValueError), (1.5, TypeError)):
                 with pytest.raises(kind, match="buffer_size"):
                     client.track_order("o1", buffer_size=wrong)
+            for wrong, kind in (
+                (0, ValueError),
+                (-1.0, ValueError),
+                (math.nan, ValueError),
+                (10**400, ValueError),
+                (None, TypeError),
+                ("60", TypeError),
+                (True, TypeError),
+            ):
+                with pytest.raises(kind, match="not_found_timeout"):
+                    client.track_order("o1", not_found_timeout=wrong)
             with pytest.raises(MessageTooLargeError):
                 client.track_order("o" * 70_000)
             tracked = client.track_order("o1")

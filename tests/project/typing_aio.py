@@ -54,7 +54,7 @@ async def streams(client: AioBrokerClient, name: str) -> None:
             assert_type(batch, list[Message[Order]])
         assert_type(updates.clone(), AioSubscription[Order])
         assert_type(updates.receive_nowait().data, Order)
-    async with client.track_order("1", stop_at_partial=True) as progress:
+    async with client.track_order("1", stop_at_partial=True, not_found_timeout=9.5) as progress:
         assert_type(progress, AioSubscription[Order])
     assert_type(client.messages(), AioChannel[str | bytes])
     async for event in client.events():

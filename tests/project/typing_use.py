@@ -234,7 +234,9 @@ async def streams(client: BrokerWSClient, name: str) -> None:
         updates.close()
         channel: trio.abc.ReceiveChannel[Message[tuple[Balance, ...]]] = updates
         await channel.aclose()
-    async with client.track_order("1", stop_at_partial=True, buffer_size=5) as progress:
+    async with client.track_order(
+        "1", stop_at_partial=True, buffer_size=5, not_found_timeout=5
+    ) as progress:
         assert_type(progress, Subscription[Order])
     client.track_order("1", True)  # type: ignore[call-arg]  # by its name alone
     await client.unsubscribe("balances")

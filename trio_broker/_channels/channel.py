@@ -20,7 +20,7 @@ from trio_broker._protocol import codec, requests
 from trio_broker._protocol.effects import Delivery, Sink
 from trio_broker._protocol.order_ids import Ids, default_ids
 from trio_broker._protocol.requests import Priority, Purpose, Request, Waiter
-from trio_broker.exceptions import BrokerError, ServerError
+from trio_broker.exceptions import BrokerError, OrderNotFoundError, ServerError
 from trio_broker.models import Dialect, Gap, Message, Order
 
 BALANCES: Final = "balances"
@@ -98,8 +98,10 @@ class Subscriber:
         self.wants_snapshot = True
 
 
-# For a tracked order: a message, or None if a request for its state has failed.
-BackgroundUpdate: TypeAlias = tuple[Subscriber, Message[Any] | None]
+# For a tracked order: a message, or None if a request for its state has failed, or the error if the
+# broker has certainly said that it doesn't know the order.
+Update: TypeAlias = Message[Any] | OrderNotFoundError | None
+BackgroundUpdate: TypeAlias = tuple[Subscriber, Update]
 
 
 @attrs.define(eq=False)

@@ -9,8 +9,11 @@ a subscription it is only polled. So the final status is found as long as the br
 delivered only with a gap. A final status is always delivered, whatever its times say, and then the
 stream ends.
 
-**"Not found" doesn't end it.** The order may be too new, or known to another of the broker's
-machines only. One event reports it, and the order is polled again.
+**"Not found" doesn't end it at once.** The order may be too new, or known to another of the
+broker's machines only. One event reports it, and the order is polled again. It ends when the broker
+has said so for `not_found_timeout`. Only the time between two such answers counts, and only if
+there was no outage and no other failure in between. It never ends an order of which anything was
+ever heard, nor an order of one of the client's swaps.
 
 **A client order id** can be tracked too. The order's own id may be known here. Otherwise a reply
 names it, and the tracked order moves to that channel. Until it is known whether the broker knows
@@ -24,7 +27,7 @@ from typing import Any, Final
 
 import attrs
 
-from trio_broker._channels.channel import ORDERS, Subscriber
+from trio_broker._channels.channel import ORDERS, Subscriber, Update
 from trio_broker._channels.registry import ChannelRegistry
 from trio_broker._protocol.effects import Effect, Sink, StreamEnded
 from trio_broker._protocol.order_ids import CLIENT_ORDER_ID_PREFIX, OrderIds, with_ids
@@ -43,6 +46,9 @@ class TrackedOrder(Subscriber):
         stop_at_partial: Whether a partial fill ends the stream.
         is_known: Whether its channel is known to be named by the order's own id.
         pause: The delay between two polls while `is_known` is false.
+        not_found_timeout: For how long the broker may say "not found".
+        not_found_for: For how long it has said so.
+        not_found_at: When it said so last; None if something else has happened since then.
         due: When it is polled next.
     """
 
@@ -50,6 +56,9 @@ class TrackedOrder(Subscriber):
     stop_at_partial: bool = attrs.field(kw_only=True)
     is_known: bool = attrs.field(kw_only=True)
     pause: float = attrs.field(kw_only=True)
+    not_found_timeout: float = attrs.field(kw_only=True)
+    not_found_for: float = attrs.field(init=False, default=0.0)
+    not_found_at: float | None = attrs.field(init=False, default=None)
     due: float = attrs.field(init=False, default=math.inf)
 
 
@@ -76,7 +85,13 @@ class OrderTracker:
         return len(self._orders)
 
     def track(
-        self, order_id: str, sink: Sink, now: float, *, stop_at_partial: bool
+        self,
+        order_id: str,
+        sink: Sink,
+        now: float,
+        *,
+        stop_at_partial: bool,
+        not_found_timeout: float,
     ) -> TrackedOrder:
         """Follow an order from now on."""
         known = self._order_ids.order_id(order_id)
@@ -88,6 +103,7 @@ class OrderTracker:
             stop_at_partial=stop_at_partial,
             is_known=known is not None,
             pause=min(FIRST_PAUSE, self._interval),
+            not_found_timeout=not_found_timeout,
         )
         self._orders[order] = None
         self._set(order, now + self._interval)
@@ -101,6 +117,11 @@ class OrderTracker:
             del self._orders[order]
             self._timers.cancel(order)
             self._channels.leave(order, now)
+
+    def lost(self) -> None:
+        """The connection is gone: nobody says "not found" now."""
+        for order in self._orders:
+            order.not_found_at = None
 
     def finish(self) -> None:
         """There will be no connection any more. The channels have ended the streams."""
@@ -119,11 +140,32 @@ class OrderTracker:
             self._move(order, known, now)
         self._channels.ask(order, now)
 
-    def take_update(self, order: TrackedOrder, message: Message[Order] | None, now: float) -> None:
-        """A state of an order has come, or a request for it has failed (None)."""
-        if message is None:
-            self._pause(order, now)
+    def take_update(self, order: TrackedOrder, update: Update, now: float) -> None:
+        """A state of an order has come, or a request for it has failed."""
+        if isinstance(update, Message):
+            self._take_state(order, update, now)
             return
+        if update is None:
+            order.not_found_at = None
+        else:
+            order.not_found_for += now - (now if order.not_found_at is None else order.not_found_at)
+            order.not_found_at = now
+            is_over = order.not_found_for >= order.not_found_timeout
+            if is_over and not self._is_heard_of(order):
+                self._effects.append(StreamEnded(order.sink, update))
+                self.leave(order, now)
+                return
+        self._pause(order, now)
+
+    def _is_heard_of(self, order: TrackedOrder) -> bool:
+        """Whether a state of the order ever came, or whether it is of one of the client's swaps."""
+        return (
+            order.newest is not None
+            or self._channels.has_state(order)
+            or self._order_ids.is_heard_of(order.given_id)
+        )
+
+    def _take_state(self, order: TrackedOrder, message: Message[Order], now: float) -> None:
         state = message.data
         order.is_unavailable = False
         if not order.is_known and state.order_id:
@@ -162,11 +204,13 @@ class OrderTracker:
             self._channels.track(order, now)
 
     def _pause(self, order: TrackedOrder, now: float) -> None:
-        if order.is_known:
-            self._set(order, now + self._interval)
-        else:
-            self._set(order, now + order.pause)
-            order.pause = min(2 * order.pause, self._interval)
+        pause = self._interval
+        if not order.is_known:
+            pause = order.pause
+            order.pause = min(2 * pause, self._interval)
+        if order.not_found_at is not None and order.not_found_for < order.not_found_timeout:
+            pause = min(pause, order.not_found_timeout - order.not_found_for)
+        self._set(order, now + pause)
 
     def _set(self, order: TrackedOrder, due: float) -> None:
         order.due = due

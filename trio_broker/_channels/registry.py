@@ -154,6 +154,11 @@ class ChannelRegistry:
             subscriber.wants_snapshot = True
             self.ask_state(channel, now)
 
+    def has_state(self, subscriber: Subscriber) -> bool:
+        """Whether any state of a subscriber's channel has ever come."""
+        channel = self._channels.get(subscriber.sink.name)
+        return channel is not None and channel.has_state
+
     def drained(self, subscriber: Subscriber, now: float) -> None:
         """A subscriber has caught up after an overflow: balances need their whole state again.
 

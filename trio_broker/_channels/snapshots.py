@@ -29,7 +29,12 @@ from trio_broker._protocol.order_ids import OrderIds
 from trio_broker._protocol.requests import Request
 from trio_broker._protocol.session import Session
 from trio_broker.events import SnapshotUnavailable
-from trio_broker.exceptions import BrokerError, RequestTimeoutError, ServerError
+from trio_broker.exceptions import (
+    BrokerError,
+    OrderNotFoundError,
+    RequestTimeoutError,
+    ServerError,
+)
 from trio_broker.models import Dialect, Message, Order
 
 SNAPSHOT_INTERVAL: Final = 1.0
@@ -72,7 +77,7 @@ class Snapshots:
         """A request for a channel's state has ended."""
         if request.error is not None:
             is_final = isinstance(request.error, ServerError)
-            self._fail(channel, request.error, is_final=is_final)
+            self._fail(channel, request.error, is_final=is_final, is_certain=request.is_certain)
         elif channel.overtaken:
             delay = min(_FIRST_RETRY * 2.0**channel.retries, SNAPSHOT_INTERVAL)
             channel.next_snapshot = now + (delay if channel.retries else 0.0)
@@ -105,10 +110,13 @@ class Snapshots:
         if odd is not None:
             self._session.report_unexpected(odd, request.reply)
 
-    def _fail(self, channel: Channel, error: BrokerError, *, is_final: bool) -> None:
+    def _fail(
+        self, channel: Channel, error: BrokerError, *, is_final: bool, is_certain: bool = True
+    ) -> None:
         is_silent = isinstance(error, RequestTimeoutError) and not channel.has_state
         if is_silent and channel.is_background:
             channel.is_client_id = not channel.is_client_id
+        not_found = error if is_certain and isinstance(error, OrderNotFoundError) else None
         is_news = False
         for subscriber in channel.subscriptions:
             if subscriber.wants_snapshot:
@@ -119,7 +127,7 @@ class Snapshots:
                 tracker.wants_snapshot = False
                 is_news = is_news or not tracker.is_unavailable
                 tracker.is_unavailable = True
-                self._background_updates.append((tracker, None))
+                self._background_updates.append((tracker, not_found))
         if is_news:
             event = partial(SnapshotUnavailable, channel=channel.name, error=error)
             self._effects.append(Emit(event))

@@ -74,6 +74,7 @@ class OrderIds:
         # orders without.
         self._owners: OrderedDict[str, str] = OrderedDict()
         self._seen: OrderedDict[str, None] = OrderedDict()
+        self._heard_of: OrderedDict[str, None] = OrderedDict()
 
     def __contains__(self, name: str) -> bool:
         return name in self.by_name or name in self._owners or name in self._seen
@@ -108,8 +109,14 @@ class OrderIds:
         order_id, own = self.by_name.get(client_order_id, (None, None))
         return order_id if own == client_order_id else None
 
+    def is_heard_of(self, name: str) -> bool:
+        """Whether an id is of one of the client's swaps, or of an order that a reply has named."""
+        return name in self.by_name or name in self._heard_of
+
     def note(self, order_id: str, client_order_id: str | None) -> None:
         """Remember an order that a reply has named."""
+        for name in filter(None, (order_id, client_order_id)):
+            _remember(self._heard_of, name, None)
         if client_order_id is not None:
             _remember(self._owners, order_id, client_order_id)
         elif order_id not in self._owners:

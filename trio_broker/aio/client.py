@@ -289,7 +289,12 @@ class AioBrokerClient(ClientBase):
         )
 
     def track_order(
-        self, order_id: str, *, stop_at_partial: bool = False, buffer_size: int = 64
+        self,
+        order_id: str,
+        *,
+        not_found_timeout: float = 60.0,
+        stop_at_partial: bool = False,
+        buffer_size: int = 64,
     ) -> AbstractAsyncContextManager[AioSubscription[Order]]:
         """Follow an order to its final status, through lost pushes and outages.
 
@@ -298,7 +303,8 @@ class AioBrokerClient(ClientBase):
         CANCELLED. The client subscribes to the order and requests its state. It requests the state
         again after every reconnection, and after `poll_interval` seconds without an update. So a
         lost push or a silent broker can't block it. If the broker doesn't know the order, the
-        client keeps asking.
+        client keeps asking for `not_found_timeout`. An order in a status that isn't documented and
+        never changes is followed forever: use `trio.move_on_after` for a limit.
 
         One client can track thousands of orders. Subscriptions have precedence for the
         connection's channels. Orders without a channel are polled in turn. Leaving the block ends
@@ -306,6 +312,10 @@ class AioBrokerClient(ClientBase):
 
         Args:
             order_id: The order's id at the broker, or its client order id.
+            not_found_timeout: Seconds for which the broker may say that it doesn't know an order of
+                which nothing was ever heard; `math.inf` for no limit. Outages, missing replies and
+                other errors don't count. It never ends an order of a swap of this client or its
+                journal.
             stop_at_partial: Whether to end after a partial fill, too.
             buffer_size: The maximum number of buffered messages, at least 1; the oldest are
                 dropped.
@@ -313,7 +323,8 @@ class AioBrokerClient(ClientBase):
         Returns:
             A context manager. Entering it doesn't wait for the broker. It raises
             `NotConnectedError` if the client can't connect any more. An iteration ends
-            after a final status, or when the client is closed.
+            after a final status, or when the client is closed. It raises `OrderNotFoundError`
+            after `not_found_timeout`.
 
         Raises:
             TypeError: An argument has the wrong type.
@@ -324,6 +335,7 @@ class AioBrokerClient(ClientBase):
             partial(
                 self._client.track_order,
                 order_id,
+                not_found_timeout=not_found_timeout,
                 stop_at_partial=stop_at_partial,
                 buffer_size=buffer_size,
             )

@@ -67,7 +67,7 @@ async def _follow(order_id: str, account: Account, output: Output) -> int:
 
 
 async def _look_up(client: BrokerWSClient, order_id: str) -> None:
-    """Check that the broker knows an order; following an unknown one would never end.
+    """Check that the broker knows an order; following a misspelled one would take a minute.
 
     Raises:
         CommandFailed: The broker doesn't know the order, or refuses to show it.

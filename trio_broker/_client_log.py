@@ -187,7 +187,7 @@ class ClientLog:
                 how = f" as order {order_id}" if order_id is not None else ""
                 self.write(
                     logging.ERROR,
-                    f"swap {name} was told to be refused, and is {outcome.value}{how}",
+                    f"swap {name} was reported as refused, but is {outcome.value}{how}",
                     op="swap",
                     client_order_id=name,
                     order_id=order_id,

@@ -134,13 +134,13 @@ class SwapResolved(ConnectionEvent):
 
 @attrs.frozen(kw_only=True)
 class SwapCorrected(ConnectionEvent):
-    """What was told of a swap isn't true: it was refused, and may be or is executed.
+    """A swap was reported as refused, and may be or is executed after all.
 
-    A swap that was told to be confirmed is never corrected.
+    A swap that was reported as confirmed is never corrected.
 
     Attributes:
         client_order_id: The swap's client order id.
-        before: What was told, `SwapOutcome.REFUSED`.
+        before: The reported outcome, `SwapOutcome.REFUSED`.
         outcome: `SwapOutcome.CONFIRMED`, or `SwapOutcome.UNKNOWN` if it is looked up now. Then
             `SwapResolved` or `SwapUnresolved` follows.
         receipt: The broker's receipt, if it is confirmed.

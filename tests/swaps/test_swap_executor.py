@@ -273,7 +273,7 @@ async def test_late_receipt_corrects_what_the_caller_was_told(
         assert isinstance(resolved, SwapResolved)
         assert resolved.outcome is SwapOutcome.CONFIRMED
     (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
-    assert "told to be refused" in record.getMessage()
+    assert "reported as refused, but is " in record.getMessage()
 
 
 async def test_order_of_the_journal_is_no_other_swaps_receipt(tmp_path: Path) -> None:

@@ -131,6 +131,7 @@ def test_a_correction_that_cannot_be_followed_stays_unknown(
 ) -> None:
     async def play(it: Watched) -> None:
         async def found_out(*_: object) -> Swap:
+            await asyncio.sleep(0)
             raise NotConnectedError("it was closed")
 
         monkeypatch.setattr(it.live, "_found_out", found_out)

@@ -9,11 +9,11 @@ from typing import Any
 
 import attrs
 import pytest
-import trio
 from selenium import webdriver
 
 from tests.examples.browser import CONTRASTS, DESKTOP, PHONE, Page, needs_chromium, open_chromium
 from tests.examples.test_django import COMMAND, QUICK, READY, both_users, serving
+from tests.examples.web_service import until
 from tests.servers import Server, started, variables
 from trio_broker.sandbox import Account, Sandbox, open_sandbox
 
@@ -133,8 +133,7 @@ async def test_a_swap_that_a_new_site_knows_nothing_of_is_not_known(
             with sandbox.faults.swallow(op="swap"):
                 await page.click("#go")
                 await page.sees("#orders", "under way")
-                while not sandbox.orders():  # shown before it is sent
-                    await trio.lowlevel.checkpoint()
+                await until(sandbox.orders)  # shown before it is sent
                 await server.stop(signal.SIGKILL)
             await page.sees("#answer", "What became of this swap isn't known")
             assert "unknown" in await page.text("#orders")

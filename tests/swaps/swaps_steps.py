@@ -779,6 +779,7 @@ class SwapsSteps(RuleBasedStateMachine):
         else:
             message = {"data": {**names, "status": "FILLED"}}
         link.send({"op": op, **message} if op else message)
+        link.is_tainted = link.is_tainted or STRANGER[0] in names.values()
         self.figures["named others"] += 1
         self.client_receives(ALL)
 

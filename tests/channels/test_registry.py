@@ -1215,3 +1215,58 @@ def test_older_state_after_an_outage_keeps_the_gap() -> None:
     harness.push_order("FILLED", 6)
     (message,) = subscriber.receive_all()
     assert message.gap is not None
+
+
+def left_tracked_orders(limit: int) -> ChannelsHarness:
+    """The channels of three tracked orders that were left; two wait to be unsubscribed."""
+    harness = ChannelsHarness(limit=limit, messages_per_second=2)
+    trackers = [harness.track_order(f"orders:{number}") for number in range(3)]
+    while (sent := harness.send_all()) or harness.now < 110:
+        for op, what in sent:
+            if op == "subscribe":
+                harness.reply(op, what)
+            else:
+                harness.reply_order("PENDING", f"orders:{json.loads(what)['id']}")
+        harness.pass_time(1.1)
+    for tracker in trackers:
+        tracker.handle.close()
+    assert harness.send_all() == [("unsubscribe", "orders:0")]
+    return harness
+
+
+def test_channels_of_left_tracked_orders_are_unsubscribed_in_turn() -> None:
+    harness = left_tracked_orders(limit=10)
+    for number in range(3):
+        harness.reply("unsubscribe", f"orders:{number}")
+        assert harness.send_all() == []
+        harness.pass_time(1.1)
+        expected = [("unsubscribe", f"orders:{number + 1}")] if number < 2 else []
+        assert harness.send_all() == expected
+    assert harness.is_clean()
+
+
+def test_user_waits_for_no_turn_of_a_tracked_order_that_was_left() -> None:
+    harness = left_tracked_orders(limit=3)
+    harness.subscribe("balances")
+    harness.subscribe("orders:x")
+    # One is leaving already, and another one leaves now.
+    assert harness.send_all() == [("unsubscribe", "orders:1")]
+    notes: list[str] = []
+    harness.unsubscribe("orders:2", notes)
+    assert harness.send_all() == [("unsubscribe", "orders:2")]
+    harness.pass_time(5.0)
+    assert harness.send_all() == []
+    for number in range(3):
+        harness.reply("unsubscribe", f"orders:{number}")
+    assert harness.send_all() == [("subscribe", "balances"), ("subscribe", "orders:x")]
+    assert notes == ["left"]
+
+
+def test_tracked_order_that_was_left_may_be_wanted_again_before_its_turn() -> None:
+    harness = left_tracked_orders(limit=10)
+    again = harness.subscribe("orders:1")
+    assert again.answers == [None]
+    assert harness.send_all() == []
+    harness.reply("unsubscribe", "orders:0")
+    harness.pass_time(5.0)
+    assert harness.send_all() == [("unsubscribe", "orders:2")]

@@ -154,6 +154,7 @@ The names of the tests here begin with the numbers.
   transports/test_tls.py::test_missing_certificates_do_not_prevent_a_reconnection
 - 79: client/test_client.py::test_overflow_before_the_acknowledgement_is_raised_at_once
 - 80: test_80_unknown_tracked_orders_use_half_of_the_messages
+  client/test_unknown_orders.py::test_unknown_tracked_orders_leave_half_of_the_messages_and_delay_nobody
 - 81: client/test_checkpoints.py::test_exception_of_a_block_in_a_cancelled_scope_is_raised
 - 82: client/test_checkpoints.py::test_unsubscribe_in_a_cancelled_scope_ends_the_streams
 - 83: connection/test_supervisor.py::test_reply_received_while_the_loop_was_blocked_counts

@@ -123,6 +123,7 @@ class Channel:
         subscribe_failed: Whether a ``subscribe`` on this connection has failed. Trackers don't try
             again then.
         has_state: Whether any state of it has ever come.
+        was_background: Whether it had trackers only when its last subscriber left.
         ids: The ids of the order that its name gives; None if it isn't an order's channel.
         decode: Decodes the body of a push; raises `ProtocolError` if it can't be read. For an order
             it takes the ids that the body may leave out.
@@ -141,6 +142,7 @@ class Channel:
     left_waiters: list[Waiter] = attrs.field(init=False, factory=list)
     subscribe_failed: bool = attrs.field(init=False, default=False)
     has_state: bool = attrs.field(init=False, default=False)
+    was_background: bool = attrs.field(init=False, default=False)
     ids: Ids | None = attrs.field(init=False, default=None)
     decode: codec.Decode = attrs.field(init=False)
 
@@ -160,6 +162,7 @@ class Channel:
 
     def remove(self, subscriber: Subscriber) -> None:
         """Take a subscriber out, if it is still there."""
+        self.was_background = self.is_background
         self.subscriptions.pop(subscriber, None)
         self.trackers.pop(subscriber, None)
 

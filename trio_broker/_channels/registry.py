@@ -378,7 +378,10 @@ class ChannelRegistry:
             self._left_by_users(channel)
             self._wait_turn(channel, now)
         elif channel.remote_state is not RemoteState.UNSUBSCRIBED:
-            self._request(channel, "unsubscribe", now)
+            if channel.was_background and not channel.left_waiters:
+                self._wait_turn(channel, now)  # A thousand tracked orders may end together.
+            else:
+                self._request(channel, "unsubscribe", now)
         else:
             del self._channels[channel.name]
             self._queue.remove(channel)
@@ -425,7 +428,7 @@ class ChannelRegistry:
     def _request(self, channel: Channel, op: str, now: float) -> Request:
         request = requests.subscription(op, channel.name, self._deadline(now))
         request.subject = channel
-        if channel.is_background:
+        if not channel.subscriptions and (channel.trackers or channel.was_background):
             request.priority = Priority.BACKGROUND
         channel.request = request
         self._slots.note(channel)
@@ -531,8 +534,12 @@ class ChannelRegistry:
         queue = self._queue
         while (ready_at := queue.ready_at(now)) <= now:
             channel = queue.next()
-            if channel.wants_slot and channel.snapshot is None and self._slots.has_room(channel):
-                request: Request | None = self._request(channel, "subscribe", now)
+            request: Request | None = None
+            if not channel.subscribers:
+                if channel.request is None:
+                    request = self._request(channel, "unsubscribe", now)
+            elif channel.wants_slot and channel.snapshot is None and self._slots.has_room(channel):
+                request = self._request(channel, "subscribe", now)
             else:
                 request = self.ask_state(channel, now, is_turn=True)
             if request is not None:

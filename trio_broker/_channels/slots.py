@@ -55,7 +55,7 @@ class Slots:
             (self._subscribed, is_subscribed),
             (self._leaving, is_leaving and not is_wanted),
             (self._waiting, is_wanted and op is None and not is_subscribed),
-            (self._evictable, is_background and op is None and is_taken),
+            (self._evictable, not is_wanted and op is None and is_taken),
             (self._polled, is_background and channel.wants_slot),
         ):
             if belongs:

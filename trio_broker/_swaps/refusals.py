@@ -41,27 +41,39 @@ _REFUSAL_CODES: Final = frozenset({"INSUFFICIENT_BALANCE", "INVALID_AMOUNT", "IN
 
 # Each text is compared in lower case, with blanks for underscores, hyphens and changes of case.
 _DUPLICATE: Final = (
-    r"duplicat",  # "Duplicate client order id", "DUPLICATE_REQUEST"
-    r"\bexists\b",  # "order already exists"
-    r"\balready\b",  # "already processed", "already submitted"
+    r"duplicat|\bdupe?s?\b",  # "Duplicate client order id", "DUPLICATE_REQUEST"
+    r"\bexist(?:s|ed|ing)\b",  # "order already exists"
+    r"\b(?:already|previously|(?:used|seen|sent) before)\b",  # "already processed", "seen before"
+    r"\b(?:re|(?:been|was|is|in) )used?\b",  # "the id has been used", "id in use"
+    r"\b(?:unique|taken|conflict\w*|collision)\b",  # "the id must be unique"
+    r"\b(?:replay|repeat|idempoten)",  # "replayed request", "Idempotency key mismatch"
     r"\bbeing processed\b",  # "request is being processed"
     r"\bin (?:progress|process|flight)\b",  # the same
 )
+_DONE: Final = "accepted|broadcast|created|execut(?:ed|ing)|filled|placed|processed|sent|submitted"
 _DOUBTS: Final = (
     r"\bnonce",  # our nonces are unique: an earlier delivery of this message may be executed
-    r"\binternal\b",  # an internal error may come after the execution
+    r"\binternal",  # an internal error may come after the execution
     r"\btim(?:e|ed|ing) ?out",  # the answer is missing, not the execution
     r"\bdeadline\b",  # the same
     r"\bgateway\b",  # a proxy speaks, which doesn't know what the broker did
     r"\bupstream\b",  # the same
     r"\beof\b",  # the same
     r"\bconnection (?:was )?(?:reset|refused|closed|lost|aborted)\b",  # the same
-    r"\bserver error\b",  # as "internal"
-    r"\bunknown error\b",  # it says so
-    r"\bbusy\b",  # it may be executed later
+    r"\b(?:server|network|connection|socket|database|runtime|rpc|system) (?:error|failure)",
+    r"\b(?:econn|broken pipe|panic|unreachable)",  # as "internal"
+    r"\brespon(?:d|se)",  # "invalid response from the venue": it may have executed all the same
+    r"\bunknown (?:\w+ )?(?:error|failure|status|state|outcome|result|reason)\b",  # it says so
+    r"\b(?:status|state|outcome|result|reason) (?:is |still )*unknown\b",  # the same
+    r"\b(?:confirm|(?:determine|verify) )",  # "not enough confirmations": it was executed
+    r"\bpartial",  # "partially filled, not enough liquidity": a part was executed
+    rf"\b(?:order|swap|transaction|tx|trade|was|been) (?:{_DONE})\b",  # it says that it went on
+    r"\b(?:pending|queued?|wait(?:ed|ing)?)\b",  # it may be executed later
+    r"\b(?:cancel|abort|interrupt)",  # nobody says how far it had come
+    r"\b(?:busy|overloaded)\b",  # it may be executed later
     r"\b(?:service|temporarily) unavailable\b",  # the same
     r"\btry(?:ing)? again\b",  # the same
-    r"\bretry\b",  # the same
+    r"\b(?:retr(?:y|ied|ies|ying)|attempts)\b",  # the same; "maximum retries exceeded"
     r"(?:\b(?:http|status|code)\b[ :=#]*|^error[ :=#]+)5\d\d\b",  # a 5xx status: as "gateway"
     r"^5\d\d(?:$|[:;,]| (?![a-z0-9]{2,6}\b.*\bm(?:in|ax)imum))",  # "503", not "500 USDT minimum"
 )
@@ -105,7 +117,7 @@ _REFUSALS: Final = (
 # A refusal is at the beginning of a long text. Words of doubt count everywhere.
 _MAX_TEXT: Final = 1000
 # A code at the beginning of a text, as "INVALID_AMOUNT: too small".
-_CODE: Final = re.compile(r"\W*([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)\b")
+_CODE: Final = re.compile(r"\W*([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)\b", re.IGNORECASE)
 _WORDS: Final = re.compile(r"(?<=[a-z])(?=[A-Z])|[_\s-]+")
 
 
@@ -138,7 +150,7 @@ class RefusalTable:
             code: The machine code beside it, empty if there is none.
             names_op: Whether the error names the operation.
         """
-        if (code or _code_of(text)) in _REFUSAL_CODES:
+        if (code or _code_of(text)).strip().upper() in _REFUSAL_CODES:
             return Verdict.REFUSED
         texts = _plain(text), _plain(code)
         if any(map(_IS_DUPLICATE.search, texts)) and not any("nonce" in one for one in texts):
@@ -159,9 +171,9 @@ def _plain(text: str) -> str:
     return _WORDS.sub(" ", text).strip().casefold()
 
 
-def _code_of(text: str) -> str | None:
+def _code_of(text: str) -> str:
     found = _CODE.match(text)
-    return found[1] if found else None
+    return found[1] if found else ""
 
 
 def says_not_found(error: BrokerError | None) -> bool:

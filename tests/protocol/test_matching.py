@@ -49,7 +49,7 @@ def test_one_reply_for_three_requests_leaves_two_pending() -> None:
     ambiguity = AmbiguousReply.merged(candidates, REFUSAL)
     assert ambiguity.outstanding == 2
     assert all(request.ambiguity is ambiguity and request.owed for request in candidates)
-    assert not any(map(ambiguity.must_have, candidates))
+    assert ambiguity.certainly_answered() == []
     assert ambiguity.dissolve() == candidates
     assert all(request.ambiguity is None for request in candidates)
 
@@ -66,10 +66,9 @@ def test_replies_with_a_common_candidate_are_merged() -> None:
 def test_more_replies_than_others_are_owed_are_for_the_request_itself() -> None:
     abandoned, repeated = sent("estimate"), sent("balances", 2)
     ambiguity = AmbiguousReply.merged([abandoned, repeated], REFUSAL)
-    assert not ambiguity.must_have(repeated)
+    assert ambiguity.certainly_answered() == []
     ambiguity = AmbiguousReply.merged([abandoned, repeated], reply(error="No"))
-    assert ambiguity.must_have(repeated)
-    assert not ambiguity.must_have(abandoned)
+    assert ambiguity.certainly_answered() == [repeated]
 
 
 def test_debt_stays_when_the_lane_is_freed() -> None:

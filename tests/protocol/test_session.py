@@ -12,6 +12,7 @@ import pytest
 from tests.engine_harness import GRACE, EngineHarness
 from tests.protocol.session_harness import AUTHENTICATED, SessionHarness
 from trio_broker._protocol import codec, requests
+from trio_broker._protocol.matching import AmbiguousReply
 from trio_broker._protocol.requests import Priority, Request
 from trio_broker._protocol.session import ALONE_DELAY, HOLD_TIME, MESSAGE_TOO_BIG
 from trio_broker._protocol.trust import MALFORMED_IN_A_ROW, PATIENCE
@@ -329,6 +330,28 @@ def test_equal_errors_answer_all_requests_in_flight() -> None:
     assert harness.ended == []
     harness.receive_json(error="Rate limit exceeded")
     assert [refusal_of(request) for request in requests] == ["Rate limit exceeded"] * 3
+
+
+def test_many_lookups_refused_in_the_same_words_cost_little(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counted = 0
+    count = AmbiguousReply.outstanding.fget
+    assert count is not None
+
+    def outstanding(ambiguity: AmbiguousReply) -> int:
+        nonlocal counted
+        counted += 1
+        return int(count(ambiguity))
+
+    monkeypatch.setattr(AmbiguousReply, "outstanding", property(outstanding))
+    harness = SessionHarness()
+    lookups = [harness.queue("order_status", order_id=f"o{number}") for number in range(100)]
+    harness.write()
+    for _ in lookups:
+        harness.receive_json(error="Rate limit exceeded")
+    assert {refusal_of(request) for request in lookups} == {"Rate limit exceeded"}
+    assert counted < 3 * len(lookups)  # Each count looks at all candidates.
     assert harness.unexpected == []
     assert harness.is_clean()
 

@@ -116,9 +116,10 @@ class AmbiguousReply:
         """Whether all replies say the same."""
         return len({reply.text for reply in self.replies}) == 1
 
-    def must_have(self, request: Request) -> bool:
-        """Whether one of the replies is certainly to a request: the others are owed fewer."""
-        return request.owed > self.outstanding
+    def certainly_answered(self) -> list[Request]:
+        """The requests that one of the replies is certainly to: the others are owed fewer."""
+        outstanding = self.outstanding  # Once: hundreds of lookups may be in flight.
+        return [request for request in self.candidates if request.owed > outstanding]
 
     def reply_to(self, request: Request) -> Reply | None:
         """The newest reply that may belong to a request."""

@@ -528,8 +528,8 @@ class Session:
         while (certain := ambiguity.take_certain()) is not None:
             self._take_certain(*certain, ambiguity, now)
         if ambiguity.replies and ambiguity.outstanding > 0:
-            for request in [*ambiguity.candidates] if ambiguity.is_one_text else ():
-                if ambiguity.must_have(request) and not request.is_abandoned:
+            for request in ambiguity.certainly_answered() if ambiguity.is_one_text else ():
+                if not request.is_abandoned:
                     self._end_by(request, ambiguity.last)
                     self._keep_lane(request, now)
             ambiguity.held_until = now + HOLD_TIME

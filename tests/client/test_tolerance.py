@@ -204,7 +204,7 @@ async def test_error_in_any_form_fails_its_request_at_once_with_its_code(
 
 @pytest.mark.parametrize("form", ["text", "object", "code", "status"])
 async def test_long_errors_that_answer_requests_use_little_memory(form: str) -> None:
-    long = "insufficient " + "x" * 400_000
+    long = "INSUFFICIENT_BALANCE: " + "x" * 400_000
     error: Any = {
         "text": {"error": long},
         "object": {"error": {"message": long, "more": long}},

@@ -86,11 +86,11 @@ class Request:
         waiter: Woken at its end.
         lane: Requests whose replies could be confused have the same lane. Set by the session.
         result: The decoded reply.
-        reply: The text of the reply.
+        reply: The text of the reply, unless it is a large error.
         replied_at: When the reply arrived, by the wall clock.
         error: Why there is no result.
         names: The order id and the client order id that the reply names.
-        refusal: The whole text and the machine code of an error.
+        refusal: The whole text and the machine code of a swap's error.
         names_op: Whether the reply names the operation.
         is_certain: Whether the reply can be to no other request.
         is_late: Whether the reply arrived after the request was abandoned.

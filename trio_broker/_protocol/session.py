@@ -495,10 +495,14 @@ class Session:
             self.report_unexpected("the estimate's route is for another trade", reply.text)
         request.is_late = request.is_abandoned
         if not request.is_late or request.purpose in _WANTED_LATE:
-            request.result, request.error, request.reply = result, error, reply.text
+            request.result, request.error = result, error
             request.replied_at, request.names = reply.at, reply.names
             request.names_op = bool(message.op)
-            request.refusal = (message.error or "", message.code or "")
+            # A request may be kept for a while, and the text of an error may be large.
+            is_large = error is not None and len(reply.text) > _MAX_RAW
+            request.reply = "" if is_large else reply.text
+            if request.purpose is Purpose.SWAP:
+                request.refusal = (message.error or "", message.code or "")
 
     def _account(self, request: Request, now: float) -> None:
         """Count a reply to a request, and end the request unless one more may arrive."""

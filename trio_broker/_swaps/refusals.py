@@ -114,8 +114,8 @@ _REFUSALS: Final = (
     r"\bdisabled\b",  # the same
     r"\bunknown operation\W+swap\b",
 )
-# A refusal is at the beginning of a long text. Words of doubt count everywhere.
-_MAX_TEXT: Final = 1000
+_MAX_TEXT: Final = 2000
+_MAX_CODE: Final = 100
 # A code at the beginning of a text, as "INVALID_AMOUNT: too small".
 _CODE: Final = re.compile(r"\W*([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)\b", re.IGNORECASE)
 _WORDS: Final = re.compile(r"(?<=[a-z])(?=[A-Z])|[_\s-]+")
@@ -152,14 +152,18 @@ class RefusalTable:
         """
         if (code or _code_of(text)).strip().upper() in _REFUSAL_CODES:
             return Verdict.REFUSED
-        texts = _plain(text), _plain(code)
+        if len(text) > _MAX_TEXT:
+            return (
+                Verdict.UNKNOWN
+            )  # No text of a refusal is so long, and the patterns would be slow.
+        texts = _plain(text), _plain(code[:_MAX_CODE])
         if any(map(_IS_DUPLICATE.search, texts)) and not any("nonce" in one for one in texts):
             return Verdict.DUPLICATE
         is_refusal = not any(map(_IS_DOUBT.search, texts))
         if any(map((_IS_AUTHENTICATION if names_op else _IS_SESSION).search, texts)):
             is_refusal &= names_op
         else:
-            is_refusal &= any(self._is_listed(one[:_MAX_TEXT]) for one in texts)
+            is_refusal &= any(map(self._is_listed, texts))
         return Verdict.REFUSED if is_refusal else Verdict.UNKNOWN
 
     def _is_listed(self, text: str) -> bool:

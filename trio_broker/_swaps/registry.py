@@ -300,6 +300,7 @@ class SwapRegistry:
             self._doubtful[swap] = None
             if request.is_certain:
                 verdict = self._refusals.judge(*request.refusal, names_op=request.names_op)
+        request.refusal = ("", "")
         swap.says_duplicate = swap.says_duplicate or verdict is Verdict.DUPLICATE
         if verdict is Verdict.REFUSED:
             # A late refusal tells nothing new about a swap that is settled.

@@ -26,6 +26,8 @@ SOURCES: Final = (
     "docs",
     "tools",
 )
+# nox sets another one, below the project, whose settings pytest would then apply to tests of tests.
+TEMPORARY: Final = {"TMPDIR": tempfile.gettempdir()}
 STARTS: Final = "import ensurepip, sys, venv; sys.exit('%d.%d' % sys.version_info[:2] != '{}')"
 
 nox.options.default_venv_backend = "venv"
@@ -64,12 +66,18 @@ def make_environment(session: nox.Session, version: str) -> str:
     return python
 
 
+def run_quick_tests(session: nox.Session, python: str) -> None:
+    """Run the tests that .ci/quick-tests lists."""
+    options = ("-q", "-p", "no:cacheprovider", "@.ci/quick-tests")
+    session.run(python, "-m", "pytest", *options, external=True, env=TEMPORARY)
+
+
 @nox.session(venv_backend="none")
 @nox.parametrize("version", [nox.param(one, id=one) for one in SUPPORTED])
 def tests(session: nox.Session, version: str) -> None:
     """The whole suite on one Python."""
     python = make_environment(session, version)
-    session.run(python, "-m", "pytest", *session.posargs, external=True)
+    session.run(python, "-m", "pytest", *session.posargs, external=True, env=TEMPORARY)
 
 
 @nox.session(venv_backend="none")
@@ -77,9 +85,7 @@ def tests(session: nox.Session, version: str) -> None:
 def quick(session: nox.Session, version: str) -> None:
     """The tests that .ci/quick-tests lists, on another Python."""
     python = make_environment(session, version)
-    session.run(
-        python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "@.ci/quick-tests", external=True
-    )
+    run_quick_tests(session, python)
 
 
 @nox.session
@@ -91,9 +97,7 @@ def oldest(session: nox.Session) -> None:
     python = str(place / "bin" / "python")
     install = ("uv", "pip", "install", "--quiet", "--python", python)
     session.run(*install, "--resolution", "lowest-direct", ".[test]")
-    session.run(
-        python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "@.ci/quick-tests", external=True
-    )
+    run_quick_tests(session, python)
 
 
 @nox.session

@@ -179,3 +179,9 @@ def test_known_names_of_an_unowed_reply() -> None:
     assert debts.is_known(reply(error="No", data={"orderId": "ord_5"}))
     assert not debts.is_known(reply(op="swap", data={"orderId": "o2"}))
     assert not debts.is_known(reply(error="No"))
+
+
+def test_repr_of_a_reply_shows_nothing_that_the_broker_has_sent() -> None:
+    error = reply(op="swap", error="bad key k-123", data={"orderId": "k-123"})
+    assert "k-123" not in repr(error)
+    assert "swap" in repr(error)

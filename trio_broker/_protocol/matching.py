@@ -50,11 +50,12 @@ class Reply:
         names: The order id and the client order id that it names.
     """
 
-    message: Inbound
-    text: str
+    # Not in the repr, which a traceback with locals shows: the broker may echo keys.
+    message: Inbound = attrs.field(repr=False)
+    text: str = attrs.field(repr=False)
     at: dt.datetime
     op: str | None
-    names: Ids
+    names: Ids = attrs.field(repr=False)
 
     @classmethod
     def of(cls, message: Inbound, text: str, at: dt.datetime) -> Reply:

@@ -120,7 +120,7 @@ class Request:
     reply: str = attrs.field(init=False, default="", repr=False)
     replied_at: dt.datetime | None = attrs.field(init=False, default=None)
     error: BrokerError | None = attrs.field(init=False, default=None)
-    names: Ids = attrs.field(init=False, default=(None, None))
+    names: Ids = attrs.field(init=False, default=(None, None), repr=False)
     refusal: tuple[str, str] = attrs.field(init=False, default=("", ""), repr=False)
     names_op: bool = attrs.field(init=False, default=False)
     is_certain: bool = attrs.field(init=False, default=True)

@@ -620,8 +620,9 @@ class SwapRegistry:
             return
         self._ended[name] = swap
         if len(self._ended) > REMEMBERED:
-            oldest, _ = self._ended.popitem(last=False)
+            oldest, forgotten = self._ended.popitem(last=False)
             self._order_ids.forget(oldest)
+            self._doubtful.pop(forgotten, None)
 
     def _announce(self, swap: Swap) -> None:
         """Make an event of a swap's outcome, once."""

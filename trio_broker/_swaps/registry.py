@@ -549,10 +549,10 @@ class SwapRegistry:
             self._send_lookup(swap, now)
 
     def _stop_lookups(self, swap: Swap, now: float) -> None:
+        if swap.unverified is not None and not self._is_over:
+            self._session.trust.make_stale(now)
         self._not_pending(swap, now)
         if swap.unverified is not None:
-            if not self._is_over:
-                self._session.trust.make_stale(now)
             rivals, swap.rivals = swap.rivals, []
             self._doubt_all(rivals, swap.unverified.order_id, now)
         if swap.is_own and not swap.is_reported:

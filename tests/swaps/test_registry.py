@@ -11,7 +11,7 @@ import pytest
 from tests.engine_harness import TIMEOUT
 from tests.swaps.harness import RESOLVE, START, SwapsHarness, intent
 from trio_broker._protocol import requests
-from trio_broker._protocol.requests import Request
+from trio_broker._protocol.requests import Purpose, Request
 from trio_broker._protocol.session import ALONE_DELAY, HOLD_TIME
 from trio_broker._swaps import registry
 from trio_broker._swaps.registry import MAX_WAIT, SIGNATURE_LIFETIME, Swap
@@ -699,6 +699,55 @@ def test_receipt_whose_owner_is_known_corrects_its_refusal(harness: RegistryHarn
     harness.receive_json(**SWAPPED)
     assert corrections(harness) == [("c0", SwapOutcome.CONFIRMED, "o1")]
     assert swap.result().order_id == "o1"
+
+
+def test_receipt_that_names_a_stranger_makes_bare_errors_uncertain(
+    harness: RegistryHarness,
+) -> None:
+    refuse(harness, "c0")
+    swap = harness.swap()
+    harness.send()
+    harness.receive_json(op="swap", data={"orderId": "o9", "clientOrderId": "stranger"})
+    harness.receive_json(error="Insufficient balance")
+    assert swap.outcome is SwapOutcome.UNKNOWN
+    assert harness.send() == ["order_status"]
+
+
+def test_receipt_of_a_subscribed_order_leaves_bare_errors_certain(
+    harness: RegistryHarness,
+) -> None:
+    subscription = requests.subscription("subscribe", "orders:o9", harness.now + TIMEOUT)
+    subscription.purpose = Purpose.USER
+    harness.submit(subscription)
+    harness.send()
+    harness.receive_json(op="subscribe", ch="orders:o9", data={"status": "subscribed"})
+    harness.receive_json(op="swap", data={"orderId": "o9", "clientOrderId": "stranger"})
+    refuse(harness, "c0")
+
+
+def test_receipt_does_not_bring_forgotten_swaps_back(
+    harness: RegistryHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "REMEMBERED", 3)
+    for number in range(5):
+        refuse(harness, f"c{number}")
+    harness.receive_json(**SWAPPED)
+    harness.send()
+    harness.receive_json(**FOUND)
+    assert [name for name, *_ in corrections(harness)] == ["c2", "c3", "c4"]
+
+
+def test_connection_with_a_receipt_of_unknown_owner_is_replaced_at_once() -> None:
+    harness = RegistryHarness(resolve_timeout=1.0)
+    first, _ = receive_another_swaps_receipt(harness)
+    harness.receive_json(op="swap", data={"orderId": "o7", "clientOrderId": "c0"})
+    assert first.outcome is SwapOutcome.CONFIRMED
+    harness.receive_json(**NOT_FOUND)
+    harness.send()
+    harness.receive_json(**NOT_FOUND)
+    assert harness.replaced == []
+    harness.until(harness.now + 1)
+    assert len(harness.replaced) == 1
 
 
 @pytest.mark.parametrize("status", ["PENDING", None])

@@ -285,11 +285,17 @@ class Session:
     def _take_unowed(self, reply: Reply, now: float) -> None:
         """Handle a reply that nobody is owed."""
         message = reply.message
-        what = message.op or "anything"
-        self.report_unexpected(f"no request is waiting for this reply to {what!r}", reply.text)
+        to = f" to {message.op!r}" if message.op else ""
+        self.report_unexpected(f"no request is waiting for this reply{to}", reply.text)
         if message.op == "swap" and not message.error and reply.names[0]:
             self.unowed_receipts.append(reply)
-        elif not self._debts.is_known(reply) and (not message.op or message.op in OPERATIONS):
+        else:
+            self.taint_if_foreign(reply, now)
+
+    def taint_if_foreign(self, reply: Reply, now: float) -> None:
+        """Handle a reply that nobody is owed and that may belong to nothing known."""
+        op = reply.message.op
+        if not self._debts.is_known(reply) and (not op or op in OPERATIONS):
             self.taint(now)
 
     def taint(self, now: float) -> None:

@@ -328,14 +328,12 @@ class SwapRegistry:
         """Find out whose a receipt is that no request was waiting for."""
         order_id = str(reply.names[0])
         owner = reply.names[1] or self._order_ids.owner(order_id)
-        if owner is not None:
+        if owner is not None and self.find(owner) is not None:
             self._correct(owner, order_id, now)
-        elif order_id in self._order_ids:
-            return  # It is an order that no swap of this client has made.
-        elif doubtful := self._doubtful_now():
-            self._ask_whose(order_id, doubtful, now)
+        elif owner is None and order_id not in self._order_ids and (rivals := self._doubtful_now()):
+            self._ask_whose(order_id, rivals, now)
         else:
-            self._session.taint(now)
+            self._session.taint_if_foreign(reply, now)
 
     def _ask_whose(self, order_id: str, swaps: list[Swap], now: float) -> None:
         """Look up whose an order is that one of these swaps may have made."""

@@ -289,7 +289,7 @@ async def make_unknown_swap(client: BrokerWSClient, line: ScriptedConnection) ->
 
 @asynccontextmanager
 async def client_with_unknown_swap() -> AsyncIterator[tuple[BrokerWSClient, ScriptedConnection]]:
-    async with scripted_client(resolve_timeout=0.05, request_timeout=0.05) as (client, line):
+    async with scripted_client(resolve_timeout=0.05, request_timeout=0.5) as (client, line):
         await make_unknown_swap(client, line)
         yield client, line
 
@@ -336,7 +336,7 @@ async def test_swap_of_an_earlier_run_has_the_level_of_its_problem(
     tmp_path: Path, records: list[logging.LogRecord]
 ) -> None:
     path = tmp_path / "swaps.journal"
-    options = {"resolve_timeout": 0.05, "request_timeout": 0.05}
+    options = {"resolve_timeout": 0.05, "request_timeout": 0.5}
     async with open_scripted() as broker:
         async with broker.client(journal=SwapJournal(path), **options) as client:
             await make_unknown_swap(client, await broker.line())

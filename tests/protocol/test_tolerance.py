@@ -363,7 +363,7 @@ def test_key_in_the_asset_of_an_unreadable_balance_is_removed() -> None:
 
 
 def test_body_that_no_decoder_takes_is_a_protocol_error() -> None:
-    deep = codec.Inbound(data=msgspec.Raw(b"[" * 5000 + b"]" * 5000))
+    deep = codec.Inbound(data=msgspec.Raw(b"[" * 100_000 + b"]" * 100_000))
     with pytest.raises(ProtocolError, match="nested too deeply"):
         codec.decode_anything(deep)
     cut = codec.Inbound(data=msgspec.Raw(b"{"))

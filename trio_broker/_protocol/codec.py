@@ -581,18 +581,24 @@ def decode_anything(message: Inbound) -> Any:
     return None if is_missing(message.data) else _decode(_anything, message.data, "the push")
 
 
-def order_names(message: Inbound) -> tuple[str | None, str | None]:
-    """The ids of the order that a reply names.
+def order_names(message: Inbound, text: str = "") -> tuple[str | None, str | None]:
+    """The ids of the order that a reply names, in its body, or beside it in the message's text.
 
     Returns:
         Its order id and its client order id, each None if it isn't named.
     """
-    if is_missing(message.data):
-        return None, None
+    order_id, client_order_id = _order_names(message.data)
+    if order_id is None or client_order_id is None:
+        beside = _order_names(text.encode())
+        return order_id or beside[0], client_order_id or beside[1]
+    return order_id, client_order_id
+
+
+def _order_names(raw: msgspec.Raw | bytes) -> tuple[str | None, str | None]:
     try:
-        names = _names.decode(message.data)
+        names = _names.decode(raw)
     except msgspec.ValidationError:
-        members = Members.of(bytes(message.data), [])
+        members = Members.of(bytes(raw), [])
         if members is None:
             return None, None
         return members.identifier("orderId"), members.identifier("clientOrderId")

@@ -62,7 +62,9 @@ class Reply:
         """Make one."""
         op = message.op or _operation_in(message.error or "")
         has_names = op in {"swap", "order_status", None}
-        return cls(message, text, at, op, codec.order_names(message) if has_names else NO_NAMES)
+        return cls(
+            message, text, at, op, codec.order_names(message, text) if has_names else NO_NAMES
+        )
 
 
 def _operation_in(error: str) -> str | None:

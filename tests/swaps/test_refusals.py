@@ -118,6 +118,8 @@ def test_text_about_a_duplicate_does_not_refuse_a_swap(text: str, names_op: bool
         "Temporarily unavailable",
         "Slippage too high, try again",
         "please retry",
+        "Invalid channel format",
+        "Maximum number of subscriptions exceeded",
         "Maximum retries exceeded",
         "Maximum number of attempts reached",
         "Unknown network error",

@@ -73,6 +73,7 @@ _DOUBTS: Final = (
     r"\b(?:busy|overloaded)\b",  # it may be executed later
     r"\b(?:service|temporarily) unavailable\b",  # the same
     r"\btry(?:ing)? again\b",  # the same
+    r"\b(?:channel|subscri)",  # "Invalid channel format": about another message
     r"\b(?:retr(?:y|ied|ies|ying)|attempts)\b",  # the same; "maximum retries exceeded"
     r"(?:\b(?:http|status|code)\b[ :=#]*|^error[ :=#]+)5\d\d\b",  # a 5xx status: as "gateway"
     r"^5\d\d(?:$|[:;,]| (?![a-z0-9]{2,6}\b.*\bm(?:in|ax)imum))",  # "503", not "500 USDT minimum"

@@ -43,6 +43,15 @@ def judge(text: str, code: str = "", *, names_op: bool = False) -> Verdict:
         "Forbidden",
         "Trading disabled",
         "Unknown operation: swap",
+        "500,000 USDT exceeds the maximum",
+        "received 500 USDT, the minimum is 600",
+        "Invalid amount: too many decimals",
+        "Invalid clientOrderId",
+        "Insufficient balances",
+        "Unsupported trading pair",
+        "Market is currently closed",
+        "Operation not allowed",
+        "swap could not be executed: insufficient liquidity",
         "SWAP_ERROR: insufficient balance",
         "INVALID_REQUEST: the amount was duplicated",
         "invalid_amount: try again with less",
@@ -141,6 +150,20 @@ def test_text_about_a_duplicate_does_not_refuse_a_swap(text: str, names_op: bool
         "connect ECONNRESET: invalid",
         "request cancelled: invalid",
         "Venue overloaded: maximum reached",
+        "invalid character '<' looking for beginning of value",
+        "KeyError: 'orderId' of the invalid order",
+        "invalid connection",
+        "maximum execution time exceeded",
+        "Signature 5h6x has expired: block height exceeded",
+        "HTTP/1.1 500: invalid",
+        "error (500): invalid",
+        "[503] market closed",
+        "venue returned 502: invalid text",
+        "the exchange failed with 500, invalid",
+        "connect ETIMEDOUT: invalid socket",
+        "venue unavailable: market closed",
+        "unexpected error: invalid state",
+        "foreign key constraint failed",
         "SWAP_ERROR: venue timed out",
         "SWAP_ERROR",
         "Order not found",
@@ -172,8 +195,30 @@ def test_error_about_access_refuses_a_swap_only_if_it_names_the_operation(text: 
     assert judge(text) is Verdict.UNKNOWN
 
 
-@pytest.mark.parametrize("text", ["Session expired", "Invalid token", "token expired"])
-def test_error_about_the_session_refuses_no_swap_without_the_operation(text: str) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Session expired",
+        "Invalid token",
+        "token expired",
+        "Invalid sig",
+        "Invalid HMAC",
+        "Invalid ts",
+        "Clock skew too large",
+        "Invalid authorization",
+        "Request rate too high",
+        "Maximum of 100 messages per second",
+        "Too many connections, the maximum is 100",
+        "Invalid channel format",
+        "Maximum of 100 subscriptions",
+        "Invalid order id",
+        "Invalid operation: estimate",
+        "order_status: invalid id",
+        "INVALID_REQUEST: Invalid signature",
+        "INVALID_REQUEST: Invalid channel format",
+    ],
+)
+def test_error_about_something_else_refuses_no_swap_without_the_operation(text: str) -> None:
     assert judge(text) is Verdict.UNKNOWN
 
 

@@ -8,11 +8,11 @@ refusal.
 
 The order of the checks:
 
-1. A documented refusal code decides, where the broker has sent one.
-2. A word of doubt: the swap, or an earlier one with its id, may have been executed.
-3. Authentication and rate limits, which are refusals if the error names the operation. Without the
-   operation, they may be about the connection or about any other message.
-4. A text of a refusal.
+1. An error that doesn't name the operation may be about authentication, a rate limit, a channel or
+   another message. Then it refuses no swap.
+2. A documented refusal code decides, where the broker has sent one.
+3. A word of doubt: the swap, or an earlier one with its id, may have been executed.
+4. A text of a refusal. With the operation, authentication and rate limits are refusals too.
 """
 
 from __future__ import annotations
@@ -54,15 +54,19 @@ _DONE: Final = "accepted|broadcast|created|execut(?:ed|ing)|filled|placed|proces
 _DOUBTS: Final = (
     r"\bnonce",  # our nonces are unique: an earlier delivery of this message may be executed
     r"\binternal",  # an internal error may come after the execution
-    r"\btim(?:e|ed|ing) ?out",  # the answer is missing, not the execution
-    r"\bdeadline\b",  # the same
+    r"\bunexpected\b",  # as "internal"
+    r"tim(?:e|ed|ing) ?out",  # the answer is missing, not the execution
+    r"\bdeadline\b|\bexecution time\b|\bblock ?height\b",  # the same
     r"\bgateway\b",  # a proxy speaks, which doesn't know what the broker did
     r"\bupstream\b",  # the same
     r"\beof\b",  # the same
-    r"\bconnection (?:was )?(?:reset|refused|closed|lost|aborted)\b",  # the same
+    r"\bconnection (?:is |was )?(?:reset|refused|closed|lost|aborted)\b",  # the same
+    r"\binvalid connection\b",  # the same, of a database
     r"\b(?:server|network|connection|socket|database|runtime|rpc|system) (?:error|failure)",
     r"\b(?:econn|broken pipe|panic|unreachable)",  # as "internal"
-    r"\brespon(?:d|se)",  # "invalid response from the venue": it may have executed all the same
+    # "invalid response from the venue": it may have executed all the same. So does Go say that a
+    # response is no JSON, and Python that it lacks a member.
+    r"\brespon(?:d|se)|\brepl(?:y|ies)\b|\blooking for beginning\b|\bin json\b|^key error\b",
     r"\bunknown (?:\w+ )?(?:error|failure|status|state|outcome|result|reason)\b",  # it says so
     r"\b(?:status|state|outcome|result|reason) (?:is |still )*unknown\b",  # the same
     r"\b(?:confirm|(?:determine|verify) )",  # "not enough confirmations": it was executed
@@ -71,30 +75,41 @@ _DOUBTS: Final = (
     r"\b(?:pending|queued?|wait(?:ed|ing)?)\b",  # it may be executed later
     r"\b(?:cancel|abort|interrupt)",  # nobody says how far it had come
     r"\b(?:busy|overloaded)\b",  # it may be executed later
-    r"\b(?:service|temporarily) unavailable\b",  # the same
+    r"\b(?:broker|exchange|provider|server|service|temporarily|venue) unavailable\b",  # the same
     r"\btry(?:ing)? again\b",  # the same
     r"\b(?:channel|subscri)",  # "Invalid channel format": about another message
     r"\b(?:retr(?:y|ied|ies|ying)|attempts)\b",  # the same; "maximum retries exceeded"
-    r"(?:\b(?:http|status|code)\b[ :=#]*|^error[ :=#]+)5\d\d\b",  # a 5xx status: as "gateway"
-    r"^5\d\d(?:$|[:;,]| (?![a-z0-9]{2,6}\b.*\bm(?:in|ax)imum))",  # "503", not "500 USDT minimum"
+    # A 5xx status: as "gateway". An amount is none: "500 USDT minimum", "500,000 is too large".
+    r"(?:\b(?:http(?:/[\d.]+)?|status|code)[ :=#(]*|^error[ :=#(]+)5\d\d\b",
+    r"\b(?:answered|failed|replied|returned)(?: with)?[ :=#(]+5\d\d\b(?! [a-z]{2,6}\b)",
+    r"^[\[(]?5\d\d(?:$|[:;\])]|,(?!\d)| (?![a-z0-9]{2,6}\b.*\bm(?:in|ax)imum))",
 )
 # These are about the message, so it wasn't executed. Without the operation, it may be another one.
-_AUTHENTICATION: Final = (
+_ACCESS: Final = (
     r"\bsignature\b",
-    r"\b(?:api ?)?keys?\b",
+    r"\b(?:api|access|secret) ?keys?\b",
+    r"\b(?:bad|disabled|expired|invalid|revoked|unknown|wrong) keys?\b",
+    r"\bkeys? (?:is |has |was )?(?:disabled|expired|invalid|not found|revoked|unknown)\b",
     r"\btimestamps?\b",
     r"\brate ?limit",
     r"\btoo many requests\b",
     r"authenticat",
     r"\bunauthori[sz]ed\b",
 )
-# Without the operation, these may be about the session.
-_SESSION: Final = (
+# Without the operation, these may be about the session or about another message. With it, a text of
+# a refusal decides.
+_ELSEWHERE: Final = (
     r"\bsession\b",
     r"\btoken (?:is |has )?(?:expired|invalid|missing|revoked)\b",
     r"\b(?:expired|invalid|missing|revoked) token\b",
     r"\bcredentials?\b",
     r"\blog(?:ged)? ?(?:in|out)\b",
+    r"\b(?:sig|hmac|ts|clock)\b|\bauthori[sz]",  # as in `_ACCESS`, but too short for a refusal
+    r"\b(?:message|request) rate\b|\bper (?:second|minute|hour)\b",  # a rate limit in other words
+    r"\btoo many (?:\w+ )?(?:calls|connections|messages|sessions|subscriptions)\b",  # the same
+    r"\bchannels?\b|\b(?:un)?subscri",  # "Invalid channel format" answers a `subscribe`
+    r"(?<!client )\border ids?\b",  # "Invalid order id" answers a lookup
+    r"(?:^|\b(?:op|operation)\W+)(?:auth|balances|estimate|order status)\b",  # it names another one
 )
 _TRADED: Final = r"(?:asset|pair|network|token|symbol|currency|coin)s?"
 _REFUSALS: Final = (
@@ -102,14 +117,14 @@ _REFUSALS: Final = (
     r"\bnot enough\b",  # the same
     r"\binvalid\b",  # a value of the swap
     r"\bmalformed\b",  # the same
-    rf"\b(?:unknown|unsupported) {_TRADED}\b",  # a value of the swap
+    rf"\b(?:unknown|unsupported) (?:\w+ )?{_TRADED}\b",  # a value of the swap
     rf"\b{_TRADED}\b.*\b(?:unknown|unsupported|not supported)\b",  # the same
     r"\bm(?:in|ax)imum\b",  # an amount outside of the limits
     r"\btoo (?:small|large|low|high)\b",  # the same
     r"\bno route\b",  # there is no way to swap
     r"\bno liquidity\b",  # the same
     r"\bslippage\b",  # the price is worse than allowed
-    r"\bmarket (?:is )?closed\b",
+    r"\bmarket (?:\w+ ){0,2}closed\b",  # "market is currently closed"
     r"\bnot allowed\b",  # this account may not swap so
     r"\bforbidden\b",  # the same
     r"\bdisabled\b",  # the same
@@ -128,8 +143,8 @@ def _any_of(patterns: Iterable[str]) -> re.Pattern[str]:
 
 _IS_DUPLICATE: Final = _any_of(_DUPLICATE)
 _IS_DOUBT: Final = _any_of(_DOUBTS)
-_IS_AUTHENTICATION: Final = _any_of(_AUTHENTICATION)
-_IS_SESSION: Final = _any_of((*_AUTHENTICATION, *_SESSION))
+_IS_ACCESS: Final = _any_of(_ACCESS)
+_IS_ELSEWHERE: Final = _any_of((*_ACCESS, *_ELSEWHERE))
 _IS_REFUSAL: Final = _any_of(_REFUSALS)
 
 
@@ -151,24 +166,26 @@ class RefusalTable:
             code: The machine code beside it, empty if there is none.
             names_op: Whether the error names the operation.
         """
-        if (code or _code_of(text)).strip().upper() in _REFUSAL_CODES:
+        texts = _plain(text[:_MAX_TEXT]), _plain(code[:_MAX_CODE])
+        is_elsewhere = not names_op and _matches(_IS_ELSEWHERE, texts)
+        if (code or _code_of(text)).strip().upper() in _REFUSAL_CODES and not is_elsewhere:
             return Verdict.REFUSED
         if len(text) > _MAX_TEXT:
-            return (
-                Verdict.UNKNOWN
-            )  # No text of a refusal is so long, and the patterns would be slow.
-        texts = _plain(text), _plain(code[:_MAX_CODE])
-        if any(map(_IS_DUPLICATE.search, texts)) and not any("nonce" in one for one in texts):
+            # No text of a refusal is so long, and the patterns would be slow.
+            return Verdict.UNKNOWN
+        if _matches(_IS_DUPLICATE, texts) and not any("nonce" in one for one in texts):
             return Verdict.DUPLICATE
-        is_refusal = not any(map(_IS_DOUBT.search, texts))
-        if any(map((_IS_AUTHENTICATION if names_op else _IS_SESSION).search, texts)):
-            is_refusal &= names_op
-        else:
-            is_refusal &= any(map(self._is_listed, texts))
+        if is_elsewhere or _matches(_IS_DOUBT, texts):
+            return Verdict.UNKNOWN
+        is_refusal = _matches(_IS_ACCESS, texts) or any(map(self._is_listed, texts))
         return Verdict.REFUSED if is_refusal else Verdict.UNKNOWN
 
     def _is_listed(self, text: str) -> bool:
         return bool(_IS_REFUSAL.search(text)) or any(one in text for one in self._texts)
+
+
+def _matches(pattern: re.Pattern[str], texts: Iterable[str]) -> bool:
+    return any(map(pattern.search, texts))
 
 
 def _plain(text: str) -> str:

@@ -1270,3 +1270,87 @@ def test_tracked_order_that_was_left_may_be_wanted_again_before_its_turn() -> No
     harness.reply("unsubscribe", "orders:0")
     harness.pass_time(5.0)
     assert harness.send_all() == [("unsubscribe", "orders:2")]
+
+
+# --- Lost replies at the limit of channels ---------------------------------------------------
+
+
+def lost_subscribe(kind: str) -> ChannelsHarness:
+    """A connection whose only slot is held by a channel, as the reply to ``subscribe`` is lost."""
+    harness = ChannelsHarness(limit=1)
+    if kind == "user":
+        lost = harness.subscribe("orders:lost")
+    else:
+        harness.track_order("orders:lost")
+    assert harness.send_all() == [("subscribe", "orders:lost")]
+    harness.pass_time(TIMEOUT)
+    if kind == "user":
+        assert isinstance(lost.answers[0], RequestTimeoutError)
+    else:
+        assert harness.send_all() == [state_request("orders:lost")]
+        harness.reply_order("PENDING", "orders:lost")
+    assert harness.send_all() == []
+    return harness
+
+
+@pytest.mark.parametrize("kind", ["user", "tracked"])
+@pytest.mark.parametrize("later", [0.0, GRACE - 1, GRACE, 10 * GRACE])
+def test_slot_of_a_lost_subscribe_is_free_after_the_grace(kind: str, later: float) -> None:
+    harness = lost_subscribe(kind)
+    for _ in range(16):
+        harness.pass_time(later / 16)
+    assert harness.replaced == []
+    waiting = harness.subscribe("balances")
+    if later < GRACE:
+        harness.pass_time(0)
+        assert harness.replaced == []
+        harness.pass_time(GRACE - later)
+    harness.pass_time(0)
+    assert len(harness.replaced) == 1
+    assert not harness.replacements[0].is_attempt
+    harness.lose()
+    harness.connect()
+    assert harness.send_all()[0] == ("subscribe", "balances")
+    harness.reply("subscribe", "balances")
+    assert waiting.answers == [None]
+    harness.pass_time(10 * GRACE)
+    assert len(harness.replaced) == 1
+
+
+@pytest.mark.parametrize("kind", ["user", "tracked"])
+def test_late_reply_to_a_lost_subscribe_frees_its_slot(kind: str) -> None:
+    harness = lost_subscribe(kind)
+    waiting = harness.subscribe("balances")
+    harness.reply("subscribe", "orders:lost")
+    harness.answer("unsubscribe", "orders:lost")
+    harness.answer("subscribe", "balances")
+    assert waiting.answers == [None]
+    assert harness.replaced == []
+
+
+@pytest.mark.parametrize("kind", ["user", "tracked"])
+def test_connection_is_kept_if_nobody_wants_the_slot_of_a_lost_subscribe(kind: str) -> None:
+    harness = lost_subscribe(kind)
+    waiting = harness.subscribe("balances")
+    waiting.handle.close()
+    harness.track_order("orders:other")
+    for _ in range(20):
+        harness.pass_time(GRACE / 2)
+        for op, what in harness.send_all():
+            assert op == "order_status"
+            harness.reply_order("PENDING", f"orders:{json.loads(what)['id']}")
+    assert harness.replaced == []
+
+
+def test_unanswered_eviction_ends_after_the_grace() -> None:
+    harness = ChannelsHarness(limit=1)
+    harness.session.trust.graces["unsubscribe"] = 5.0
+    harness.track_acknowledged("orders:o1")
+    waiting = harness.subscribe("balances")
+    assert harness.send_all() == [("unsubscribe", "orders:o1")]
+    harness.pass_time(4.9)
+    assert harness.send_all() == []
+    harness.pass_time(0.2)
+    harness.answer("subscribe", "balances")
+    assert waiting.answers == [None]
+    assert harness.replaced == []

@@ -102,6 +102,7 @@ The names of the tests here begin with the numbers.
   protocol/test_session.py::test_error_belongs_to_the_request_that_has_no_reply_of_its_own
   protocol/test_session.py::test_bare_error_is_the_swaps_once_the_read_has_its_own_reply
 - 59: client/test_slow_broker.py::test_reply_that_is_never_sent_delays_only_its_operation
+  client/test_slow_broker.py::test_lost_acknowledgement_does_not_keep_the_last_channel
   client/test_slow_broker.py::test_broker_that_takes_twelve_seconds_is_not_disconnected_for_ever
 - 60: test_36_60_corrected_clock_lets_the_client_reconnect
   test_60_key_refused_three_times_in_a_row_is_final

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Final
 
 import attrs
@@ -13,9 +14,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.scripted import open_scripted, order_status, start
 from trio_broker import (
     BrokerWSClient,
     Disconnected,
+    Limits,
     NotSentError,
     ReconnectPolicy,
     RequestTimeoutError,
@@ -133,6 +136,43 @@ async def test_impatient_callers_of_a_slow_broker_are_answered_in_the_end(
 
 async def _hour(disturb: Callable[[Sandbox], object]) -> Figures:
     return await run(disturb, 3600)
+
+
+@pytest.mark.parametrize("kind", ["subscribe_order", "track_order"])
+async def test_lost_acknowledgement_does_not_keep_the_last_channel(
+    kind: str, autojump_clock: MockClock
+) -> None:
+    limits, policy = Limits(max_subscriptions=1), ReconnectPolicy(initial_delay=0.01)
+    async with (
+        open_scripted() as broker,
+        broker.client(limits=limits, reconnect=policy) as client,
+        trio.open_nursery() as nursery,
+    ):
+        line = await broker.line()
+        if kind == "subscribe_order":
+            lost = start(nursery, client.subscribe_order, "o1")
+            await line.receive("subscribe")
+            with pytest.raises(RequestTimeoutError):
+                await lost.result()
+        else:
+            nursery.start_soon(track_forever, client)
+            await line.receive("subscribe")
+            await line.receive("order_status")
+            await line.send(order_status())
+        began = trio.current_time()
+        call = start(nursery, partial(client.subscribe, "balances", snapshot=False))
+        line = await broker.line()
+        await line.acknowledge()
+        async with await call.result() as updates:
+            assert trio.current_time() - began == pytest.approx(5, abs=0.5)
+            await line.send({"ch": "balances", "data": []})
+            assert (await updates.receive()).data == ()
+        nursery.cancel_scope.cancel()
+
+
+async def track_forever(client: BrokerWSClient) -> None:
+    async with client.track_order("o1"):
+        await trio.sleep_forever()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,10 @@ a slot is polled. Nothing that the broker answers to its ``subscribe`` ends a tr
 gap. On the next connection all wanted channels are subscribed to at once. A stream that had begun
 gets its channel's state, even if it was opened without a snapshot. If the broker refuses a channel,
 only its streams end.
+
+**A lost reply** must not take a slot for good. The channel of a ``subscribe`` without an answer
+counts as taken, and its ``unsubscribe`` waits for that answer. If a user's channel waits for a
+slot, the connection is replaced after `reply_grace`.
 """
 
 from __future__ import annotations
@@ -417,16 +421,21 @@ class ChannelRegistry:
     def _make_room(self, now: float) -> None:
         """Give free slots to users' channels first, then to background channels."""
         if not self.is_online or self._slots.is_settled:
+            self._session.want_slots(wanted=False)
             return
         while (channel := self._slots.next_waiting()) is not None:
             self._request(channel, "subscribe", now)
         while (channel := self._slots.next_to_leave()) is not None:
-            self._request(channel, "unsubscribe", now)
+            # The user's request must still have time to be answered.
+            grace = self._session.trust.grace("unsubscribe")
+            self._request(channel, "unsubscribe", now, grace)
+        self._session.want_slots(wanted=self._slots.is_wanted)
         if (channel := self._slots.next_polled()) is not None:
             self._wait_turn(channel, now)
 
-    def _request(self, channel: Channel, op: str, now: float) -> Request:
-        request = requests.subscription(op, channel.name, self._deadline(now))
+    def _request(self, channel: Channel, op: str, now: float, timeout: float = math.inf) -> Request:
+        deadline = self._deadline(now, timeout)
+        request = requests.subscription(op, channel.name, deadline)
         request.subject = channel
         if not channel.subscriptions and (channel.trackers or channel.was_background):
             request.priority = Priority.BACKGROUND
@@ -437,8 +446,8 @@ class ChannelRegistry:
         self._session.submit(request, now)
         return request
 
-    def _deadline(self, now: float) -> float:
-        return max(now, self._busy_until) + self._timeout
+    def _deadline(self, now: float, timeout: float = math.inf) -> float:
+        return max(now, self._busy_until) + min(self._timeout, timeout)
 
     def subscription_ended(self, request: Request, now: float) -> None:
         """A ``subscribe`` or ``unsubscribe`` has its answer, or has failed."""

@@ -9,6 +9,8 @@ refuses a ``subscribe``. The number that it had accepted counts until the connec
 long as a background channel can be evicted. If none can be evicted, a user's channel is requested
 anyway.
 
+A channel also counts as taken if it is unknown whether the broker has the subscription.
+
 There may be a thousand tracked orders, and slots change with every answer. So nothing here looks at
 every channel. A channel is in each queue that fits its state, in the order of its arrival. `note`
 updates the queues, and must be called after every change of a channel.
@@ -82,6 +84,11 @@ class Slots:
         if channel.subscriptions:
             return others < (self._limit if self.can_evict else self._configured)
         return others + len(self._waiting) < self._limit
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a user's channel waits for a slot."""
+        return bool(self._waiting)
 
     @property
     def is_settled(self) -> bool:

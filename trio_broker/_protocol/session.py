@@ -6,7 +6,8 @@ channel, and every order id that is looked up. Lookups by client order id share 
 `matching` decides which request a reply belongs to.
 
 **An abandoned request keeps its lane** until its reply arrives. If another request wants the lane
-after `reply_grace`, the connection is replaced, but not while a swap is unresolved. The lane of a
+after `reply_grace`, the connection is replaced, but not while a swap is unresolved. An
+``unsubscribe`` is worth that only if a user's channel waits for the slot. The lane of a
 swap that was found by a lookup is free at once; its reply stays owed.
 
 **A swap is alone in flight as far as possible.** A waiting swap holds new requests back, gives the
@@ -115,6 +116,7 @@ class Session:
         self._again: deque[Request] = deque()
         self._alone: dict[Request, None] = {}
         self._auth: Request | None = None
+        self._wants_slots = False
 
     @property
     def in_flight(self) -> int:
@@ -167,11 +169,19 @@ class Session:
         request.is_unresolved = False
         if is_found and request.is_abandoned and request.stage is Stage.IN_FLIGHT:
             self._end(request)
-        # What had to wait for the swap.
+        self._check_graces_again()  # They had to wait for the swap.
+        self.make_fresh(now)
+
+    def want_slots(self, *, wanted: bool) -> None:
+        """Note whether users' channels wait for a slot that an ``unsubscribe`` would free."""
+        if wanted and not self._wants_slots:
+            self._check_graces_again()
+        self._wants_slots = wanted
+
+    def _check_graces_again(self) -> None:
         for holder in self._debts.holders.values():
             if holder.is_abandoned:
                 self._timers.set(holder, holder.grace_ends)
-        self.make_fresh(now)
 
     def next_to_send(self, now: float) -> Request | None:
         """The request that may be sent now. It stays queued until `mark_sent`."""
@@ -358,9 +368,9 @@ class Session:
         swap = self._debts.holders.get(_SWAP_LANE)
         if self.trust.is_over or (swap is not None and swap.is_unresolved):
             return
-        # Not for an 'unsubscribe': a new connection would do the same, and cost more.
+        # Not for an 'unsubscribe' alone: a new connection would do the same, and cost more.
         if any(
-            request.stage is Stage.WAITING and request.op != "unsubscribe"
+            request.stage is Stage.WAITING and (request.op != "unsubscribe" or self._wants_slots)
             for _, _, request in self._waiting.get(holder.lane, ())
         ):
             self.trust.grace_is_over(holder.op)

@@ -148,6 +148,7 @@ async def test_lost_acknowledgement_does_not_keep_the_last_channel(
         broker.client(limits=limits, reconnect=policy) as client,
         trio.open_nursery() as nursery,
     ):
+        nursery.cancel_scope.deadline = trio.current_time() + 60
         line = await broker.line()
         if kind == "subscribe_order":
             lost = start(nursery, client.subscribe_order, "o1")

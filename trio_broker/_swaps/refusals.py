@@ -166,11 +166,13 @@ class RefusalTable:
             code: The machine code beside it, empty if there is none.
             names_op: Whether the error names the operation.
         """
-        texts = _plain(text[:_MAX_TEXT]), _plain(code[:_MAX_CODE])
+        start = text[:_MAX_TEXT]
+        texts = _plain(start), _plain(code[:_MAX_CODE])
         is_elsewhere = not names_op and _matches(_IS_ELSEWHERE, texts)
-        if (code or _code_of(text)).strip().upper() in _REFUSAL_CODES and not is_elsewhere:
+        sent = (code or _code_of(start)).strip().upper()
+        if sent in _REFUSAL_CODES and not is_elsewhere:
             return Verdict.REFUSED
-        if len(text) > _MAX_TEXT:
+        if start != text:
             # No text of a refusal is so long, and the patterns would be slow.
             return Verdict.UNKNOWN
         if _matches(_IS_DUPLICATE, texts) and not any("nonce" in one for one in texts):

@@ -84,14 +84,6 @@ def test_debt_stays_when_the_lane_is_freed() -> None:
     assert debts.candidates(reply(op="swap", error="No route")) == [second]
 
 
-def test_read_of_a_freed_lane_is_a_candidate_too() -> None:
-    first, second = sent("estimate"), sent("estimate", times=2)
-    debts = debts_of(first)
-    debts.free_lane(first)
-    add(debts, second)
-    assert set(debts.candidates(reply(op="estimate", data={}))) == {first, second}
-
-
 def test_new_connection_clears_all_debts() -> None:
     first, second = sent("swap", client_order_id="c1"), sent("balances")
     debts = debts_of(first, second)

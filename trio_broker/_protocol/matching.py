@@ -183,7 +183,7 @@ class Debts:
             self._released.pop(request, None)
 
     def free_lane(self, request: Request) -> None:
-        """Let another request have the lane. The debt stays."""
+        """Let another request have the lane. The debt stays, which only a swap may have then."""
         del self.holders[request.lane]
         if request.owed:
             self._released[request] = None
@@ -234,13 +234,10 @@ class Debts:
         ]
 
     def _in_lane(self, lane: Lane, op: str | None) -> list[Request]:
-        """The requests of a lane: the one that has it, and those that had it before."""
+        """The request that has a lane, if a reply to this operation can be to it."""
         # A thousand may be in flight together: don't look at all of them.
         holder = self.holders.get(lane)
-        found = [holder] if holder is not None and holder.owed and holder.op == op else []
-        if self._released:
-            found += [one for one in self._released if (one.lane, one.op) == (lane, op)]
-        return found
+        return [holder] if holder is not None and holder.owed and holder.op == op else []
 
     def _may_answer(self, request: Request, reply: Reply) -> bool:
         """Whether a reply can be to a request, by the order that it names."""

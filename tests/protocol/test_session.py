@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
 from functools import partial
 from typing import Any
 
@@ -1548,3 +1549,16 @@ def test_read_with_a_possibly_oversized_reply_waits_only_briefly() -> None:
     assert harness.engine.timers.next_deadline <= harness.now + ALONE_DELAY
     harness.pass_time(ALONE_DELAY)
     assert harness.write() == [suspected]
+
+
+def test_requests_that_end_in_an_outage_need_no_memory() -> None:
+    harness = SessionHarness(authenticated=False)
+    patient = [harness.queue(op, patience=10_000) for op in ("estimate", "balances")]
+    ended = []
+    for op in ["estimate", "balances"] * 500:
+        ended.append(weakref.ref(harness.queue(op, patience=1)))
+        harness.pass_time(1)
+        harness.ended.clear()
+    assert sum(one() is not None for one in ended) < 500
+    harness.reconnect()
+    assert harness.write() == patient

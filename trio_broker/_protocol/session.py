@@ -63,6 +63,7 @@ HOLD_TIME: Final = 1.0
 MESSAGE_TOO_BIG: Final = 1009  # RFC 6455, section 7.4.1
 _MAX_REASON: Final = 300
 _MAX_RAW: Final = 1000
+_MAX_ENDED: Final = 100
 _SWAP_LANE: Final[Lane] = ("swap", None)
 # Their late replies still show the outcome of a swap.
 _WANTED_LATE: Final = frozenset({Purpose.SWAP, Purpose.LOOKUP})
@@ -398,9 +399,14 @@ class Session:
                 self._make_ready(lane[0])
             else:
                 del self._waiting[request.lane]
-        # While nothing can be sent, requests that have ended would pile up there.
+        # While nothing can be sent, requests that have ended would pile up there, also behind one
+        # that waits for long.
         if self._ready and self._ready[0][2].stage is Stage.ENDED:
             self._ready_head()
+        most = 2 * self.waiting + _MAX_ENDED
+        for heap in (lane, self._ready):
+            if len(heap) > most:
+                heap[:] = sorted({entry for entry in heap if entry[2].stage is Stage.WAITING})
         if self._ready or self._again:
             self.may_send = True
         if self.trust.stale_since < math.inf:

@@ -399,18 +399,20 @@ class Session:
                 self._make_ready(lane[0])
             else:
                 del self._waiting[request.lane]
-        # While nothing can be sent, requests that have ended would pile up there, also behind one
-        # that waits for long.
+        # While nothing can be sent, requests that have ended would pile up there.
         if self._ready and self._ready[0][2].stage is Stage.ENDED:
             self._ready_head()
-        most = 2 * self.waiting + _MAX_ENDED
-        for heap in (lane, self._ready):
-            if len(heap) > most:
-                heap[:] = sorted({entry for entry in heap if entry[2].stage is Stage.WAITING})
+        if max(len(lane), len(self._ready)) > 2 * self.waiting + _MAX_ENDED:
+            self._remove_ended(lane)
         if self._ready or self._again:
             self.may_send = True
         if self.trust.stale_since < math.inf:
             self._timers.set(self, self.trust.stale_since)
+
+    def _remove_ended(self, lane: list[tuple[Priority, int, Request]]) -> None:
+        """Remove requests that have ended behind one that waits for long."""
+        for heap in (lane, self._ready):
+            heap[:] = sorted({entry for entry in heap if entry[2].stage is Stage.WAITING})
 
     def _make_ready(self, entry: tuple[Priority, int, Request]) -> None:
         self.may_send = True

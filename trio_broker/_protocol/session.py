@@ -12,7 +12,8 @@ swap that was found by a lookup is free at once; its reply stays owed.
 
 **A swap is alone in flight as far as possible.** A waiting swap holds new requests back, gives the
 requests in flight `ALONE_DELAY` seconds, and is then sent. Nothing else is sent until it is
-answered or abandoned. Nothing is ever sent twice, except a read whose reply was ambiguous.
+answered or abandoned. Nothing is ever sent twice, except a read, `subscribe` or `unsubscribe` whose
+reply was ambiguous.
 
 Results go into `ended`, `unowed_receipts` and the engine's effects. Nothing here calls its owner.
 """

@@ -237,7 +237,7 @@ class SwapRegistry:
         request.subject = swap
         swap.connection = self._session.connections
         request.sign_by = swap.intent.at.timestamp() + MAX_WAIT
-        request.send_by = (swap.entered or now) + MAX_WAIT
+        request.send_by = (now if swap.entered is None else swap.entered) + MAX_WAIT
         self._session.submit(request, now)
 
     def abandon(self, swap: Swap, why: BrokerError, now: float) -> None:

@@ -120,9 +120,16 @@ class AmbiguousReply:
         return len({reply.text for reply in self.replies}) == 1
 
     def certainly_answered(self) -> list[Request]:
-        """The requests that one of the replies is certainly to: the others are owed fewer."""
+        """The requests that certainly have one of the replies, as the others are owed fewer.
+
+        Abandoned ones are left out.
+        """
         outstanding = self.outstanding  # Once: hundreds of lookups may be in flight.
-        return [request for request in self.candidates if request.owed > outstanding]
+        return [
+            request
+            for request in self.candidates
+            if request.owed > outstanding and not request.is_abandoned
+        ]
 
     def reply_to(self, request: Request) -> Reply | None:
         """The newest reply that may belong to a request."""

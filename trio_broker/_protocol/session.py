@@ -558,9 +558,8 @@ class Session:
             self._take_certain(*certain, ambiguity, now)
         if ambiguity.replies and ambiguity.outstanding > 0:
             for request in ambiguity.certainly_answered() if ambiguity.is_one_text else ():
-                if not request.is_abandoned:
-                    self._end_by(request, ambiguity.last)
-                    self._keep_lane(request, now)
+                self._end_by(request, ambiguity.last)
+                self._keep_lane(request, now)
             ambiguity.held_until = now + HOLD_TIME
             self._timers.set(ambiguity, ambiguity.held_until)
             return

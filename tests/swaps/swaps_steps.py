@@ -707,13 +707,13 @@ class SwapsSteps(RuleBasedStateMachine):
     # --- Messages that are no replies --------------------------------------------------------
 
     @precondition(lambda self: self.repeatable())
-    @rule(data=st.data(), at_once=st.booleans())
-    def repeat(self, data: st.DataObject, at_once: bool) -> None:
+    @rule(data=st.data())
+    def repeat(self, data: st.DataObject) -> None:
         """The broker sends a message twice that names a known order."""
-        assert self.link is not None
-        self.link.send(data.draw(some(self.repeatable())))
-        self.figures["repeated"] += 1
-        if at_once:
+        self.client_receives(ALL)
+        if self.link is not None and self.repeatable():
+            self.link.send(data.draw(some(self.repeatable())))
+            self.figures["repeated"] += 1
             self.client_receives(ALL)
 
     def repeatable(self) -> list[Message]:
@@ -724,7 +724,15 @@ class SwapsSteps(RuleBasedStateMachine):
             for message in named
             if "clientOrderId" in message["data"]
             or message["data"]["orderId"] in self.client.engine.order_ids
+            if not self.owed_names() & {*message["data"].values()}
         ]
+
+    def owed_names(self) -> set[str | None]:
+        """The ids of the orders about which the client is owed a reply."""
+        return {
+            request.client_order_id or request.order_id
+            for request in self.client.session._debts.owed
+        }
 
     @precondition(lambda self: self.is_connected and self.manners.sends_strays)
     @rule(
@@ -765,7 +773,7 @@ class SwapsSteps(RuleBasedStateMachine):
         link = self.link
         if link is None:
             return
-        owed = {self.names_of(request) for request in self.client.session._debts.owed}
+        owed = self.owed_names()
         others = [{"orderId": STRANGER[0], "clientOrderId": STRANGER[1]}]
         others += [
             {key: value}
@@ -782,10 +790,6 @@ class SwapsSteps(RuleBasedStateMachine):
         link.is_tainted = link.is_tainted or STRANGER[0] in names.values()
         self.figures["named others"] += 1
         self.client_receives(ALL)
-
-    @staticmethod
-    def names_of(request: Request) -> str | None:
-        return request.client_order_id or request.order_id
 
     # --- The end -----------------------------------------------------------------------------
 

@@ -23,6 +23,8 @@ must be corrected once its receipt has arrived.
 - Send an error twice, or an error that nobody is owed, if it names nothing else than an operation
   of which a reply is owed. The same goes for errors without ``op`` while any reply is owed. But
   after a reply that nobody was owed, it sends them while a swap is owed its reply.
+- Send a receipt or a state twice while a reply about the same order is owed. The second one looks
+  like that reply, and the reply itself then looks like another's.
 - Send the receipt or the state of an unknown order without a client order id that nobody asked for
   while a swap, or a lookup, is owed a reply.
 - Send an error *and* a receipt for one swap if the client couldn't attribute the error, because
@@ -58,7 +60,7 @@ class SwapsMachine(SwapsSteps):
                 self.execute_one(asked)
         self.pass_time(TIMEOUT)
         if self.repeatable():
-            self.repeat(data, at_once=True)
+            self.repeat(data)
         for asked in self.open("swap"):
             if asked.name == name and asked.executed and data.draw(st.booleans()):
                 how = "lie" if self.manners.lies else "doubt"
@@ -129,7 +131,8 @@ class SwapsMachine(SwapsSteps):
             self.send_reply(asked, self.broker.state(asked, names_id=False), at_once=True)
         self.make_swap(self.new_name())
         self.pass_time(TIMEOUT)
-        if link is not None and link is self.link and lookup.result is not None:
+        is_seen = lookup.result is not None and ELSEWHERE not in self.owed_names()
+        if link is not None and link is self.link and is_seen:
             link.send({"op": "order_status", "data": {"orderId": ELSEWHERE, "status": "X"}})
             self.client_receives(ALL)
 

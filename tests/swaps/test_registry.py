@@ -436,6 +436,24 @@ def test_receipt_that_must_be_verified_decides_whose_a_held_error_is(
     assert harness.is_clean()
 
 
+def test_swap_that_waited_for_its_lane_still_lets_reads_be_answered(
+    harness: RegistryHarness,
+) -> None:
+    harness.swap_then_time_out()
+    second = harness.swap("c2")
+    harness.until(harness.now + 1.0)
+    estimate = harness.submit(
+        requests.estimate(requests.Trade(1, "ETH", "USDT"), None, harness.now + TIMEOUT)
+    )
+    assert harness.send() == ["estimate"]
+    harness.receive_json(**order("o1", "c1"))
+    assert harness.send() == []
+    harness.receive_json(op="estimate", error="No route")
+    assert "No route" in str(estimate.error)
+    assert harness.send() == ["swap"]
+    assert second.outcome is SwapOutcome.UNDER_WAY
+
+
 def test_held_reply_to_a_lookup_is_not_a_swaps_receipt(harness: RegistryHarness) -> None:
     first = harness.swap_then_lose()
     harness.submit(requests.order_status("other", harness.now + 100))

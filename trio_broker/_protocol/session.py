@@ -157,7 +157,7 @@ class Session:
         if request.stage is Stage.IN_FLIGHT and request.owed:
             self._keep_lane(request, now)
         else:
-            self._end(request)
+            self._end(request, now)
         self.ended.append(request)
 
     def too_large(self, request: Request) -> ReplyTooLargeError | None:
@@ -170,7 +170,7 @@ class Session:
         """A swap isn't looked up any more. If its order was found, its lane is free."""
         request.is_unresolved = False
         if is_found and request.is_abandoned and request.stage is Stage.IN_FLIGHT:
-            self._end(request)
+            self._end(request, now)
         self._check_graces_again()  # They had to wait for the swap.
         self.make_fresh(now)
 
@@ -382,7 +382,7 @@ class Session:
         if request in self._again:
             self._again.remove(request)
 
-    def _end(self, request: Request) -> None:
+    def _end(self, request: Request, now: float = -math.inf) -> None:
         """End a request for its caller, and free its lane. What it is owed stays owed."""
         if request.stage is Stage.IN_FLIGHT:
             self._debts.free_lane(request)
@@ -397,6 +397,8 @@ class Session:
             heapq.heappop(lane)
         if request.lane not in self._debts.holders:
             if lane:
+                # What was sent while it waited for its lane gets time to be answered as well.
+                lane[0][2].since = max(lane[0][2].since, now)
                 self._make_ready(lane[0])
             else:
                 del self._waiting[request.lane]
@@ -542,7 +544,7 @@ class Session:
                 self._keep_lane(request, now)
         else:
             if request.stage is Stage.IN_FLIGHT:
-                self._end(request)
+                self._end(request, now)
             if ambiguity is not None:
                 ambiguity.remove(request)
         if ambiguity is not None:
@@ -578,7 +580,7 @@ class Session:
             for request in ambiguity.dissolve():
                 self._debts.pay(request, request.owed)
                 if request not in self._again and request.stage is Stage.IN_FLIGHT:
-                    self._end(request)
+                    self._end(request, now)
 
     def _take_certain(
         self, reply: Reply, request: Request | None, ambiguity: AmbiguousReply, now: float
@@ -650,7 +652,7 @@ class Session:
         if not request.is_abandoned or request.purpose in _WANTED_LATE:
             self._end_by(request, reply)
         if request.stage is Stage.IN_FLIGHT and not request.owed:
-            self._end(request)
+            self._end(request, now)
         elif request.owed and not request.is_abandoned:
             self._keep_lane(request, now)
 

@@ -625,18 +625,6 @@ def test_held_replies_have_candidates_of_their_own() -> None:
     assert harness.is_clean()
 
 
-def test_held_reply_that_no_candidate_is_left_for_is_unexpected() -> None:
-    harness = SessionHarness()
-    balances, estimate, lookup = send_three(harness)
-    harness.receive_json(error="a copy")
-    harness.receive_json(op="order_status", error="Order not found", data={"orderId": "a"})
-    harness.reply("balances", "5")
-    assert refusal_of(estimate) == "a copy"
-    harness.reply("estimate", "1")
-    assert len(harness.unexpected) == 1
-    assert (result_of(balances), refusal_of(lookup)) == ("5", "Order not found")
-
-
 # --- Abandoned requests ----------------------------------------------------------------------
 
 

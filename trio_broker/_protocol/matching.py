@@ -136,12 +136,15 @@ class AmbiguousReply:
         fitting = (one for one in reversed(self.replies) if request in self.replies[one])
         return next(fitting, None)
 
-    def take_certain(self) -> tuple[Reply, Request | None] | None:
-        """Remove and return a reply that one request at most is left for, with that request."""
+    def take_certain(self) -> tuple[Request, Reply] | None:
+        """Remove and return a reply that only one request is left for, with that request.
+
+        No reply is ever left without a request: no more replies are held than are owed.
+        """
         for reply, requests in self.replies.items():
-            if len(requests) <= 1:
+            if len(requests) == 1:
                 del self.replies[reply]
-                return reply, next(iter(requests), None)
+                return requests.pop(), reply
         return None
 
     def remove(self, request: Request) -> None:

@@ -561,7 +561,10 @@ class Session:
     def _decide(self, ambiguity: AmbiguousReply, now: float) -> None:
         """Give held replies to their requests, as far as that is certain."""
         while (certain := ambiguity.take_certain()) is not None:
-            self._take_certain(*certain, ambiguity, now)
+            request, reply = certain
+            self._take_held(request, reply, 1, now)
+            if not request.owed:
+                ambiguity.remove(request)
         if ambiguity.replies and ambiguity.outstanding > 0:
             for request in ambiguity.certainly_answered() if ambiguity.is_one_text else ():
                 self._end_by(request, ambiguity.last)
@@ -581,18 +584,6 @@ class Session:
                 self._debts.pay(request, request.owed)
                 if request not in self._again and request.stage is Stage.IN_FLIGHT:
                     self._end(request, now)
-
-    def _take_certain(
-        self, reply: Reply, request: Request | None, ambiguity: AmbiguousReply, now: float
-    ) -> None:
-        """One request at most is left for a held reply."""
-        if request is None:
-            self.report_unexpected("all its candidates have other replies", reply.text)
-            self.taint(now)
-            return
-        self._take_held(request, reply, 1, now)
-        if not request.owed:
-            ambiguity.remove(request)
 
     def hold_is_over(self, ambiguity: AmbiguousReply, now: float) -> None:
         """Other replies had time to decide whose a held reply is."""

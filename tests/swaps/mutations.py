@@ -1,4 +1,4 @@
-"""Shows that the swaps machine finds each rule's absence: `python -m tests.swaps.mutations 500`.
+"""Shows that the swaps machine finds each rule's absence: `python -m tests.swaps.mutations 1500`.
 
 Each mutation takes one rule out of the client at run time. The machine then runs until it fails, or
 until it has run as many histories as the command line says. A mutation that survives is a rule that
@@ -320,7 +320,7 @@ def histories_until_failure(name: str, histories: int) -> int | None:
 def main(arguments: Iterable[str] | None = None) -> int:
     """Print the table. Returns how many mutations survive."""
     parser = argparse.ArgumentParser(prog="python -m tests.swaps.mutations")
-    parser.add_argument("histories", type=int, nargs="?", default=500)
+    parser.add_argument("histories", type=int, nargs="?", default=1500)
     parser.add_argument("--only", default="", help="a part of the name of a mutation")
     options = parser.parse_args(None if arguments is None else list(arguments))
     survivors = 0

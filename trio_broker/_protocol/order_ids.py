@@ -119,7 +119,7 @@ class OrderIds:
             _remember(self._heard_of, name, None)
         if client_order_id is not None:
             _remember(self._owners, order_id, client_order_id)
-        elif order_id not in self._owners:
+        else:
             _remember(self._seen, order_id, None)
 
     def owner(self, order_id: str) -> str | None:

@@ -191,9 +191,8 @@ async def _serve(options: _Options, output: Output) -> int:
                 "BROKER_WS_URL": sandbox.url,
                 "BROKER_API_KEY": sandbox.api_key,
                 "BROKER_SECRET_KEY": sandbox.secret_key,
+                **({"BROKER_DIALECT": "docs"} if options.settings.get("dialect") == "docs" else {}),
             }
-            if options.settings.get("dialect") == "docs":
-                variables["BROKER_DIALECT"] = "docs"
             click.echo("\n".join(f"{name}={value}" for name, value in variables.items()))
             output.note("The sandbox runs until Ctrl-C.")
             async with trio.open_nursery() as nursery:

@@ -413,29 +413,6 @@ def test_refused_reads_do_not_wait_for_the_verification_of_a_receipt(
     assert harness.session.unexpected == 0
 
 
-def test_receipt_that_must_be_verified_decides_whose_a_held_error_is(
-    harness: RegistryHarness,
-) -> None:
-    harness.swap("c0")
-    harness.send()
-    harness.receive_json(error="Insufficient balance")
-    estimate = harness.submit(
-        requests.estimate(requests.Trade(1, "ETH", "USDT"), None, harness.now + TIMEOUT)
-    )
-    harness.send()
-    swap = harness.swap()
-    harness.until(harness.now + ALONE_DELAY)
-    harness.receive_json(error="No route")
-    assert estimate not in harness.ended
-    harness.receive_json(op="swap", data={"orderId": "o2"})
-    assert "No route" in str(estimate.error)
-    assert swap.outcome is SwapOutcome.UNKNOWN
-    harness.send()
-    harness.receive_json(**order("o2", "c1"))
-    assert swap.result().order_id == "o2"
-    assert harness.is_clean()
-
-
 def test_swap_that_waited_for_its_lane_still_lets_reads_be_answered(
     harness: RegistryHarness,
 ) -> None:

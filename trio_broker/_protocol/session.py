@@ -484,10 +484,6 @@ class Session:
             self._account(request, now)
         elif not request.is_late:
             self._keep_lane(request, now)  # Its own reply may still arrive.
-            ambiguity: AmbiguousReply | None = request.ambiguity
-            if error is None and ambiguity is not None:
-                ambiguity.remove(request)  # As `Debts.candidates` does.
-                self._decide(ambiguity, now)
         if isinstance(error, ProtocolError):
             raise error
 

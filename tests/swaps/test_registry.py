@@ -388,31 +388,6 @@ def test_reply_that_names_something_else_is_not_a_swaps(
     assert swap.result().order_id == "o3"
 
 
-def test_refused_reads_do_not_wait_for_the_verification_of_a_receipt(
-    harness: RegistryHarness,
-) -> None:
-    harness.swap("c0")
-    harness.send()
-    harness.receive_json(error="Insufficient balance")
-    swap = harness.swap()
-    harness.send()
-    harness.receive_json(op="swap", data={"orderId": "o2"})
-    harness.send()
-    harness.receive_json(op="order_status", data={"orderId": "o2", "status": "FILLED"})
-    harness.send()
-    harness.receive_json(**NOT_FOUND)
-    deadline = harness.now + TIMEOUT
-    lookup = requests.order_lookup("tb-x", deadline)
-    estimate = requests.estimate(requests.Trade(1, "ETH", "USDT"), None, deadline)
-    for request, error in [(lookup, "Order not found"), (estimate, "No route")]:
-        harness.submit(request)
-        assert harness.send() == [request.op]
-        harness.receive_json(error=error)
-        assert error in str(request.error)
-    assert swap.outcome is SwapOutcome.UNKNOWN
-    assert harness.session.unexpected == 0
-
-
 def test_swap_that_waited_for_its_lane_still_lets_reads_be_answered(
     harness: RegistryHarness,
 ) -> None:

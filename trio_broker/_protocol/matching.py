@@ -235,18 +235,13 @@ class Debts:
             return [] if message.ch else self._in_lane((str(op), None), op)
         if op == "order_status" and any(reply.names):
             return self._lookups(reply)
-        found = [
+        return [
             request
             for request in self.owed
             if (op is None or request.op == op)
             and (not message.ch or request.channel == message.ch)
             and self._may_answer(request, reply)
         ]
-        if op is None and len(found) > 1:
-            # A swap whose receipt isn't verified is owed a reply only if the broker has answered
-            # an earlier swap twice. Reads don't wait for the verification, which takes long.
-            found = [one for one in found if one.is_certain or one.result is None] or found
-        return found
 
     def _in_lane(self, lane: Lane, op: str | None) -> list[Request]:
         """The request that has a lane, if a reply to this operation can be to it."""

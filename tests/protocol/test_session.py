@@ -743,6 +743,23 @@ def test_swap_waits_a_quarter_of_a_second_for_requests_in_flight() -> None:
     assert harness.write() == [swap]
 
 
+def test_swap_whose_lane_becomes_free_is_sent_when_its_time_has_come() -> None:
+    harness = SessionHarness()
+    harness.send("estimate")
+    harness.swap(patience=0.1)
+    second = harness.swap("c2")
+    harness.write()
+    harness.pass_time(0.1)
+    for _ in range(3):
+        harness.session.may_send = False
+        harness.write()
+        harness.pass_time(harness.engine.timers.next_deadline - harness.now)
+        if harness.session.may_send and second in harness.write():
+            break
+    assert second.was_sent
+    assert harness.now == pytest.approx(1000.1 + ALONE_DELAY)
+
+
 def test_nothing_is_sent_while_a_swap_is_in_flight() -> None:
     harness = SessionHarness()
     swap = harness.swap()

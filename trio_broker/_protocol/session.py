@@ -244,6 +244,8 @@ class Session:
             self.give_up(request, now, self._overdue(request))
         else:
             self._timers.set(request, request.deadline)
+            if request.stage is Stage.WAITING and now < request.since + ALONE_DELAY:
+                self._give_time(request)  # It got more time when its lane became free.
 
     def lose(self, error: BrokerError) -> None:
         """Fail all requests in flight. Waiting reads go on waiting for the next connection.

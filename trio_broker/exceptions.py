@@ -657,13 +657,26 @@ _TEXTS: Final[tuple[tuple[str, type[ServerError], str | None], ...]] = (
 _SESSION_ENDED: Final = re.compile(
     r"\b(?<!trading )(?<!market )session( \w+){0,3} "
     r"(expired|ended|closed|invalidated|revoked|terminated|timed out|not found|no longer valid)\b"
-    r"|\b(token|login|authentication|credentials?)( \w+){0,3} "
+    r"|\b(token|login|authentication|credentials?)"
+    r"(?! (\w+ ){0,2}(allowance|approval|order|pair|price|quote|swap)\b)( \w+){0,3} "
     r"(expired|revoked|timed out|no longer valid)\b"
     r"|\b(invalid|unknown|expired|no|missing) session\b"
     r"|\b(invalid|expired|missing) (auth|access|session) token\b|\bexpired token\b"
     r"|\bnot (logged in|authori[sz]ed|yet authenticated)\b"
     r"|\b(please|must|need to|have to) (re ?)?(authenticate|log in|login)\b"
     r"|\b(re ?authentication|authentication|login) (is )?(required|needed)\b"
+)
+# With these words, "unauthorized" is about what the account may do, and the session is fine. A swap
+# or an order counts only beside it: "Unauthorized: swap" may name the operation.
+_PERMISSION: Final = re.compile(
+    r"\b(permissions?|permitted)\b"
+    r"|\b(accounts?|assets?|coins?|currenc(y|ies)|markets?|networks?|pairs?|symbols?)\b"
+    r"|\b(trad(e|es|ed|ing)|withdraw(al|als|ing)?)\b"
+    r"|\b(un)?authori[sz]ed (to|for)\b(?! (access|call|connect|make|send|use)\b)"
+    r"|\bunauthori[sz]ed (order|swap)s?\b|\b(order|swap)s? (\w+ )?(not |un)authori[sz]ed\b"
+)
+_ABOUT_SESSION: Final = re.compile(
+    r"\bsession\b|authenticat|\bcredentials?\b|\blog(ged)? ?(in|out)\b|\btoken\b.*\bexpired\b"
 )
 # The order's id may stand between the words.
 _NO_ORDER: Final = re.compile(
@@ -707,7 +720,16 @@ def _class_of(message: str, sent: str) -> tuple[type[ServerError], str | None]:
     if not sent and match and match[1].upper() in _CODES:
         sent = match[1].upper()
     kind, known = _class_of_text(start)
-    return _CODES.get(re.sub(r"[\s-]", "_", sent), kind), sent or known
+    kind = _CODES.get(re.sub(r"[\s-]", "_", sent), kind)
+    return ServerError if _is_about_permission(kind, _folded(start)) else kind, sent or known
+
+
+def _is_about_permission(kind: type[ServerError], folded: str) -> bool:
+    """Whether a text is about what the account may do, although its first words are of `kind`."""
+    if kind is InvalidApiKeyError:
+        return "permission" in folded
+    is_about_session = kind is not NotAuthenticatedError or _ABOUT_SESSION.search(folded)
+    return not is_about_session and bool(_PERMISSION.search(folded))
 
 
 def _class_of_text(start: str) -> tuple[type[ServerError], str | None]:

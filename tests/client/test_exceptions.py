@@ -255,6 +255,84 @@ def test_refusal_has_class_and_code_in_every_spelling(
     assert error.message == spell(text)
 
 
+NO_PERMISSION = (
+    "Account not authorized to trade",
+    "This account is not authorized",
+    "Unauthorized asset",
+    "UNAUTHORIZED_ASSET",
+    "unauthorized asset: XYZ",
+    "Unauthorised trading pair",
+    "Unauthorized: trading is disabled for this account",
+    "Unauthorized withdrawal",
+    "Unauthorized swap",
+    "Swap not authorized",
+    "Swap is unauthorized",
+    "401 Unauthorized market",
+    "Unauthorized to trade ETH",
+    "You are not authorized to trade ETH",
+    "You are not authorised for this operation",
+    "Not authorized to access this market",
+    "ETH is not authorized for you",
+    "Trading is not authorized",
+    "Unauthorized: permission denied",
+    "API key has no permission to trade",
+    "API key not authorized to trade",
+    "Invalid API key permissions",
+    "Token quote expired",
+    "The token swap price has expired",
+)
+NO_SESSION = (
+    "Session expired",
+    "Your session is no longer valid",
+    "Session expired: you are not authorized to trade",
+    "Token expired",
+    "Your access token has expired",
+    "Token expired, not authorized to trade",
+    "Unauthorized",
+    "Unauthorised.",
+    "unauthorized: please log in to trade",
+    "Unauthorized request",
+    "Unauthorized access",
+    "Unauthorized: swap",
+    "Unauthorized: order_status",
+    "401 Unauthorized",
+    "Unauthorized connection",
+    "Not authorized",
+    "You are not authorized",
+    "You are not authorized to access this resource",
+    "Not authenticated: cannot trade",
+    "Authentication required to trade",
+    "Please log in to your account",
+)
+
+
+@pytest.mark.parametrize("op", [None, "swap", "balances", "order_status"])
+@pytest.mark.parametrize("spell", SAME_SPELLINGS)
+@pytest.mark.parametrize("text", NO_PERMISSION)
+def test_missing_permission_is_no_lost_session(
+    text: str, spell: Callable[[str], str], op: str | None
+) -> None:
+    assert type(server_error(op, spell(text))) is ServerError
+    assert type(server_error(op, spell(text), code="FORBIDDEN")) is ServerError
+
+
+@pytest.mark.parametrize("op", [None, "swap", "balances", "order_status"])
+@pytest.mark.parametrize("spell", SAME_SPELLINGS)
+@pytest.mark.parametrize("text", NO_SESSION)
+def test_lost_session_is_recognized_in_other_words(
+    text: str, spell: Callable[[str], str], op: str | None
+) -> None:
+    assert type(server_error(op, spell(text))) is NotAuthenticatedError
+
+
+def test_code_of_a_lost_session_counts_unless_the_text_is_about_a_permission() -> None:
+    for code in ("UNAUTHORIZED", " unauthorized ", "401", "SESSION_EXPIRED", "token expired"):
+        assert type(server_error(None, "no", code=code)) is NotAuthenticatedError
+    text = "Account not authorized to trade"
+    assert type(server_error("swap", text, code="UNAUTHORIZED")) is ServerError
+    assert type(server_error("auth", text)) is AuthenticationError
+
+
 def test_sent_code_decides_before_the_text() -> None:
     error = server_error("swap", "5 USDT are missing", code=" insufficient_balance ")
     assert (type(error), error.code) == (InsufficientBalanceError, "INSUFFICIENT_BALANCE")

@@ -1299,6 +1299,26 @@ def test_session_ended_in_any_words_replaces_the_connection(message: dict[str, A
     assert "the broker says" in harness.replaced[0]
 
 
+@pytest.mark.parametrize("names_op", [False, True])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Account not authorized to trade",
+        "Unauthorized asset",
+        "You are not authorized to trade ETH",
+        "API key has no permission to trade",
+    ],
+)
+def test_missing_permission_keeps_the_connection(text: str, names_op: bool) -> None:
+    harness = SessionHarness()
+    for op in ("balances", "estimate", "swap"):
+        request = harness.swap() if op == "swap" else harness.queue(op)
+        assert harness.write() == [request]
+        harness.receive_json(error=text, **({"op": op} if names_op else {}))
+        assert type(request.error) is ServerError
+    assert harness.replaced == []
+
+
 def test_error_about_the_key_that_answers_a_read_replaces_nothing() -> None:
     harness = SessionHarness()
     read = harness.send("balances")

@@ -171,6 +171,9 @@ def test_text_about_a_duplicate_does_not_refuse_a_swap(text: str, names_op: bool
         "Unknown operation: estimate",
         "insufficient " + "x" * 100_000 + " timeout",
         "x" * 2000 + " insufficient",
+        "Not authorized to trade: internal error",
+        "open /var/journal: permission denied",
+        "write: operation not permitted",
     ],
 )
 def test_text_that_admits_doubt_does_not_refuse_a_swap(text: str, names_op: bool) -> None:
@@ -188,6 +191,19 @@ def test_text_that_admits_doubt_does_not_refuse_a_swap(text: str, names_op: bool
         "too many requests",
         "Not authenticated",
         "Unauthorized",
+        "Account not authorized to trade",
+        "This account isn't authorized for swaps",
+        "Unauthorized asset",
+        "UNAUTHORIZED_ASSET",
+        "You are not authorized to trade ETH",
+        "Trading is not currently authorised",
+        "API key has no permission to trade",
+        "No permission to trade",
+        "You do not have the permission to trade ETH",
+        "Account lacks trading permission",
+        "Missing permission: swap",
+        "Permission denied",
+        "Not permitted to trade",
     ],
 )
 def test_error_about_access_refuses_a_swap_only_if_it_names_the_operation(text: str) -> None:

@@ -95,6 +95,9 @@ _ACCESS: Final = (
     r"\btoo many requests\b",
     r"authenticat",
     r"\bunauthori[sz]ed\b",
+    r"(?:\bnot|\bno longer|n't) (?:currently )?authori[sz]ed\b",  # "not authorized to trade"
+    r"\b(?:have|has|lacks?|missing|no|requires?|without) (?:\w+ ){0,3}permissions?\b",  # likewise
+    r"^permission denied\b|\bnot permitted (?:for|to)\b",  # elsewhere, a system's error
 )
 # Without the operation, these may be about the session or about another message. With it, a text of
 # a refusal decides.

@@ -162,6 +162,15 @@ def test_error_for_a_channel_is_its_requests() -> None:
     assert not debts.is_lane_owed((CHANNEL, "orders:c"))
 
 
+def test_error_that_names_an_order_may_be_for_its_channel() -> None:
+    of_one, of_two = (sent("subscribe", channel=f"orders:o{number}") for number in (1, 2))
+    debts = debts_of(of_one, of_two)
+    for code in (None, "ORDER_NOT_FOUND"):
+        error = reply(error="Order not found", code=code, data={"orderId": "o2"})
+        assert debts.candidates(error) == [of_two]
+    assert debts.candidates(reply(error="Order not found", data={"orderId": "o3"})) == []
+
+
 def test_known_names_of_an_unowed_reply() -> None:
     debts = debts_of(sent("subscribe", channel="orders:ord_5"))
     debts._order_ids.add("c1", "o1")

@@ -259,7 +259,7 @@ def test_requests_whose_replies_could_be_confused_share_a_lane(
 
 def test_requests_are_sent_by_priority() -> None:
     names = [priority.name for priority in sorted(Priority)]
-    assert names == ["AUTH", "SWAP", "READ", "SUBSCRIBE", "BACKGROUND"]
+    assert names == ["AUTH", "SWAP", "VERIFICATION", "READ", "SUBSCRIBE", "BACKGROUND"]
 
 
 # --- Subclasses and huge numbers -------------------------------------------------------------

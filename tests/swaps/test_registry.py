@@ -473,6 +473,53 @@ def test_receipt_after_a_refusal_is_verified(harness: RegistryHarness) -> None:
     assert corrections(harness) == []
 
 
+def test_nothing_is_sent_beside_the_verification_of_a_receipt(harness: RegistryHarness) -> None:
+    refuse(harness, "c0")
+    swap = harness.swap()
+    harness.send()
+    read = harness.submit(requests.order_status("o9", harness.now + TIMEOUT))
+    harness.receive_json(**SWAPPED)
+    for order_id in ("o1", None):
+        assert harness.send() == ["order_status"]
+        assert harness.sent[-1].order_id == order_id
+        harness.receive_json(**FOUND)
+    assert swap.result().order_id == "o1"
+    # Beside the lookups, this error could have been theirs, or the swap's.
+    assert harness.send() == ["order_status"]
+    harness.receive_json(error="Order not found")
+    assert isinstance(read.error, ServerError)
+
+
+def test_verification_waits_for_no_read_and_holds_reads_up_only_twice(
+    harness: RegistryHarness,
+) -> None:
+    refuse(harness, "c0")
+    harness.submit(requests.balances(harness.now + TIMEOUT))
+    harness.send()
+    swap = harness.swap()
+    harness.until(harness.now + ALONE_DELAY)
+    harness.receive_json(**SWAPPED)
+    harness.submit(requests.order_status("o9", harness.now + TIMEOUT))
+    for _ in range(2):
+        assert harness.send() == ["order_status"]
+        assert harness.sent[-1].purpose is Purpose.LOOKUP
+        harness.receive_json(**NOT_FOUND)
+    assert swap.is_pending
+    assert harness.send() == ["order_status"]
+    assert harness.sent[-1].order_id == "o9"
+
+
+def test_verification_goes_on_after_a_reconnection(harness: RegistryHarness) -> None:
+    refuse(harness, "c0")
+    swap = harness.swap()
+    harness.send()
+    harness.receive_json(**SWAPPED)
+    harness.reconnect()  # before the lookup was sent
+    assert harness.send() == ["order_status"]
+    harness.receive_json(**order("o1", "c1"))
+    assert swap.result().order_id == "o1"
+
+
 def test_receipt_with_its_client_order_id_needs_no_verification(harness: RegistryHarness) -> None:
     refuse(harness, "c0")
     swap = harness.swap()
@@ -542,6 +589,29 @@ def test_receipt_that_cannot_be_verified_leaves_the_outcome_unknown(
     # The next connection knows no refusal.
     harness.until(harness.now + 5)
     assert len(harness.replaced) == 1
+
+
+def test_refusal_replaces_the_connection_once_receipts_could_not_be_verified(
+    harness: RegistryHarness,
+) -> None:
+    refuse(harness, "c0")
+    swap = harness.swap()
+    harness.send()
+    harness.receive_json(**SWAPPED)
+    while swap.is_pending:
+        harness.until(harness.next_deadline)
+        harness.receive_json(**NOT_FOUND)
+    assert len(harness.replaced) == 1
+    for count, name in enumerate(("c2", "c3"), start=2):
+        harness.reconnect()
+        refuse(harness, name)
+        assert len(harness.replaced) == count  # at once, so that the next receipt is certain
+    assert not any(one.is_attempt for one in harness.replacements)
+    harness.reconnect()
+    after = harness.swap("c4")
+    harness.send()
+    harness.receive_json(op="swap", data={"orderId": "o4"})
+    assert after.result().order_id == "o4"
 
 
 def receive_another_swaps_receipt(harness: RegistryHarness) -> tuple[Swap, Swap]:

@@ -257,6 +257,9 @@ class Debts:
         """Whether the order that a reply names is the one that a request is about."""
         order_id, client_order_id = reply.names
         own = request.client_order_id
+        asked = request.order_id
+        if request.channel is not None and request.channel.startswith(_ORDERS):
+            asked = request.channel.removeprefix(_ORDERS)
         if own is not None and order_id == own and request.op == "order_status":
             relation = Relation.SAME  # It may be either of the order's ids.
         elif own is not None:  # a swap, or a lookup of one
@@ -264,12 +267,12 @@ class Debts:
             relation = Relation.SAME if is_own else Relation.UNKNOWN
             if not self._order_ids.may_be_swap(own, reply.names):
                 relation = Relation.OTHER
-        elif request.order_id is None:
+        elif asked is None:
             relation = Relation.OTHER
         elif order_id and request.purpose in _OF_RECEIPTS:
-            relation = Relation.SAME if order_id == request.order_id else Relation.OTHER
+            relation = Relation.SAME if order_id == asked else Relation.OTHER
         else:
-            relation = self._order_ids.relation(request.order_id, reply.names)
+            relation = self._order_ids.relation(asked, reply.names)
         # An error names what was asked for.
         is_vague = relation is Relation.UNKNOWN and reply.message.error
         return Relation.OTHER if is_vague else relation

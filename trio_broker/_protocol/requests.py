@@ -32,9 +32,10 @@ class Priority(enum.IntEnum):
 
     AUTH = 0
     SWAP = 1
-    READ = 2
-    SUBSCRIBE = 3
-    BACKGROUND = 4
+    VERIFICATION = 2
+    READ = 3
+    SUBSCRIBE = 4
+    BACKGROUND = 5
 
 
 class Purpose(enum.Enum):

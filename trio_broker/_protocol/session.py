@@ -12,8 +12,9 @@ swap that was found by a lookup is free at once; its reply stays owed.
 
 **A swap is alone in flight as far as possible.** A waiting swap holds new requests back, gives the
 requests in flight `ALONE_DELAY` seconds, and is then sent. Nothing else is sent until it is
-answered or abandoned. Nothing is ever sent twice, except a read, `subscribe` or `unsubscribe` whose
-reply was ambiguous.
+answered or abandoned. The lookup that verifies its receipt is sent at once, and is alone as well:
+until then the swap is owed a reply, and an error that names nothing could be that one. Nothing is
+ever sent twice, except a read, `subscribe` or `unsubscribe` whose reply was ambiguous.
 
 Results go into `ended`, `unowed_receipts` and the engine's effects. Nothing here calls its owner.
 """
@@ -66,6 +67,10 @@ _MAX_REASON: Final = 300
 _MAX_RAW: Final = 1000
 _MAX_ENDED: Final = 100
 _SWAP_LANE: Final[Lane] = ("swap", None)
+# A swap, and the first lookups that verify a receipt.
+_ALONE: Final = frozenset({Priority.SWAP, Priority.VERIFICATION})
+# They wait for the next connection.
+_KEPT: Final = frozenset({Priority.VERIFICATION, Priority.READ})
 # Their late replies still show the outcome of a swap.
 _WANTED_LATE: Final = frozenset({Purpose.SWAP, Purpose.LOOKUP})
 
@@ -195,14 +200,15 @@ class Session:
             head.stage is not Stage.WAITING or head.lane in self._debts.holders
         ):
             head = self._ready_head()
-        is_swap = head is not None and head.priority is Priority.SWAP
-        if self._alone and not is_swap:
+        is_urgent = head is not None and head.priority in _ALONE
+        if self._alone and not is_urgent:
             return None
         if head is not None and (
-            is_swap or (self._oversized.suspected and self._flies_alone(head))
+            is_urgent or (self._oversized.suspected and self._flies_alone(head))
         ):
-            settled = not self._debts.in_flight or now >= head.since + ALONE_DELAY
-            return head if settled else None
+            is_verification = head.priority is Priority.VERIFICATION
+            cleared = not self._debts.in_flight or now >= head.since + ALONE_DELAY
+            return head if cleared or is_verification else None
         if self._again:
             again = min(self._again, key=_priority)
             if head is None or again.priority <= head.priority:
@@ -212,7 +218,6 @@ class Session:
 
     def mark_sent(self, request: Request, nonce: str, now: float) -> None:
         """Note that a request is about to be sent: from now on the broker may have received it."""
-        is_swap = request.priority is Priority.SWAP
         if request.stage is Stage.IN_FLIGHT:
             self._again.remove(request)
             self._alone[request] = None
@@ -221,14 +226,14 @@ class Session:
             self.waiting -= 1
             if self._ready and self._ready[0][2] is request:
                 heapq.heappop(self._ready)
-            if is_swap or self._flies_alone(request):
+            if self._flies_alone(request):
                 self._alone[request] = None
         request.nonces.append(nonce)
         self._debts.add(request)
         if self._oversized.suspected and (head := self._ready_head()) is not None:
             self._give_time(head)  # It became ready before this one was in flight.
         request.was_sent = True
-        request.is_unresolved = is_swap
+        request.is_unresolved = request.priority is Priority.SWAP
         request.since = now
         self.sent += 1
 
@@ -257,11 +262,11 @@ class Session:
             self._oversized.lost(in_flight)
             for request in filter(self._oversized.is_certain, in_flight):
                 self._fail(request, ReplyTooLargeError(request.op, self._max_receive_size))
-        self._drop(error, NotConnectedError(f"nothing was sent: {error}"), keep=Priority.READ)
+        self._drop(error, NotConnectedError(f"nothing was sent: {error}"), keep=_KEPT)
 
     def shut(self, error: BrokerError, unsent: NotSentError) -> None:
         """Fail all requests: no connection will follow."""
-        self._drop(error, unsent, keep=None)
+        self._drop(error, unsent, keep=frozenset())
 
     # --- Messages --------------------------------------------------------------------------
 
@@ -430,11 +435,11 @@ class Session:
             self._timers.set(request, request.since + ALONE_DELAY)
 
     def _flies_alone(self, request: Request) -> bool:
-        if request.priority is Priority.SWAP:
+        if request.priority in _ALONE:
             return True
         return bool(self._oversized.suspected) and self._oversized.flies_alone(request)
 
-    def _drop(self, error: BrokerError, unsent: NotSentError, keep: Priority | None) -> None:
+    def _drop(self, error: BrokerError, unsent: NotSentError, keep: frozenset[Priority]) -> None:
         self.is_authenticated = False
         self._auth = None
         self.trust.reconnected()
@@ -453,7 +458,7 @@ class Session:
         for request in in_flight:
             self._fail(request, error)
         for _, _, request in waiting:
-            if request.priority is not keep:
+            if request.priority not in keep:
                 self._fail(request, unsent)
 
     def _fail(self, request: Request, error: BrokerError) -> None:
@@ -510,7 +515,6 @@ class Session:
         error: BrokerError | None = None
         if message.error:
             error = self._error(request.op, message)
-            self.trust.had_swap_error |= request.priority is Priority.SWAP
         else:
             try:
                 result = request.decode(message)

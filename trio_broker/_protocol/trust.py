@@ -1,8 +1,8 @@
 """How far the replies of a connection can be trusted, and when it is replaced.
 
 A connection is replaced at once if the broker no longer knows the client, or if nothing of what it
-sends can be read. Two things can wait until no swap is unresolved, because a swap's reply would be
-lost with the connection:
+sends can be read. Three things can wait until no swap is unresolved, because a swap's reply would
+be lost with the connection:
 
 - **A lane is wanted whose last reply has not come** for `reply_grace` seconds. Each time, the grace
   of that operation doubles, until the broker answers it in time. So a slow broker isn't
@@ -11,6 +11,8 @@ lost with the connection:
   a reply too, so it can't refuse a swap. Or it could not be decided whose a swap's reply was. This
   replaces a connection at most once in `FRESH_INTERVAL`. Requests in flight get `PATIENCE` seconds
   to be answered before.
+- **A swap had an error, and this broker's receipts can't be verified.** After the error, each
+  receipt would be uncertain, so the connection is replaced as soon as nothing is in flight.
 
 Such a replacement is no attempt to reconnect: the broker is there, and the client wants it so.
 """
@@ -36,6 +38,7 @@ class Trust:
         is_over: Whether this connection is about to be replaced: everything more is ignored.
         is_tainted: Whether a reply came on this connection that nobody was owed.
         had_swap_error: Whether a swap had an error as its reply on this connection.
+        can_verify: Whether no receipt was left that lookups could not attribute.
         stale_since: Since when this connection is to be replaced, or infinity.
         malformed: Messages in a row that are no JSON.
         graces: How long an abandoned request of an operation keeps its lane, if that was doubled.
@@ -45,6 +48,7 @@ class Trust:
         self.is_over: bool = False
         self.is_tainted: bool = False
         self.had_swap_error: bool = False
+        self.can_verify: bool = True
         self.stale_since: float = math.inf
         self.malformed: int = 0
         self._effects = effects
@@ -96,6 +100,18 @@ class Trust:
     def make_stale(self, now: float) -> None:
         """Have the connection replaced when that does no harm."""
         self.stale_since = min(self.stale_since, now)
+
+    def take_swap_error(self, now: float) -> None:
+        """A swap had an error as its reply: later receipts have to be verified."""
+        self.had_swap_error = True
+        if not self.can_verify:
+            self._last_replaced = -math.inf
+            self.make_stale(now)
+
+    def verification_failed(self, now: float) -> None:
+        """Lookups could not tell whose a receipt is."""
+        self.can_verify = False
+        self.make_stale(now)
 
     def fresh_at(self, *, is_busy: bool) -> float:
         """When a stale connection is replaced, if no swap is in flight."""

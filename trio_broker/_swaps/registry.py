@@ -67,6 +67,7 @@ SIGNATURE_LIFETIME: Final = 60.0
 # By the wall clock. A process that finds a swap in a journal must know when it was signed at last.
 MAX_WAIT: Final = 60.0
 REMEMBERED: Final = 10_000
+_URGENT_TRIES: Final = 2  # by the receipt's order id, and by the client order id
 _FIRST_DELAY: Final = 0.25
 _MAX_DELAY: Final = 4.0
 
@@ -300,6 +301,7 @@ class SwapRegistry:
             self._doubtful[swap] = None
             if request.is_certain:
                 verdict = self._refusals.judge(*request.refusal, names_op=request.names_op)
+            self._session.trust.take_swap_error(now)
         request.refusal = ("", "")
         swap.says_duplicate = swap.says_duplicate or verdict is Verdict.DUPLICATE
         if verdict is Verdict.REFUSED:
@@ -459,14 +461,17 @@ class SwapRegistry:
 
     def _send_lookup(self, swap: Swap, now: float) -> None:
         deadline = min(now + self._request_timeout, swap.lookups_end)
+        # The first ones that verify a receipt hold other requests up, and the rest doesn't.
+        is_urgent = swap.unverified is not None and swap.tries < _URGENT_TRIES
+        priority = Priority.VERIFICATION if is_urgent else Priority.READ
         if swap.unverified is not None and not swap.tries:
-            request = requests.order_status(swap.unverified.order_id, deadline)
+            request = requests.order_status(swap.unverified.order_id, deadline, priority)
         elif swap.by_order_id:
             # In the background: it fails with the connection, and the next one begins anew.
             request = requests.order_status(swap.client_order_id, deadline, Priority.BACKGROUND)
             request.client_order_id = swap.client_order_id
         else:
-            request = requests.order_lookup(swap.client_order_id, deadline)
+            request = requests.order_lookup(swap.client_order_id, deadline, priority)
         request.purpose, request.subject = Purpose.LOOKUP, swap
         swap.tries += 1
         swap.lookup = request
@@ -548,7 +553,7 @@ class SwapRegistry:
 
     def _stop_lookups(self, swap: Swap, now: float) -> None:
         if swap.unverified is not None and not self._is_over:
-            self._session.trust.make_stale(now)
+            self._session.trust.verification_failed(now)
         self._not_pending(swap, now)
         if swap.unverified is not None:
             rivals, swap.rivals = swap.rivals, []

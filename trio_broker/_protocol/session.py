@@ -639,7 +639,7 @@ class Session:
     def _take_held(self, request: Request, reply: Reply, replies: int, now: float) -> None:
         """Give a request a held reply, which is certainly its own."""
         self._debts.pay(request, replies)
-        request.is_certain = not self.trust.is_tainted
+        request.is_certain = not self._may_be_stray(request, reply)
         if request in self._again:
             self._again.remove(request)
         if not request.is_abandoned or request.purpose in _WANTED_LATE:

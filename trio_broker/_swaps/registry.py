@@ -273,7 +273,8 @@ class SwapRegistry:
     def _take_receipt(self, swap: Swap, request: Request, now: float) -> None:
         """Take a receipt, unless it may be the receipt of a swap that had an error."""
         receipt: SwapReceipt = request.result
-        others = [one for one in self._doubtful_now() if one is not swap]
+        doubtful = self._doubtful_now() if self._doubtful else ()
+        others = [one for one in doubtful if one is not swap]
         self._forget_receipt(swap, receipt.order_id, now)
         if request.names[1] or not others:
             self._session.accept(request, now)

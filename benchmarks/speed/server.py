@@ -50,7 +50,7 @@ _ESTIMATE: Final = messages.frame(
     b'"pool":"0x88e6a0c2ddd26feeb64f039a2c41296fcb3f5640","exchange":"binance"},'
     b'{"from_asset":"USDC","to_asset":"USDT","amount_in":"324500.12","amount_out":"324567.01",'
     b'"pool":"0x3416cf6c708da44db2624d63ea0aaef7113527c6","exchange":"bybit"}],'
-    b'"price":"3245.6701","expectedOut":"324567.01","fee":"32.45","expiresAt":4102444800000}}'
+    b'"price":"3245.6701","expectedOut":"324567.01","fee":"32.45","expiresAt":1764540000000}}'
 )
 
 
@@ -241,7 +241,7 @@ class Line:
             "status": "PROCESSING",
             "filledOut": "1.5",
             "txHash": f"0x{self._server.dropped_at:064d}",
-            "updatedAt": 4102444800000,
+            "updatedAt": 1764540000000,
         }
         self._send(_text_frame({"op": "order_status", "data": data}))
         if order == messages.GO:

@@ -209,6 +209,45 @@ def test_estimate_is_decoded_with_both_spellings_of_steps() -> None:
     assert codec.decode_estimate(message(nulls)) == bare
 
 
+_amounts: st.SearchStrategy[Any] = st.sampled_from(
+    ["1", 2, "2.50", "-3", None, "", "NaN", "1e3", 1.5, "9" * 101, {}, True]
+)
+_texts: st.SearchStrategy[Any] = st.sampled_from(["ETH", "", None, 5, []])
+_steps = st.fixed_dictionaries(
+    {},
+    optional={
+        "from_asset": _texts, "fromAsset": _texts, "to_asset": _texts, "toAsset": _texts,
+        "amount_in": _amounts, "amountIn": _amounts, "amount_out": _amounts,
+        "pool": _texts, "exchange": _texts,
+    },
+)  # fmt: skip
+_usual_step = st.fixed_dictionaries(
+    {name: st.just("ETH") for name in ("from_asset", "to_asset", "pool", "exchange")}
+    | {name: st.sampled_from(["1", 2, "2.50"]) for name in ("amount_in", "amount_out")}
+)
+
+
+@given(
+    data=st.fixed_dictionaries(
+        {"price": st.just("2.50") | _amounts, "expectedOut": st.just("5") | _amounts},
+        optional={
+            "fee": _amounts,
+            "route": st.lists(_usual_step | _steps | st.none(), max_size=3) | st.none(),
+            "expiresAt": st.sampled_from([1732526402001, 4 * 10**12 + 1, "1732526402001", 5, None]),
+        },
+    )
+)
+def test_usual_estimates_are_decoded_as_unusual_ones(data: dict[str, Any]) -> None:
+    results: list[object] = []
+    for decode in (codec.decode_estimate, codec._unusual_estimate):
+        envelope = message(data)
+        try:
+            results.append((decode(envelope), envelope.unreadable))
+        except ProtocolError as error:
+            results.append(str(error))
+    assert results[0] == results[1]
+
+
 def test_receipt_is_decoded() -> None:
     full = codec.decode_receipt(message({"orderId": "o1", "status": "PENDING"}), "c1")
     assert full == SwapReceipt("o1", OrderStatus.PENDING, "c1")

@@ -317,6 +317,23 @@ class _Order(_Body, frozen=True, rename="camel"):
     client_order_id: str | None = None
 
 
+class _Step(_Body, frozen=True):
+    from_asset: str
+    to_asset: str
+    amount_in: msgspec.Raw
+    amount_out: msgspec.Raw
+    pool: str | None = None
+    exchange: str | None = None
+
+
+class _Estimate(_Body, frozen=True, rename="camel"):
+    price: msgspec.Raw
+    expected_out: msgspec.Raw
+    fee: msgspec.Raw = NOTHING
+    expires_at: int | None = None
+    route: list[_Step] | None = None
+
+
 class _State(_Body, frozen=True):
     status: str | None = None
 
@@ -330,6 +347,7 @@ _balances = msgspec.json.Decoder(_Balances)
 _balance_list = msgspec.json.Decoder(list[_Balance])
 _receipt = msgspec.json.Decoder(_Receipt)
 _order = msgspec.json.Decoder(_Order)
+_estimate = msgspec.json.Decoder(_Estimate)
 _state = msgspec.json.Decoder(_State)
 _names = msgspec.json.Decoder(_Names)
 _anything = msgspec.json.Decoder(float_hook=Decimal)
@@ -433,6 +451,42 @@ def decode_estimate(message: Inbound) -> SwapEstimate:
     Raises:
         ProtocolError: The body isn't as documented.
     """
+    try:
+        body = _estimate.decode(message.data)
+    except DecodeErrors:
+        return _unusual_estimate(message)
+    route = body.route or ()
+    raws = [body.price, body.expected_out]
+    for step in route:
+        raws += step.amount_in, step.amount_out
+    has_fee = bytes(body.fee) not in MISSING
+    amounts = _to_amounts([*raws, body.fee] if has_fee else raws)
+    milliseconds = body.expires_at
+    is_usual = milliseconds is None or EARLIEST <= milliseconds <= EXACT_AS_FLOAT
+    if amounts is None or not is_usual:
+        return _unusual_estimate(message)
+    fee = amounts.pop() if has_fee else None
+    price, expected_out, *of_steps = amounts
+    steps = (
+        RouteStep(step.from_asset, step.to_asset, *two, step.pool or None, step.exchange or None)
+        for step, two in zip(route, zip(of_steps[::2], of_steps[1::2], strict=True), strict=True)
+    )
+    at = None if milliseconds is None else dt.datetime.fromtimestamp(milliseconds / 1000, dt.UTC)
+    return SwapEstimate(tuple(steps), price, expected_out, fee, at)
+
+
+def _to_amounts(raws: list[msgspec.Raw]) -> list[Decimal] | None:
+    """The amounts; None if one of them is missing or unusual."""
+    amounts = []
+    for raw in raws:
+        digits = bytes(raw).strip(b'"')
+        if not AMOUNT.fullmatch(digits):
+            return None
+        amounts.append(Decimal(digits.decode()))
+    return amounts
+
+
+def _unusual_estimate(message: Inbound) -> SwapEstimate:
     places: list[str] = []
     members = _members(message.data, places, "the estimate")
     estimate = SwapEstimate(

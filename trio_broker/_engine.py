@@ -283,9 +283,8 @@ class Engine:
 
     # --- Swaps -----------------------------------------------------------------------------
 
-    def load_swaps(self, swaps: Iterable[Swap], order_ids: Iterable[tuple[str, str]]) -> None:
-        """Add swaps of earlier processes: the unresolved ones, and the ids of all others."""
-        self.order_ids.add_all(order_ids)
+    def load_swaps(self, swaps: Iterable[Swap]) -> None:
+        """Add swaps of earlier processes."""
         self.swaps.load(swaps)
 
     def submit_swap(self, swap: Swap, request: Request, waiter: Waiter, now: float) -> list[Effect]:

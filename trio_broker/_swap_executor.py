@@ -18,6 +18,7 @@ from __future__ import annotations
 import secrets
 import time
 from decimal import Decimal
+from typing import Final
 
 import trio
 from trio.lowlevel import enable_ki_protection
@@ -37,6 +38,7 @@ from trio_broker.exceptions import (
     NotSentError,
     SwapOutcomeUnknownError,
     fresh,
+    server_error,
 )
 from trio_broker.models import (
     ConnectionState,
@@ -47,6 +49,9 @@ from trio_broker.models import (
     UnresolvedSwap,
 )
 from trio_broker.settings import Settings
+
+# The journal has the whole text of a `ServerError`.
+_REFUSED: Final = "the broker refused swap: "
 
 
 def new_client_order_id() -> str:
@@ -80,7 +85,7 @@ class SwapExecutor:
 
     @enable_ki_protection
     async def open(self) -> None:
-        """Load the unresolved swaps of this account from the journal.
+        """Load the swaps of this account from the journal: the unresolved and the last others.
 
         Raises:
             JournalError: It can't be read.
@@ -95,7 +100,7 @@ class SwapExecutor:
         if self._driver.state is not ConnectionState.IDLE:
             await self._journal.aclose()
             raise ClientClosedError("the client was closed; nothing was sent")
-        self._engine.load_swaps(map(_swap, rows), self._journal.known_orders)
+        self._engine.load_swaps(map(_swap, (*self._journal.resolved, *rows)))
         for swap in self._engine.swaps.unresolved():
             self._log.swap_left_over(swap.client_order_id, swap.reason)
 
@@ -247,5 +252,13 @@ class SwapExecutor:
 
 
 def _swap(row: JournalRow) -> Swap:
+    """A swap of an earlier process."""
+    receipt, error = None, None
     cause = row.detail or "its outcome wasn't written down"
-    return Swap(row, attempt=row.attempt, cause=cause)
+    if row.outcome is SwapOutcome.CONFIRMED:
+        receipt = SwapReceipt(str(row.order_id), None, row.client_order_id)
+    elif row.outcome is SwapOutcome.REFUSED:
+        error = server_error("swap", cause.removeprefix(_REFUSED))
+    return Swap(
+        row, attempt=row.attempt, outcome=row.outcome, receipt=receipt, error=error, cause=cause
+    )

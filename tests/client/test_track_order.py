@@ -23,6 +23,7 @@ from tests.scripted import (
     scripted_client,
     start,
 )
+from tests.swaps.harness import intent
 from trio_broker import (
     BrokerWSClient,
     ClientClosedError,
@@ -39,6 +40,7 @@ from trio_broker import (
     SnapshotUnavailable,
     SubscriptionBrokenError,
     SwapJournal,
+    SwapOutcome,
     new_client_order_id,
 )
 from trio_broker.sandbox import Sandbox, open_sandbox
@@ -212,6 +214,24 @@ async def test_order_of_the_journal_is_tracked_however_long_it_is_not_found(
             ):
                 mock_clock.autojump_threshold = 0  # Nothing waits for the journal's thread now.
                 await statuses(client, name, not_found_timeout=5.0)
+            assert scope.cancelled_caught
+            mock_clock.autojump_threshold = math.inf
+
+
+@pytest.mark.parametrize("outcome", [SwapOutcome.REFUSED, SwapOutcome.SETTLED])
+async def test_order_of_a_resolved_swap_of_the_journal_is_tracked_however_long(
+    outcome: SwapOutcome, mock_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_sandbox() as sandbox:
+        journal = SwapJournal(tmp_path / "swaps", timeout=math.inf)
+        await journal.open(sandbox.url.split("/")[2], sandbox.api_key)
+        await journal.intend(intent("mine-1"), "1")
+        journal.note("mine-1", "1", outcome, detail="why")
+        await journal.aclose()
+        async with sandbox.client(journal=journal) as client:
+            with trio.move_on_after(LONG) as scope:
+                mock_clock.autojump_threshold = 0  # Nothing waits for the journal's thread now.
+                await statuses(client, "mine-1", not_found_timeout=5.0)
             assert scope.cancelled_caught
             mock_clock.autojump_threshold = math.inf
 

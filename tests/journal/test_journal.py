@@ -315,7 +315,7 @@ async def test_refusal_is_corrected_by_later_facts(path: Path) -> None:
     last = (await journal.rows())[0]
     assert (last.outcome, last.order_id, last.detail) == (S.CONFIRMED, "o1", "")
     async with opened(path) as journal:
-        assert journal.known_orders == (("c1", "o1"),)
+        assert [(row.client_order_id, row.order_id) for row in journal.resolved] == [("c1", "o1")]
         await refused(journal, "c1", "confirmed")
 
 

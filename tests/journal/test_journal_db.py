@@ -247,16 +247,53 @@ def test_unresolved_rows_are_the_unknown_ones(path: Path) -> None:
         ]
 
 
-def test_last_order_ids_are_known(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_db, "MOST_KNOWN", 3)
+def test_last_resolved_rows_are_known(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_db, "MOST_KNOWN", 6)
     for number in range(5):
         name = f"c{number}"
         write(path, intent(name), fact(S.CONFIRMED, name, order_id=f"o{number}"))
-    write(path, intent("refused"), fact(S.REFUSED, "refused"))
+    write(path, intent("refused"), fact(S.REFUSED, "refused", detail="no"))
+    write(path, intent("not sent"), fact(S.NOT_SENT, "not sent"))
+    write(path, intent("settled"), fact(S.UNKNOWN, "settled"), fact(S.SETTLED, "settled"))
     other = ("another.example", ACCOUNT[1])
     write(path, intent("c9"), fact(S.CONFIRMED, "c9", order_id="o9"), account=other)
     with opened(path) as file:
-        assert file.known_orders == (("c2", "o2"), ("c3", "o3"), ("c4", "o4"))
+        assert [
+            (row.client_order_id, row.outcome, row.order_id, row.detail) for row in file.resolved
+        ] == [
+            ("c2", S.CONFIRMED, "o2", ""),
+            ("c3", S.CONFIRMED, "o3", ""),
+            ("c4", S.CONFIRMED, "o4", ""),
+            ("refused", S.REFUSED, None, "no"),
+            ("settled", S.SETTLED, None, ""),
+        ]
+
+
+def test_row_that_is_resolved_late_may_be_too_old_to_be_known(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_db, "MOST_KNOWN", 1)
+    write(path, intent("c1"))
+    write(path, intent("c2"), fact(S.REFUSED, "c2"))
+    write(path, fact(S.SETTLED, "c1"))
+    with opened(path) as file:
+        assert file.resolved == ()
+    write(path, intent("c3"), fact(S.REFUSED, "c3"))
+    with opened(path) as file:
+        assert [row.client_order_id for row in file.resolved] == ["c3"]
+
+
+def test_resolved_row_is_that_of_the_last_intent(path: Path) -> None:
+    write(path, intent("c1"), fact(S.NOT_SENT, "c1"))
+    write(path, intent("c2"), fact(S.REFUSED, "c2"))
+    again = intent("c1", attempt="a2")
+    write(path, again, fact(S.CONFIRMED, "c1", attempt="a2", order_id="o1"))
+    write(path, fact(S.REFUSED, "c1", attempt="a1"))
+    with opened(path) as file:
+        assert [(row.client_order_id, row.attempt, row.order_id) for row in file.resolved] == [
+            ("c2", "a1", None),
+            ("c1", "a2", "o1"),
+        ]
 
 
 def test_ids_with_the_same_number_are_not_confused(

@@ -90,7 +90,7 @@ def test_rows_are_converted(path: Path) -> None:
     )
     with open_file(path, ACCOUNT, BUSY) as file:
         assert [row.client_order_id for row in file.unresolved] == ["left"]
-        assert file.known_orders == (("done", "o1"),)
+        assert [(row.client_order_id, row.order_id) for row in file.resolved] == [("done", "o1")]
         again = SwapIntent(
             client_order_id="done", amount_in=Decimal(1), asset_in="A", asset_out="B", at=AT
         )

@@ -211,7 +211,7 @@ def test_order_is_completed_with_known_ids(
     order: tuple[Any, Any], given_id: str, expected: tuple[str | None, str | None]
 ) -> None:
     known = OrderIds()
-    known.add_all([("c1", "o1")])
+    known.add("c1", "o1")
     known.add("c2")
     state = Order(order[0], OrderStatus.PENDING, client_order_id=order[1])
     assert ids(known.complete(state, given_id)) == expected

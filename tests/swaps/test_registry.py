@@ -1491,11 +1491,16 @@ def test_swap_that_was_not_sent_cannot_be_settled(harness: RegistryHarness) -> N
         harness.settle("c1", "?")
 
 
+def left(client_order_id: str, at: dt.datetime = START) -> Swap:
+    """A swap that an earlier process left unresolved."""
+    return Swap(intent(client_order_id, at), outcome=SwapOutcome.UNKNOWN, cause="the process ended")
+
+
 def test_swap_of_an_earlier_process_is_unresolved_until_its_lookup(
     harness: RegistryHarness,
 ) -> None:
     early = START - dt.timedelta(days=1)
-    harness.swaps.load([Swap(intent("c0", early), cause="the process ended")])
+    harness.swaps.load([left("c0", early)])
     (unresolved,) = harness.swaps.unresolved()
     described = unresolved.describe(harness.now, harness.at)
     assert (described.client_order_id, described.outcome) == ("c0", SwapOutcome.UNKNOWN)
@@ -1513,7 +1518,7 @@ def test_swap_of_an_earlier_process_is_unresolved_until_its_lookup(
 def test_swap_of_an_earlier_process_is_not_reported_as_unresolved_again(
     harness: RegistryHarness,
 ) -> None:
-    harness.swaps.load([Swap(intent("c0"), cause="the process ended")])
+    harness.swaps.load([left("c0")])
     swap = harness.look_up("c0")
     harness.until(2 * RESOLVE)
     assert not swap.is_pending
@@ -1570,6 +1575,6 @@ def test_close_ends_a_swap_that_was_not_submitted_as_not_sent(harness: RegistryH
 def test_close_does_not_report_an_unresolved_swap_again(harness: RegistryHarness) -> None:
     harness.swap_then_lose()
     harness.until(RESOLVE)
-    harness.swaps.load([Swap(intent("c0"), cause="the process ended")])
+    harness.swaps.load([left("c0")])
     harness.close()
     assert [type(event) for event in harness.events] == [SwapUnresolved]

@@ -28,6 +28,7 @@ from tests.scripted import (
     scripted_client,
     start,
 )
+from tests.swaps.harness import intent
 from trio_broker import (
     BrokerError,
     BrokerWSClient,
@@ -54,7 +55,7 @@ from trio_broker import (
     UnexpectedMessage,
 )
 from trio_broker._swaps.registry import MAX_WAIT
-from trio_broker.sandbox import open_sandbox
+from trio_broker.sandbox import Sandbox, open_sandbox
 
 POLICY = ReconnectPolicy(max_attempts=None, initial_delay=0.1)
 NOT_FOUND: Body = {"op": "order_status", "error": "Order not found"}
@@ -491,6 +492,75 @@ async def test_id_rejected_by_the_journal_keeps_its_order(tmp_path: Path) -> Non
                 await client.do_swap("1", "ETH", "USDT", client_order_id="c1")
             async with client.track_order("c1") as progress:
                 assert progress.channel == f"orders:{receipt.order_id}"
+
+
+async def with_resolved_swaps(path: Path, sandbox: Sandbox) -> str:
+    """Leave a journal with one swap of each outcome, and return the confirmed one's order id."""
+    journal = SwapJournal(path)
+    async with sandbox.client(journal=journal) as client:
+        receipt = await swap(client, "confirmed")
+        with pytest.raises(InsufficientBalanceError):
+            await client.do_swap("1000000", "ETH", "USDT", client_order_id="refused")
+    await journal.open(sandbox.url.split("/")[2], sandbox.api_key)
+    for name in ("settled", "not sent"):
+        await journal.intend(intent(name, dt.datetime.now(dt.UTC)), "1")
+    journal.note("settled", "1", SwapOutcome.SETTLED, detail="the support says: never seen")
+    journal.note("not sent", "1", SwapOutcome.NOT_SENT)
+    await journal.aclose()
+    return str(receipt.order_id)
+
+
+async def test_id_of_a_resolved_swap_of_an_earlier_process_is_rejected(tmp_path: Path) -> None:
+    async with open_sandbox() as sandbox:
+        await with_resolved_swaps(tmp_path / "j", sandbox)
+        async with sandbox.client(journal=SwapJournal(tmp_path / "j")) as client:
+            sent = client.statistics().messages_sent
+            for name in ("confirmed", "refused", "settled"):
+                with pytest.raises(DuplicateClientOrderIdError, match="nothing was sent") as caught:
+                    await swap(client, name)
+                assert (caught.value.outcome, caught.value.was_sent) == (name, False)
+            assert client.statistics().messages_sent == sent
+            await swap(client, "not sent")
+        assert len(sandbox.orders()) == 2
+
+
+async def test_resolved_swap_of_an_earlier_process_needs_no_lookup(tmp_path: Path) -> None:
+    async with open_sandbox() as sandbox:
+        order_id = await with_resolved_swaps(tmp_path / "j", sandbox)
+        async with sandbox.client(journal=SwapJournal(tmp_path / "j")) as client:
+            sent = client.statistics().messages_sent
+            receipt = await client.resolve_swap("confirmed")
+            assert (receipt.order_id, receipt.client_order_id) == (order_id, "confirmed")
+            with pytest.raises(InsufficientBalanceError) as refused:
+                await client.resolve_swap("refused")
+            assert str(refused.value) == "the broker refused swap: Insufficient balance"
+            with pytest.raises(SwapOutcomeUnknownError, match="the support says: never seen"):
+                await client.resolve_swap("settled")
+            assert client.statistics().messages_sent == sent
+            assert await client.reconcile() == ()
+            state = await client.get_order_status("confirmed")
+            assert (state.order_id, state.client_order_id) == (order_id, "confirmed")
+
+
+@pytest.mark.parametrize("name", ["refused", "settled"])
+async def test_late_receipt_corrects_a_swap_of_an_earlier_process(
+    name: str, tmp_path: Path
+) -> None:
+    async with open_sandbox() as sandbox:
+        await with_resolved_swaps(tmp_path / "j", sandbox)
+        journal = SwapJournal(tmp_path / "j")
+        late = {"op": "swap", "data": {"orderId": "late", "clientOrderId": name}}
+        async with sandbox.client(journal=journal) as client, client.events() as events:
+            sandbox.faults.send_text(json.dumps(late))
+            with trio.fail_after(5):
+                async for event in events:
+                    if isinstance(event, SwapCorrected | SwapResolved):
+                        break
+            assert isinstance(event, SwapCorrected | SwapResolved)
+            assert (event.client_order_id, event.outcome) == (name, SwapOutcome.CONFIRMED)
+            assert (await client.resolve_swap(name)).order_id == "late"
+        rows = {row.client_order_id: row for row in await journal.rows()}
+        assert (rows[name].outcome, rows[name].order_id) == (SwapOutcome.CONFIRMED, "late")
 
 
 async def test_id_that_only_the_journal_remembers_is_rejected(autojump_clock: MockClock) -> None:

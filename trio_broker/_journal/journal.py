@@ -273,12 +273,12 @@ class SwapJournal:
         raise _late(self._path, self._timeout)
 
     @property
-    def known_orders(self) -> tuple[tuple[str, str], ...]:
-        """Client order IDs and order IDs of the account's last confirmed swaps, as of the opening.
+    def resolved(self) -> tuple[JournalRow, ...]:
+        """The account's last confirmed, refused and settled rows at the opening, oldest first.
 
         Empty if the journal isn't open.
         """
-        return self._writer.known_orders if self._writer is not None else ()
+        return self._writer.resolved if self._writer is not None else ()
 
     @property
     def unresolved_elsewhere(self) -> tuple[JournalRow, ...]:
@@ -394,7 +394,7 @@ class _Writer:
         self.is_overdue = False  # `aclose` has returned before the end
         self.queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._kept: list[Fact] = []
-        self.known_orders: tuple[tuple[str, str], ...] = ()
+        self.resolved: tuple[JournalRow, ...] = ()
         self.elsewhere: tuple[JournalRow, ...] = ()
         self.thread = threading.Thread(target=self._run, name=f"journal {path}", daemon=True)
         self.thread.start()
@@ -420,7 +420,7 @@ class _Writer:
                 adopt=self._adopt,
                 on_check=self._opened.limit.lift,
             ) as file:
-                self.known_orders, self.elsewhere = file.known_orders, file.elsewhere
+                self.resolved, self.elsewhere = file.resolved, file.elsewhere
                 self._report_elsewhere()
                 self._opened.give(file.unresolved)
                 end = self._serve(file)

@@ -63,7 +63,7 @@ from trio_broker.models import SwapOutcome
 OnCheck: TypeAlias = Callable[[], None]
 APPLICATION_ID: Final = 0x7472626A
 VERSION: Final = 2
-# How many order IDs of earlier processes are read.
+# How many swaps of earlier processes are read.
 MOST_KNOWN: Final = 10_000
 
 # Bytes. No database is smaller. SQLite deletes the WAL of an empty file even when only reading.
@@ -109,7 +109,7 @@ class JournalFile:
     Attributes:
         unresolved: The account's rows whose outcome was unknown when it was opened, oldest first.
         elsewhere: Such rows of the same key at other hosts.
-        known_orders: Client order IDs and order IDs of the account's last confirmed swaps.
+        resolved: The account's last rows that were confirmed, refused or settled, oldest first.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class JournalFile:
         self._connection = connection
         self._account = account
         self._stamp = _stamp(path)
-        self.known_orders = tuple(survey.orders.items())
+        self.resolved = tuple(filter(_is_resolved, survey.rows()))
         self.unresolved, self.elsewhere = self._sort(survey)
 
     def _sort(self, survey: _Survey) -> tuple[tuple[JournalRow, ...], tuple[JournalRow, ...]]:
@@ -272,28 +272,49 @@ class _Survey:
         account: The account.
         place: Where the file was used last.
         open: Host and client order ID of swaps of its key that may be unresolved.
-        orders: Order IDs of its confirmed swaps, by client order ID.
+        last: The entries of its last swaps, by client order ID.
     """
 
     account: Account
     place: Place | None = None
     open: dict[tuple[str, str], None] = attrs.field(factory=dict)
-    orders: dict[str, str] = attrs.field(factory=dict)
+    last: dict[str, list[Intent | Fact]] = attrs.field(factory=dict)
 
     def add(self, entry: Entry) -> None:
         """Take the next entry into account."""
         if isinstance(entry, Place):
             self.place = entry
-        elif entry.key_fingerprint != self.account[1]:
-            pass
-        elif isinstance(entry, Intent) or entry.outcome is SwapOutcome.UNKNOWN:
+            return
+        if entry.key_fingerprint != self.account[1]:
+            return
+        if entry.host == self.account[0]:
+            self._keep(entry)
+        if isinstance(entry, Intent) or entry.outcome is SwapOutcome.UNKNOWN:
             self.open[entry.host, entry.client_order_id] = None
         else:
             self.open.pop((entry.host, entry.client_order_id), None)
-            if entry.order_id is not None and entry.host == self.account[0]:
-                self.orders.setdefault(entry.client_order_id, entry.order_id)
-                if len(self.orders) > MOST_KNOWN:
-                    del self.orders[next(iter(self.orders))]
+
+    def _keep(self, entry: Intent | Fact) -> None:
+        if isinstance(entry, Intent):
+            self.last.pop(entry.client_order_id, None)
+        self.last.setdefault(entry.client_order_id, []).append(entry)
+        if len(self.last) > MOST_KNOWN:
+            del self.last[next(iter(self.last))]
+
+    def rows(self) -> Iterator[JournalRow]:
+        """The rows of its last swaps, the oldest first."""
+        for entries in self.last.values():
+            row: JournalRow | None = None
+            for entry in entries:
+                row = follow(row, entry)
+            if row is not None:
+                yield row
+
+
+def _is_resolved(row: JournalRow) -> bool:
+    if row.outcome is SwapOutcome.CONFIRMED:
+        return row.order_id is not None
+    return row.outcome in {SwapOutcome.REFUSED, SwapOutcome.SETTLED}
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from __future__ import annotations
 import enum
 import re
 from collections import OrderedDict
-from collections.abc import Iterable
 from typing import Final, TypeAlias, TypeVar
 
 import attrs
@@ -92,11 +91,6 @@ class OrderIds:
             self.by_name[client_order_id] = ids
             if order_id is not None:
                 self.by_name[order_id] = ids
-
-    def add_all(self, ids: Iterable[tuple[str, str]]) -> None:
-        """Add swaps of earlier processes: pairs of client order id and order id."""
-        for client_order_id, order_id in ids:
-            self.add(client_order_id, order_id)
 
     def forget(self, client_order_id: str) -> None:
         """Remove a swap that has no order, or that is too old."""

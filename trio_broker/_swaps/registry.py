@@ -26,7 +26,8 @@ connection becomes unknown again and is looked up. Each such change is a `SwapCo
 confirmation is never corrected.
 
 **No two swaps have one id.** A swap is rejected when it is entered if an earlier swap with its id
-may have been sent. All unresolved swaps are remembered, and the last `REMEMBERED` resolved ones.
+may have been sent. All unresolved swaps are remembered, and the last `REMEMBERED` resolved ones,
+those of earlier processes included.
 """
 
 from __future__ import annotations
@@ -393,11 +394,14 @@ class SwapRegistry:
     # --- Unresolved swaps ------------------------------------------------------------------
 
     def load(self, swaps: Iterable[Swap]) -> None:
-        """Add swaps of an earlier process whose outcome is unknown."""
+        """Add swaps of an earlier process."""
         for swap in swaps:
-            swap.outcome, swap.is_reported = SwapOutcome.UNKNOWN, True
-            self._open[swap.client_order_id] = swap
             self._order_ids.add(swap.client_order_id)
+            if swap.outcome is SwapOutcome.UNKNOWN:
+                swap.is_reported = True
+                self._open[swap.client_order_id] = swap
+            else:
+                self._remember(swap)
 
     def unresolved(self) -> list[Swap]:
         """The swaps that may have been sent and whose outcome is unknown, oldest first."""
@@ -618,9 +622,7 @@ class SwapRegistry:
         if swap.receipt is not None:
             self._order_ids.add(name, swap.receipt.order_id)
         if swap.outcome is SwapOutcome.NOT_SENT:
-            # The journal may have refused it because an earlier swap with this id has an order.
-            if self._order_ids.order_id(name) is None:
-                self._order_ids.forget(name)
+            self._order_ids.forget(name)
             return
         self._ended[name] = swap
         if len(self._ended) > REMEMBERED:

@@ -52,6 +52,9 @@ from trio_broker.settings import Settings
 
 # The journal has the whole text of a `ServerError`.
 _REFUSED: Final = "the broker refused swap: "
+# Swaps that `reconcile` looks up together. Lookups by client order ID take turns, and each of these
+# should have one within `resolve_timeout`.
+_MOST_AT_ONCE: Final = 100
 
 
 def new_client_order_id() -> str:
@@ -218,22 +221,26 @@ class SwapExecutor:
         """
         await trio.lowlevel.checkpoint()
         self._supervisor.check_usable()
-        findings = []
-        for unresolved in self.unresolved():
-            swap = self._look_up(unresolved.client_order_id)
-            await self._wait(swap)
-            if swap.may_have_been_sent:
-                now, at = trio.current_time(), self._driver.wall_time()
-                unresolved = swap.describe(now, at)  # noqa: PLW2901
-            findings.append(
-                SwapFinding(
-                    swap=unresolved,
-                    outcome=swap.outcome,
-                    receipt=swap.receipt,
-                    reason="" if swap.receipt is not None else swap.reason,
-                )
-            )
+        left = self.unresolved()
+        findings: list[SwapFinding] = []
+        for start in range(0, len(left), _MOST_AT_ONCE):
+            part = left[start : start + _MOST_AT_ONCE]
+            # All begin before the first is awaited: a broker that doesn't answer costs time once.
+            swaps = [self._look_up(unresolved.client_order_id) for unresolved in part]
+            for unresolved, swap in zip(part, swaps, strict=True):
+                await self._wait(swap)
+                findings.append(self._finding(unresolved, swap))
         return tuple(findings)
+
+    def _finding(self, unresolved: UnresolvedSwap, swap: Swap) -> SwapFinding:
+        if swap.may_have_been_sent:
+            unresolved = swap.describe(trio.current_time(), self._driver.wall_time())
+        return SwapFinding(
+            swap=unresolved,
+            outcome=swap.outcome,
+            receipt=swap.receipt,
+            reason="" if swap.receipt is not None else swap.reason,
+        )
 
     @enable_ki_protection
     async def settle(self, client_order_id: str, note: str) -> None:

@@ -37,6 +37,7 @@ from trio_broker import (
     DuplicateClientOrderIdError,
     InsufficientBalanceError,
     JournalError,
+    JournalRow,
     NotConnectedError,
     NotSentError,
     OrderUnfinishedError,
@@ -435,6 +436,25 @@ class JournalHarness(SwapJournal):
             raise self.error
 
 
+def left_over(name: str) -> JournalRow:
+    """The row of a swap that an earlier process left unresolved."""
+    at = dt.datetime.now(dt.UTC)
+    return JournalRow(
+        client_order_id=name,
+        amount_in=Decimal(1),
+        asset_in="ETH",
+        asset_out="USDT",
+        at=at,
+        host="h",
+        key_fingerprint="k",
+        attempt="1",
+        outcome=SwapOutcome.UNKNOWN,
+        order_id=None,
+        detail="",
+        updated_at=at,
+    )
+
+
 @asynccontextmanager
 async def journalled(
     disk: JournalHarness, **options: Any
@@ -799,6 +819,37 @@ async def test_reconcile_looks_up_the_swaps_that_a_crash_left(
         assert rows["lost"].detail == "the broker's support says: never seen"
         async with sandbox.client(1, journal=SwapJournal(path)) as other:
             assert other.unresolved_swaps() == ()
+
+
+@pytest.mark.parametrize(("swaps", "rounds"), [(20, 1), (101, 2)])
+async def test_reconcile_looks_up_unresolved_swaps_together(
+    swaps: int, rounds: int, autojump_clock: MockClock
+) -> None:
+    left = tuple(left_over(f"c{number}") for number in range(swaps))
+    async with journalled(JournalHarness(left), resolve_timeout=30.0) as (client, _):
+        began = trio.current_time()
+        findings = await client.reconcile()
+        assert trio.current_time() - began == pytest.approx(30.0 * rounds, abs=1)
+        assert [one.swap.client_order_id for one in findings] == [
+            one.client_order_id for one in left
+        ]
+        assert {one.outcome for one in findings} == {SwapOutcome.UNKNOWN}
+        assert len(client.unresolved_swaps()) == swaps
+
+
+async def test_reconcile_asks_for_one_client_order_id_at_a_time(autojump_clock: MockClock) -> None:
+    left = tuple(left_over(f"c{number}") for number in range(5))
+    async with journalled(JournalHarness(left)) as (client, line), trio.open_nursery() as nursery:
+        call = start(nursery, client.reconcile)
+        for number in range(5):
+            assert (await line.receive("order_status"))["data"] == {"id": f"c{number}"}
+            await wait_all_tasks_blocked()
+            assert line.nothing_came()
+            await line.send(found(f"c{number}", f"o{number}"))
+        findings = await call.result()
+        order_ids = [one.receipt and one.receipt.order_id for one in findings]
+        assert order_ids == [f"o{number}" for number in range(5)]
+        assert client.unresolved_swaps() == ()
 
 
 async def test_journal_has_every_known_fact_of_a_swap(tmp_path: Path) -> None:

@@ -579,11 +579,13 @@ class AioBrokerClient(ClientBase):
         return await self._call(partial(self._client.resolve_swap, client_order_id))
 
     async def reconcile(self) -> tuple[SwapFinding, ...]:
-        """Look up every unresolved swap, one after another. Cancelling is safe.
+        """Look up every unresolved swap. Cancelling is safe: lookups that have begun go on.
 
-        If the broker doesn't know a swap that may still be executed, the lookup is repeated for
-        `resolve_timeout`. If the swap's signature has expired, it is looked up once. In both cases
-        it stays unresolved until `settle_swap` closes it.
+        The lookups of up to 100 swaps begin together and take turns, so a broker that doesn't
+        answer delays them for `resolve_timeout` once. If the broker doesn't know a swap that may
+        still be executed, the lookup is repeated for `resolve_timeout`. If the swap's signature has
+        expired, it is looked up once. In both cases it stays unresolved until `settle_swap` closes
+        it.
 
         Returns:
             The results, one per swap, oldest first.

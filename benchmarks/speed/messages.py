@@ -1,6 +1,7 @@
 """What goes over the wire: the same messages for every peer, and their frames.
 
-An order's update has a fixed size, and room in its ``txHash`` for the time when it was sent.
+An order's update has a fixed size, and room in its ``txHash`` for the time when it was sent. Its
+fill grows, because a state with a smaller fill than the last one isn't delivered.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def update(order: str, number: int, status: str = "PROCESSING") -> bytes:
     """
     return frame(
         f'{{"ch":"orders:{order}","data":{{"orderId":"{order}","status":"{status}",'
-        f'"filledOut":"{1000 + number % 9000}.67012345","txHash":"0x{number:064d}",'
+        f'"filledOut":"1000.{number:08d}","txHash":"0x{number:064d}",'
         f'"updatedAt":{_FIRST_TIME + number}}}}}'.encode()
     )
 

@@ -26,8 +26,8 @@ from typing import Final
 
 import trio
 from websockets.client import ClientProtocol
-from websockets.frames import Close, CloseCode, Frame, Opcode
-from websockets.protocol import CONNECTING, OPEN
+from websockets.frames import Close, CloseCode
+from websockets.protocol import OPEN
 from websockets.uri import WebSocketURI
 
 from trio_broker._version import __version__
@@ -36,15 +36,14 @@ from trio_broker.redaction import Redact
 from trio_broker.settings import Endpoint
 from trio_broker.transports import Transport, ending
 from trio_broker.transports.dialing import Attempt, connect
+from trio_broker.transports.frame_splitter import FrameSplitter
 from trio_broker.transports.handshake import HandshakeAnswer
 from trio_broker.transports.tls import ClientContext
 
-# About 80 updates of an order. More at once would hardly be faster.
-_RECEIVE_SIZE: Final = 16 * 1024
+# About 300 updates of an order. More at once would hardly be faster.
+_RECEIVE_SIZE: Final = 64 * 1024
 
-# What was read is parsed in pieces, and other tasks run in between: 16 KB can hold 8,000 empty
-# fragments or pongs.
-_PIECE: Final = 4 * 1024
+_END_OF_HEAD: Final = b"\r\n\r\n"
 
 # Seconds for the answer to a close frame, which the peer may not read. `receive` then goes on.
 _CLOSE_ANSWER_TIMEOUT: Final = 0.5
@@ -85,13 +84,11 @@ class _WebSocketsTransport:
         uri = WebSocketURI(endpoint.secure, endpoint.host, endpoint.port, endpoint.resource, "")
         self._stream = stream
         self._protocol = ClientProtocol(uri, max_size=max_receive_size, logger=_SILENT)
+        self._splitter = FrameSplitter(self._protocol, max_receive_size)
         self.last_heard: float = trio.current_time()
         self.progress: int = 0
         self._reading = trio.Lock()
         self._unread = b""
-        self._messages: list[str | bytes] = []
-        self._fragments = bytearray()
-        self._is_text = False
         self._pings: dict[bytes, trio.Event] = {}
         self._writing = trio.Lock()
         self._outgoing: list[bytes] = []
@@ -111,22 +108,27 @@ class _WebSocketsTransport:
         answer = HandshakeAnswer(request.headers["Sec-WebSocket-Key"], redact)
         with suppress(ConnectionLostError):  # The peer may have answered all the same.
             await self._write()
-        head = b""
-        while not head:
+        received = b""
+        while not received:
             data, how_it_ended = await self._receive_some()
             if how_it_ended:
                 raise answer.cut(how_it_ended)
-            head = answer.feed(data)
-        self._take(head)
-        assert self._protocol.state is not CONNECTING  # noqa: S101 - the answer was checked
+            received = answer.feed(data)
+        head, _, frames = received.partition(_END_OF_HEAD)
+        self._protocol.receive_data(head + _END_OF_HEAD)
+        self._protocol.events_received()
+        assert self._protocol.state is OPEN  # noqa: S101 - the answer was checked
+        self._take(frames)
 
     # --- Reading ---------------------------------------------------------------------------
 
     async def receive(self) -> list[str | bytes]:
-        if self._messages:  # They came with the answer to the handshake.
+        if self._splitter.messages:  # They came with the answer to the handshake.
             await trio.lowlevel.checkpoint()
         # The rest of a read is parsed at once, unless something has to be answered first.
-        while not self._messages or (self._unread and not self._outgoing and self._end is None):
+        while not self._splitter.messages or (
+            self._unread and not self._outgoing and self._end is None
+        ):
             try:
                 self._reading.acquire_nowait()
             except trio.WouldBlock:
@@ -147,17 +149,19 @@ class _WebSocketsTransport:
                     self._note_end(ending.failed(error))
             finally:
                 self._reading.release()
-        messages, self._messages = self._messages, []
-        return messages
+        return self._taken_messages()
 
     def taken(self) -> list[str | bytes]:
         # What was read and not parsed yet may be the reply that a task waits for.
-        unread, self._unread = self._unread, b""
         try:
-            self._take(unread)
+            while self._unread:
+                self._take(self._unread)
         except Exception as error:  # noqa: BLE001 - as in `receive`
             self._note_end(ending.failed(error))
-        messages, self._messages = self._messages, []
+        return self._taken_messages()
+
+    def _taken_messages(self) -> list[str | bytes]:
+        messages, self._splitter.messages = self._splitter.messages, []
         return messages
 
     async def _answer(self) -> None:
@@ -174,7 +178,7 @@ class _WebSocketsTransport:
         """Some bytes, or how the stream ended."""
         if self._unread:
             await trio.lowlevel.checkpoint()
-            data = self._unread
+            data, self._unread = self._unread, b""
         else:
             try:
                 data = bytes(await self._stream.receive_some(_RECEIVE_SIZE))
@@ -186,49 +190,33 @@ class _WebSocketsTransport:
                 return b"", self._how_writing_failed or ending.HUNG_UP
             self.last_heard = trio.current_time()
         self.progress += 1
-        self._unread = data[_PIECE:]
-        return data[:_PIECE], None
+        return data, None
 
     def _take(self, data: bytes) -> None:
         """Parse bytes into messages, and put answers into the queue."""
+        splitter = self._splitter
+        self._unread = b""
+        self._unread = splitter.receive(data)
+        if splitter.pongs:
+            pongs, splitter.pongs = splitter.pongs, []
+            for payload in pongs:
+                self._take_pong(payload)
+        if splitter.is_over:
+            self._note_end(self._how_it_closed())
+        self._outgoing += self._protocol.data_to_send()
+
+    def _how_it_closed(self) -> ConnectionLostError:
+        """The error for a close frame, or for what can't be read."""
         protocol = self._protocol
-        protocol.receive_data(data)
-        try:
-            for event in protocol.events_received():
-                if isinstance(event, Frame):
-                    if event.opcode is Opcode.TEXT and event.fin:
-                        self._messages.append(str(event.data, "utf-8"))
-                    else:
-                        self._take_frame(event)
-        except UnicodeDecodeError as error:
-            protocol.fail(CloseCode.INVALID_DATA, f"can't decode UTF-8: {error.reason}")
+        if self._splitter.is_not_utf8:
             close = Close(CloseCode.INVALID_DATA, "a text isn't UTF-8")
-            self._note_end(_closed(close, is_local=True))
-        if protocol.parser_exc is not None:
-            # A close frame in the middle of a message counts.
-            close_rcvd = protocol.close_rcvd
-            end = _closed(close_rcvd or protocol.close_sent, is_local=close_rcvd is None)
-            end.__cause__ = protocol.parser_exc
-            self._note_end(end)
-        self._outgoing += protocol.data_to_send()
-
-    def _take_frame(self, frame: Frame) -> None:
-        opcode = frame.opcode
-        if opcode is Opcode.PONG:
-            self._take_pong(bytes(frame.data))
-        elif opcode is Opcode.CLOSE:
-            is_answer = self._protocol.close_rcvd_then_sent is False
-            self._note_end(_closed(self._protocol.close_rcvd, is_local=is_answer))
-        elif opcode is not Opcode.PING:
-            self._take_fragment(frame)
-
-    def _take_fragment(self, frame: Frame) -> None:
-        if frame.opcode is not Opcode.CONT:
-            self._is_text = frame.opcode is Opcode.TEXT
-        self._fragments += frame.data
-        if frame.fin:
-            payload, self._fragments = self._fragments, bytearray()
-            self._messages.append(payload.decode() if self._is_text else bytes(payload))
+            return _closed(close, is_local=True)
+        # A close frame in the middle of a message counts, although it is an error.
+        received = protocol.close_rcvd
+        is_local = received is None or protocol.close_rcvd_then_sent is False
+        end = _closed(received or protocol.close_sent, is_local=is_local)
+        end.__cause__ = protocol.parser_exc
+        return end
 
     def _take_pong(self, payload: bytes) -> None:
         while payload in self._pings:  # It answers earlier pings too.

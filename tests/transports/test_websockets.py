@@ -360,6 +360,10 @@ async def test_unread_close_frame_is_answered_by_a_close() -> None:
     assert answered[0][1][:2] == (1001).to_bytes(2, "big")
 
 
+# More frames than are parsed at once.
+MANY_PONGS = frame("", PONG) * 600
+
+
 async def give_up_receiving(transport: Transport) -> None:
     """Receive, and be cancelled after a part of a read has been parsed."""
     await wait_all_tasks_blocked()
@@ -377,7 +381,9 @@ async def give_up_receiving(transport: Transport) -> None:
 async def test_taken_returns_the_whole_read_after_a_cancelled_receive(length: int) -> None:
     count = 16_000 // (length + 8)
     texts = [f"{number:0{length}}" for number in range(count)]
-    async with connected(sending(b"".join(map(frame, texts)))) as transport:
+    data = [frame(text) for text in texts]
+    data.insert(len(data) // 2, MANY_PONGS)
+    async with connected(sending(b"".join(data))) as transport:
         await give_up_receiving(transport)
         assert transport.taken() == texts
 
@@ -399,7 +405,7 @@ async def test_taken_returns_a_read_with_blocked_pongs() -> None:
     ],
 )
 async def test_end_in_a_cancelled_read_is_reported(end: bytes, code: int) -> None:
-    data = frame("y" * 100) * 80 + frame("receipt") + end + frame("never seen")
+    data = frame("y" * 100) * 80 + MANY_PONGS + frame("receipt") + end + frame("never seen")
     async with connected(sending(data), max_receive_size=100) as transport:
         await give_up_receiving(transport)
         assert transport.taken()[-1] == "receipt"
@@ -414,7 +420,7 @@ async def test_failure_in_a_cancelled_read_is_reported(monkeypatch: pytest.Monke
 
     async def handler(stream: trio.abc.Stream) -> None:
         await opened.wait()  # Bytes sent with the handshake are a separate read.
-        await sending(frame("y" * 100) * 80)(stream)
+        await sending(frame("y" * 100) * 40 + MANY_PONGS + frame("y" * 100) * 40)(stream)
 
     async with connected(handler) as transport:
         opened.set()

@@ -16,6 +16,7 @@ import trio
 
 from tests.scripted import scripted_client, start
 from tests.transports.raw_server import (
+    BINARY,
     CLOSE,
     CONTINUATION,
     PING,
@@ -219,7 +220,7 @@ async def test_memory_error_in_the_library_is_a_lost_connection(
 
     async def handler(stream: trio.abc.Stream) -> None:
         await proceed.wait()
-        await send(stream, frame("one"))
+        await send(stream, frame("one", BINARY))
         await wait_gone(stream)
 
     async with connected(handler) as transport:

@@ -339,6 +339,18 @@ def test_many_frames_for_the_protocol_take_several_calls() -> None:
     assert (splitter.messages, len(splitter.pongs)) == (["last"], 1200)
 
 
+def test_many_texts_take_several_calls_and_bypass_the_protocol() -> None:
+    texts = [str(number) for number in range(1200)]
+    splitter = FrameSplitter(client(LIMIT, is_closing=False), LIMIT)
+    rest, counts = b"".join(map(frame, texts)), []
+    while rest:
+        rest = splitter.receive(rest)
+        counts.append(len(splitter.messages))
+    assert counts == [500, 1000, 1200]
+    assert splitter.messages == texts
+    assert not splitter.has_passed_on
+
+
 @pytest.mark.parametrize("size", [60_000, 8_000_000])
 def test_frame_in_many_reads_takes_linear_time(size: int) -> None:
     stream = frame("x" * size)

@@ -26,8 +26,8 @@ _LENGTH_IN_2_BYTES: Final = 126
 _LENGTH_IN_8_BYTES: Final = 127
 _LONGEST_HEAD: Final = 10
 
-# Other tasks must run in between: a read can hold thousands of empty fragments or pongs.
-_MOST_PASSED_ON: Final = 500
+# Other tasks must run in between: a read can hold thousands of empty texts, fragments or pongs.
+_MOST_AT_ONCE: Final = 500
 
 
 class FrameSplitter:
@@ -40,12 +40,18 @@ class FrameSplitter:
     Attributes:
         messages: What has arrived: str for text, bytes for binary messages. The caller takes them.
         pongs: The payloads of pongs that have arrived. The caller takes them.
-        is_not_utf8: Whether a text that isn't UTF-8 has ended the connection.
+        has_passed_on: Whether the protocol has got anything, so that it may have something to send.
+            The caller resets it.
+        is_over: Whether a close frame or an error has ended the connection. What follows is
+            ignored.
+        is_not_utf8: Whether that was a text that isn't UTF-8.
     """
 
     def __init__(self, protocol: ClientProtocol, max_size: int) -> None:
         self.messages: list[str | bytes] = []
         self.pongs: list[bytes] = []
+        self.has_passed_on: bool = False
+        self.is_over: bool = False
         self.is_not_utf8: bool = False
         self._protocol = protocol
         self._max_size = max_size
@@ -57,38 +63,32 @@ class FrameSplitter:
         self._fragments = bytearray()
         self._is_text = False
 
-    @property
-    def is_over(self) -> bool:
-        """Whether what follows is ignored: a close frame or an error has ended the connection."""
-        protocol = self._protocol
-        has_ended = protocol.close_rcvd is not None or protocol.parser_exc is not None
-        return has_ended or self.is_not_utf8
-
     def receive(self, data: bytes) -> bytes:
         """Take what was read.
 
         Returns:
-            The rest, for the next call, if it would take too long at once.
+            The rest, for the next call, if all of it would take too long at once.
         """
-        at = 0
-        for _ in range(_MOST_PASSED_ON):
+        at, before = 0, len(self.messages)
+        for _ in range(_MOST_AT_ONCE):
             if self.is_over:
                 return b""
             if not (self._missing or self._cut_head or self._is_fragmented):
                 at = self._split(data, at)
+                if len(self.messages) - before >= _MOST_AT_ONCE:
+                    break
             if at == len(data):
                 return b""
             at = self._pass_on(data, at)
-            for frame in self._protocol.events_received():
-                assert isinstance(frame, Frame)  # noqa: S101 - the handshake is done
-                self._take(frame)
         return data[at:]
 
     def _split(self, data: bytes, at: int) -> int:
-        """Take the usual frames from here on. Returns where the first other one begins."""
+        """Take usual frames from here on. Returns where the next frame begins."""
         add, max_size, length = self.messages.append, self._max_size, len(data)
         try:
-            while data[at] == _WHOLE_TEXT:
+            for _ in range(_MOST_AT_ONCE):
+                if data[at] != _WHOLE_TEXT:
+                    break
                 size, start = data[at + 1], at + 2
                 if size >= _LENGTH_IN_2_BYTES:
                     if size > _LENGTH_IN_2_BYTES:
@@ -114,7 +114,14 @@ class FrameSplitter:
             self._cut_head = head if size is None else b""
             end = len(data) if size is None else at + size - passed_on
         self._missing = max(0, end - len(data))
-        self._protocol.receive_data(data[at:end])
+        self.has_passed_on = True
+        protocol = self._protocol
+        protocol.receive_data(data[at:end])
+        for frame in protocol.events_received():
+            assert isinstance(frame, Frame)  # noqa: S101 - the handshake is done
+            self._take(frame)
+        if protocol.close_rcvd is not None or protocol.parser_exc is not None:
+            self.is_over = True
         return min(end, len(data))
 
     def _take(self, frame: Frame) -> None:
@@ -135,7 +142,7 @@ class FrameSplitter:
             self.messages.append(payload.decode() if self._is_text else bytes(payload))
         except UnicodeDecodeError as error:
             self._protocol.fail(CloseCode.INVALID_DATA, f"can't decode UTF-8: {error.reason}")
-            self.is_not_utf8 = True
+            self.is_over = self.is_not_utf8 = True
 
 
 def _frame_size(head: bytes) -> int | None:

@@ -144,23 +144,25 @@ class _WebSocketsTransport:
                     self._note_end(ending.cut(how_it_ended))
                     continue
                 try:
-                    self._take(data)
+                    # As `_take` does, which would cost a call for each push.
+                    self._unread = self._splitter.receive(data)
+                    if self._splitter.has_passed_on:
+                        self._follow_up()
                 except Exception as error:  # noqa: BLE001 - memory may be short, for example
                     self._note_end(ending.failed(error))
             finally:
                 self._reading.release()
-        return self._taken_messages()
+        messages, self._splitter.messages = self._splitter.messages, []
+        return messages
 
     def taken(self) -> list[str | bytes]:
         # What was read and not parsed yet may be the reply that a task waits for.
         try:
             while self._unread:
-                self._take(self._unread)
+                unread, self._unread = self._unread, b""
+                self._take(unread)
         except Exception as error:  # noqa: BLE001 - as in `receive`
             self._note_end(ending.failed(error))
-        return self._taken_messages()
-
-    def _taken_messages(self) -> list[str | bytes]:
         messages, self._splitter.messages = self._splitter.messages, []
         return messages
 
@@ -193,10 +195,15 @@ class _WebSocketsTransport:
         return data, None
 
     def _take(self, data: bytes) -> None:
-        """Parse bytes into messages, and put answers into the queue."""
+        """Make messages of bytes."""
+        self._unread = self._splitter.receive(data)
+        if self._splitter.has_passed_on:
+            self._follow_up()
+
+    def _follow_up(self) -> None:
+        """Act on other frames than texts, and put answers into the queue."""
         splitter = self._splitter
-        self._unread = b""
-        self._unread = splitter.receive(data)
+        splitter.has_passed_on = False
         if splitter.pongs:
             pongs, splitter.pongs = splitter.pongs, []
             for payload in pongs:

@@ -74,7 +74,7 @@ def by_splitter(
     protocol = client(max_size, is_closing=is_closing)
     splitter = FrameSplitter(protocol, max_size)
     for read in reads:
-        rest = read
+        rest = read[splitter.split(read) :]
         while rest:
             rest = splitter.receive(rest)
     return outcome(protocol, splitter.messages, splitter.pongs, is_not_utf8=splitter.is_not_utf8)
@@ -341,14 +341,15 @@ def test_many_frames_for_the_protocol_take_several_calls() -> None:
 
 def test_many_texts_take_several_calls_and_bypass_the_protocol() -> None:
     texts = [str(number) for number in range(1200)]
-    splitter = FrameSplitter(client(LIMIT, is_closing=False), LIMIT)
+    protocol = client(LIMIT, is_closing=False)
+    splitter = FrameSplitter(protocol, LIMIT)
     rest, counts = b"".join(map(frame, texts)), []
     while rest:
         rest = splitter.receive(rest)
         counts.append(len(splitter.messages))
     assert counts == [500, 1000, 1200]
     assert splitter.messages == texts
-    assert not splitter.has_passed_on
+    assert splitter.split(frame("one") + frame("two") + frame("", PING) + frame("no")) == 10
 
 
 @pytest.mark.parametrize("size", [60_000, 8_000_000])

@@ -40,8 +40,6 @@ class FrameSplitter:
     Attributes:
         messages: What has arrived: str for text, bytes for binary messages. The caller takes them.
         pongs: The payloads of pongs that have arrived. The caller takes them.
-        has_passed_on: Whether the protocol has got anything, so that it may have something to send.
-            The caller resets it.
         is_over: Whether a close frame or an error has ended the connection. What follows is
             ignored.
         is_not_utf8: Whether that was a text that isn't UTF-8.
@@ -50,7 +48,6 @@ class FrameSplitter:
     def __init__(self, protocol: ClientProtocol, max_size: int) -> None:
         self.messages: list[str | bytes] = []
         self.pongs: list[bytes] = []
-        self.has_passed_on: bool = False
         self.is_over: bool = False
         self.is_not_utf8: bool = False
         self._protocol = protocol
@@ -63,27 +60,14 @@ class FrameSplitter:
         self._fragments = bytearray()
         self._is_text = False
 
-    def receive(self, data: bytes) -> bytes:
-        """Take what was read.
+    def split(self, data: bytes, at: int = 0) -> int:
+        """Take the usual frames with which what was read begins.
 
         Returns:
-            The rest, for the next call, if all of it would take too long at once.
+            Where the first other frame begins; `receive` takes what is left.
         """
-        at, before = 0, len(self.messages)
-        for _ in range(_MOST_AT_ONCE):
-            if self.is_over:
-                return b""
-            if not (self._missing or self._cut_head or self._is_fragmented):
-                at = self._split(data, at)
-                if len(self.messages) - before >= _MOST_AT_ONCE:
-                    break
-            if at == len(data):
-                return b""
-            at = self._pass_on(data, at)
-        return data[at:]
-
-    def _split(self, data: bytes, at: int) -> int:
-        """Take usual frames from here on. Returns where the next frame begins."""
+        if self._missing or self._cut_head or self._is_fragmented or self.is_over:
+            return at
         add, max_size, length = self.messages.append, self._max_size, len(data)
         try:
             for _ in range(_MOST_AT_ONCE):
@@ -103,6 +87,22 @@ class FrameSplitter:
             pass
         return at
 
+    def receive(self, data: bytes) -> bytes:
+        """Take what was read, and let the protocol take what is its own.
+
+        Returns:
+            The rest, for the next call, if all of it would take too long at once.
+        """
+        before = len(self.messages)
+        at = self.split(data)
+        for _ in range(_MOST_AT_ONCE):
+            if at == len(data) or len(self.messages) - before >= _MOST_AT_ONCE:
+                break
+            at = self.split(data, self._pass_on(data, at))
+            if self.is_over:
+                return b""
+        return data[at:]
+
     def _pass_on(self, data: bytes, at: int) -> int:
         """Give the protocol one frame, or what is there of it. Returns where that ends."""
         if self._missing:
@@ -114,7 +114,6 @@ class FrameSplitter:
             self._cut_head = head if size is None else b""
             end = len(data) if size is None else at + size - passed_on
         self._missing = max(0, end - len(data))
-        self.has_passed_on = True
         protocol = self._protocol
         protocol.receive_data(data[at:end])
         for frame in protocol.events_received():

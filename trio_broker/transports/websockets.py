@@ -144,10 +144,10 @@ class _WebSocketsTransport:
                     self._note_end(ending.cut(how_it_ended))
                     continue
                 try:
-                    # As `_take` does, which would cost a call for each push.
-                    self._unread = self._splitter.receive(data)
-                    if self._splitter.has_passed_on:
-                        self._follow_up()
+                    # Most reads have texts only.
+                    at = self._splitter.split(data)
+                    if at < len(data):
+                        self._take(data[at:])
                 except Exception as error:  # noqa: BLE001 - memory may be short, for example
                     self._note_end(ending.failed(error))
             finally:
@@ -195,15 +195,9 @@ class _WebSocketsTransport:
         return data, None
 
     def _take(self, data: bytes) -> None:
-        """Make messages of bytes."""
-        self._unread = self._splitter.receive(data)
-        if self._splitter.has_passed_on:
-            self._follow_up()
-
-    def _follow_up(self) -> None:
-        """Act on other frames than texts, and put answers into the queue."""
+        """Make messages of bytes, act on other frames, and put answers into the queue."""
         splitter = self._splitter
-        splitter.has_passed_on = False
+        self._unread = splitter.receive(data)
         if splitter.pongs:
             pongs, splitter.pongs = splitter.pongs, []
             for payload in pongs:

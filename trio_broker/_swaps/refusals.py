@@ -77,13 +77,14 @@ _DOUBTS: Final = (
     r"\b(?:busy|overloaded)\b",  # it may be executed later
     r"\b(?:broker|exchange|provider|server|service|temporarily|venue) unavailable\b",  # the same
     r"\btry(?:ing)? again\b",  # the same
-    r"\b(?:channel|subscri)",  # "Invalid channel format": about another message
     r"\b(?:retr(?:y|ied|ies|ying)|attempts)\b",  # the same; "maximum retries exceeded"
     # A 5xx status: as "gateway". An amount is none: "500 USDT minimum", "500,000 is too large".
     r"(?:\b(?:http(?:/[\d.]+)?|status|code)[ :=#(]*|^error[ :=#(]+)5\d\d\b",
     r"\b(?:answered|failed|replied|returned)(?: with)?[ :=#(]+5\d\d\b(?! [a-z]{2,6}\b)",
     r"^[\[(]?5\d\d(?:$|[:;\])]|,(?!\d)| (?![a-z0-9]{2,6}\b.*\bm(?:in|ax)imum))",
 )
+# "Invalid channel format" answers a `subscribe`, whatever else the error names.
+_CHANNELS: Final = (r"\bchannel", r"\b(?:un)?subscri")
 # These are about the message, so it wasn't executed. Without the operation, it may be another one.
 _ACCESS: Final = (
     r"\bsignature\b",
@@ -110,7 +111,6 @@ _ELSEWHERE: Final = (
     r"\b(?:sig|hmac|ts|clock)\b|\bauthori[sz]",  # as in `_ACCESS`, but too short for a refusal
     r"\b(?:message|request) rate\b|\bper (?:second|minute|hour)\b",  # a rate limit in other words
     r"\btoo many (?:\w+ )?(?:calls|connections|messages|sessions|subscriptions)\b",  # the same
-    r"\bchannels?\b|\b(?:un)?subscri",  # "Invalid channel format" answers a `subscribe`
     r"(?<!client )\border ids?\b",  # "Invalid order id" answers a lookup
     r"(?:^|\b(?:op|operation)\W+)(?:auth|balances|estimate|order status)\b",  # it names another one
 )
@@ -133,6 +133,19 @@ _REFUSALS: Final = (
     r"\bdisabled\b",  # the same
     r"\bunknown operation\W+swap\b",
 )
+# In a text about missing funds, these words tell where the funds are, and nothing about this swap.
+# But an id may be in use, and a request pending.
+_FUNDS: Final = re.compile(
+    r"(?!.*\b(?:clientorderid|ids?|key|request)\b)"
+    r".*\b(?:insufficient|not enough) (?:\w+ ){0,3}(?:balances?|funds?)\b"
+)
+_HELD: Final = re.compile(
+    r"\b(?:been|in|is|was) used?\b"
+    r"|\bpending (?:\w+ )?(?:deposit|order|settlement|swap|trade|transfer|withdrawal)s\b"
+    r"|\bpending (?:\w+ )?(?:deposit|settlement|transfer|withdrawal)\b"
+    r"|\b(?:balances?|deposits?|funds?|orders|swaps|trades|transfers?|withdrawals?) "
+    r"(?:is |are )?(?:still )?pending\b"
+)
 _MAX_TEXT: Final = 2000
 _MAX_CODE: Final = 100
 # A code at the beginning of a text, as "INVALID_AMOUNT: too small".
@@ -145,9 +158,9 @@ def _any_of(patterns: Iterable[str]) -> re.Pattern[str]:
 
 
 _IS_DUPLICATE: Final = _any_of(_DUPLICATE)
-_IS_DOUBT: Final = _any_of(_DOUBTS)
+_IS_DOUBT: Final = _any_of((*_DOUBTS, *_CHANNELS))
 _IS_ACCESS: Final = _any_of(_ACCESS)
-_IS_ELSEWHERE: Final = _any_of((*_ACCESS, *_ELSEWHERE))
+_IS_ELSEWHERE: Final = _any_of((*_ACCESS, *_ELSEWHERE, *_CHANNELS))
 _IS_REFUSAL: Final = _any_of(_REFUSALS)
 
 
@@ -194,8 +207,9 @@ def _matches(pattern: re.Pattern[str], texts: Iterable[str]) -> bool:
 
 
 def _plain(text: str) -> str:
-    """A text in lower case, with one blank between words."""
-    return _WORDS.sub(" ", text).strip().casefold()
+    """A text in lower case, with one blank between words, and without where funds are held."""
+    plain = _WORDS.sub(" ", text).strip().casefold()
+    return _HELD.sub("held", plain) if _FUNDS.match(plain) else plain
 
 
 def _code_of(text: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import trio
+from hypothesis import given, strategies as st
 
 from tests.scripted import (
     API_KEY,
@@ -226,3 +227,28 @@ def test_forgotten_ids_are_not_known() -> None:
     known.forget("c1")
     known.forget("x")
     assert known.by_name == {}
+
+
+NAMES = st.sampled_from("abcd")
+
+
+@given(
+    st.lists(st.tuples(NAMES, st.none() | NAMES), unique_by=lambda pair: pair[0]), st.lists(NAMES)
+)
+def test_forgetting_a_swap_leaves_all_others(
+    added: list[tuple[str, str | None]], forgotten: list[str]
+) -> None:
+    known = OrderIds()
+    for client_order_id, order_id in added:
+        known.add(client_order_id, order_id)
+    for one in forgotten:
+        others = {name: ids for name, ids in known.by_name.items() if ids[1] != one}
+        known.forget(one)
+        assert known.by_name == others
+
+
+def test_swap_with_an_order_keeps_it_if_its_id_is_added_again() -> None:
+    known = OrderIds()
+    known.add("c1", "o1")
+    known.add("c1")
+    assert (known.order_id("c1"), known.owner("o1")) == ("o1", "c1")

@@ -94,9 +94,10 @@ class OrderIds:
 
     def forget(self, client_order_id: str) -> None:
         """Remove a swap that has no order, or that is too old."""
-        order_id, _ = self.by_name.pop(client_order_id, (None, None))
-        if order_id is not None:
-            self.by_name.pop(order_id, None)
+        for name in (self.order_id(client_order_id), client_order_id):
+            # Its id may also be the order id of another swap.
+            if name is not None and self.by_name.get(name, (None, None))[1] == client_order_id:
+                del self.by_name[name]
 
     def order_id(self, client_order_id: str) -> str | None:
         """The order id for a client order id, None if it isn't known."""

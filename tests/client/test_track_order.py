@@ -175,6 +175,26 @@ async def test_unknown_order_ends_with_an_error(autojump_clock: MockClock) -> No
         assert is_untouched(client)
 
 
+@pytest.mark.parametrize("named", ["orderId", "clientOrderId", "id"])
+@pytest.mark.parametrize("op", ["order_status", None])
+async def test_unknown_order_ends_also_if_the_refusals_name_it(
+    op: str | None, named: str, autojump_clock: MockClock
+) -> None:
+    async with scripted_client() as (client, line), trio.open_nursery() as nursery:
+
+        async def refuse() -> None:
+            await line.acknowledge()
+            while True:
+                await line.receive("order_status")
+                members = {"op": op} if op else {}
+                await line.send({**members, "error": "Order not found", "data": {named: "typo"}})
+
+        nursery.start_soon(refuse)
+        with trio.fail_after(LONG), pytest.raises(OrderNotFoundError):
+            await statuses(client, "typo", not_found_timeout=5.0)
+        nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize("form", ["its own id", "client order id"])
 async def test_order_of_an_own_swap_is_tracked_however_long_it_is_not_found(
     form: str, autojump_clock: MockClock

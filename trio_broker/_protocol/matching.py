@@ -315,9 +315,13 @@ class Debts:
 
 
 def note_order(order_ids: OrderIds, request: Request, names: Ids) -> None:
-    """Remember the order that the reply to a lookup names.
+    """Remember the order that a lookup has found.
 
-    A receipt proves nothing yet: `SwapRegistry` decides whose it is.
+    If the reply leaves the client order id out, the order belongs to the id that was looked up. If
+    that is its own order id, the order is noted without one, unless a swap is looked up by the
+    order of a receipt: that asks whose it is, and must not make it another's. A receipt itself
+    isn't noted, because `SwapRegistry` decides whose it is. Nor is an error, which may name an
+    order that doesn't exist.
     """
     order_id, client_order_id = names
     if not order_id or request.op != "order_status":
@@ -326,7 +330,6 @@ def note_order(order_ids: OrderIds, request: Request, names: Ids) -> None:
         order_ids.note(order_id, client_order_id)
     elif order_ids.owner(order_id) is None:
         asked = request.client_order_id or request.order_id
-        # Looking up whose a receipt is must not make its order known as another's.
         if asked != order_id:
             order_ids.note(order_id, asked)
         elif request.purpose not in {Purpose.LOOKUP, Purpose.RECEIPT}:

@@ -522,7 +522,7 @@ class Session:
                     result = self._redactor.value(result)
             except (ProtocolError, ServerError) as failure:
                 error = failure
-        if reply.names != NO_NAMES:
+        if reply.names != NO_NAMES and not message.error:
             note_order(self._order_ids, request, reply.names)
         if request.trade is not None and result is not None and not request.trade.fits(result):
             self.report_unexpected("the estimate's route is for another trade", reply.text)

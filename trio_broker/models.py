@@ -104,7 +104,7 @@ class OrderStatus(enum.StrEnum):
 
     @property
     def is_final(self) -> bool:
-        """True for FILLED, FAILED and CANCELLED, which are never followed by another status."""
+        """True for FILLED, FAILED and CANCELLED: the order has ended."""
         return self in FINAL_STATUSES
 
 

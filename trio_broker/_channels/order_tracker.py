@@ -119,7 +119,7 @@ class OrderTracker:
             self._channels.leave(order, now)
 
     def lost(self) -> None:
-        """The connection is gone: nobody says "not found" now."""
+        """The connection is gone: the time until the next "not found" doesn't count."""
         for order in self._orders:
             order.not_found_at = None
 

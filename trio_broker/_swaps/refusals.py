@@ -73,7 +73,7 @@ _DOUBTS: Final = (
     r"\bpartial",  # "partially filled, not enough liquidity": a part was executed
     rf"\b(?:order|swap|transaction|tx|trade|was|been) (?:{_DONE})\b",  # it says that it went on
     r"\b(?:pending|queued?|wait(?:ed|ing)?)\b",  # it may be executed later
-    r"\b(?:cancel|abort|interrupt)",  # nobody says how far it had come
+    r"\b(?:cancel|abort|interrupt)",  # it may have been executed before
     r"\b(?:busy|overloaded)\b",  # it may be executed later
     r"\b(?:broker|exchange|provider|server|service|temporarily|venue) unavailable\b",  # the same
     r"\btry(?:ing)? again\b",  # the same

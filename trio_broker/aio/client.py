@@ -517,6 +517,9 @@ class AioBrokerClient(ClientBase):
         and continue with `track_order` of that id. If cancelled after the receipt, both ids are in
         a log record.
 
+        An order in a status that isn't documented and never changes is awaited forever: use
+        `trio.fail_after` for a limit.
+
         Args:
             amount_in: The amount to sell: a plain decimal text, an int or a `Decimal`, above 0.
             asset_in: The asset to sell.
@@ -561,6 +564,8 @@ class AioBrokerClient(ClientBase):
 
     async def resolve_swap(self, client_order_id: str) -> SwapReceipt:
         """Look up a swap's outcome, for up to `resolve_timeout`. Cancelling is safe.
+
+        One lookup by client order id is in flight at a time, and the others wait for their turn.
 
         Args:
             client_order_id: The swap's id. The client need not know it.
@@ -617,10 +622,12 @@ class AioBrokerClient(ClientBase):
     async def get_order_status(self, order_id: str) -> Order:
         """Request an order's state. Cancelling is safe.
 
-        Requests for different orders are in flight together.
+        Requests for different orders are in flight together. Of several requests for one order, one
+        is in flight at a time, and the others wait for their turn.
 
         Args:
-            order_id: The order's id at the broker.
+            order_id: The order's id at the broker, or its client order id. The broker documents the
+                lookup by client order id only for its REST API.
 
         Raises:
             TypeError: The id isn't a str.

@@ -304,7 +304,7 @@ class AioBrokerClient(ClientBase):
         again after every reconnection, and after `poll_interval` seconds without an update. So a
         lost push or a silent broker can't block it. If the broker doesn't know the order, the
         client keeps asking for `not_found_timeout`. An order in a status that isn't documented and
-        never changes is followed forever: use `trio.move_on_after` for a limit.
+        never changes is followed until you leave the block, for example because of a timeout.
 
         One client can track thousands of orders. Subscriptions have precedence for the
         connection's channels. Orders without a channel are polled in turn. Leaving the block ends
@@ -517,8 +517,8 @@ class AioBrokerClient(ClientBase):
         and continue with `track_order` of that id. If cancelled after the receipt, both ids are in
         a log record.
 
-        An order in a status that isn't documented and never changes is awaited forever: use
-        `trio.fail_after` for a limit.
+        An order in a status that isn't documented and never changes is awaited until you cancel the
+        call, for example with a timeout.
 
         Args:
             amount_in: The amount to sell: a plain decimal text, an int or a `Decimal`, above 0.

@@ -145,7 +145,9 @@ class Engine:
                 session.report_unexpected("it is binary", "")
                 continue
             try:
-                message = codec.decode_message(text)
+                is_push = text.startswith(codec.BEGINS_ORDER_PUSH)
+                decode = codec.decode_order_push if is_push else codec.decode_message
+                message = decode(text)
                 # An error for a channel may answer a `subscribe` or `unsubscribe`.
                 if (
                     message.ch

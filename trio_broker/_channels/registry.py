@@ -39,7 +39,7 @@ from trio_broker._channels.poll_queue import PollQueue
 from trio_broker._channels.slots import Slots
 from trio_broker._channels.snapshots import Snapshots
 from trio_broker._protocol import requests
-from trio_broker._protocol.codec import Inbound
+from trio_broker._protocol.codec import Inbound, OrderPush
 from trio_broker._protocol.effects import (
     ChannelsRestored,
     Effect,
@@ -205,7 +205,7 @@ class ChannelRegistry:
     # --- Pushes ----------------------------------------------------------------------------
 
     def take_push(  # noqa: C901, PLR0912 - a call costs time for each push
-        self, message: Inbound, text: str, now: float, at: dt.datetime
+        self, message: Inbound | OrderPush, text: str, now: float, at: dt.datetime
     ) -> None:
         """Deliver what the broker pushed.
 

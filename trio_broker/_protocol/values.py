@@ -31,6 +31,7 @@ EMPTY: Final = b'""'
 AMOUNT: Final = re.compile(
     rb"-?[0-9]{1,%d}(?:\.[0-9]{1,%d})?" % (MAX_DIGITS, MAX_DIGITS), flags=re.ASCII
 )
+AMOUNT_TEXT: Final = re.compile(AMOUNT.pattern.decode(), flags=re.ASCII)
 _WITH_EXPONENT: Final = re.compile(AMOUNT.pattern + rb"[eE][+-]?[0-9]{1,3}", flags=re.ASCII)
 _INTEGER: Final = re.compile(rb"-?[0-9]{1,100}", flags=re.ASCII)
 _TIME: Final = re.compile(rb"[0-9]{1,20}(?:\.[0-9]{1,20})?(?:[eE]\+?[0-9]{1,2})?", flags=re.ASCII)

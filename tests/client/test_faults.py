@@ -98,6 +98,7 @@ The names of the tests here begin with the numbers.
 - 57: client/test_tolerance.py::test_error_in_any_form_fails_its_request_at_once_with_its_code
   protocol/test_tolerance.py::test_error_in_any_form_has_text_and_code
 - 55: protocol/test_session.py::test_session_ended_in_any_words_replaces_the_connection
+  protocol/test_session.py::test_missing_permission_keeps_the_connection
 - 58: test_58_error_without_op_is_the_request_that_has_no_reply_of_its_own
   protocol/test_session.py::test_error_belongs_to_the_request_that_has_no_reply_of_its_own
   protocol/test_session.py::test_bare_error_is_the_swaps_once_the_read_has_its_own_reply

@@ -14,7 +14,8 @@ from benchmarks.speed.figures import Report
 from benchmarks.speed.processes import Bench, BrokenError
 
 NAMES: Final = (
-    "pushes", "delay", "roundtrip", "restore", "scale", "memory", "signing", "startup",
+    "pushes", "delay", "roundtrip", "connecting", "restore", "scale", "memory", "signing",
+    "startup",
 )  # fmt: skip
 
 

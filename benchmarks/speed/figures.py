@@ -106,12 +106,12 @@ class Goal:
 
 
 def at_least(what: str, wanted: float, measured: float | None) -> Goal:
-    """A goal for a ratio that is to be large.
+    """A goal for a figure that is to be large.
 
     Args:
         what: What is compared.
-        wanted: The least ratio that is wanted.
-        measured: The ratio, None if it wasn't measured.
+        wanted: The least that is wanted.
+        measured: What was measured, None if it wasn't.
     """
     text = f"at least {wanted:g}"
     if measured is None:
@@ -120,12 +120,12 @@ def at_least(what: str, wanted: float, measured: float | None) -> Goal:
 
 
 def at_most(what: str, wanted: float, measured: float | None) -> Goal:
-    """A goal for a ratio that is to be small.
+    """A goal for a figure that is to be small.
 
     Args:
         what: What is compared.
-        wanted: The largest ratio that is wanted.
-        measured: The ratio, None if it wasn't measured.
+        wanted: The most that is wanted.
+        measured: What was measured, None if it wasn't.
     """
     text = f"at most {wanted:.3g}"
     if measured is None:

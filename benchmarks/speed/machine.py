@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import ssl
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -32,7 +33,7 @@ def described(bench: Bench) -> list[str]:
     return [
         f"CPU: {_cpu()}, {len(os.sched_getaffinity(0))} cores; {places}",
         f"system: {platform.system()} {platform.release()}; {python}",
-        ", ".join(f"{name} {version(name)}" for name in _PACKAGES),
+        ", ".join([*(f"{name} {version(name)}" for name in _PACKAGES), ssl.OPENSSL_VERSION]),
         f"rounds: {bench.rounds}" + (", with small counts, for a try" if bench.quick else ""),
     ]
 

@@ -5,23 +5,25 @@ from __future__ import annotations
 import gc
 import statistics
 import sys
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, TypeAlias
 
 import trio
 
 from benchmarks.speed import messages
-from benchmarks.speed.figures import NONE, Goal, Report, Table, ratio, spread
+from benchmarks.speed.figures import NONE, Goal, Report, Table, at_most, ratio, spread
 from benchmarks.speed.peers.counting import ORDER, resident
 from benchmarks.speed.peers.library import open_client
-from benchmarks.speed.processes import Bench
+from benchmarks.speed.processes import LINKS, Bench, Link
 from benchmarks.speed.roster import BARE, CALLBACK, TRANSPORTS, library
 from trio_broker.settings import TransportName
 
 ABOUT: Final = """
 *Clients*: the resident memory of a process with one client, and by how much it grows with each of
-{clients} more, which are authenticated, subscribed to a channel and wait. *Subscriptions*: the
-same for each of {subscriptions:,} channels of one client. *Over {count:,} messages*: resident
+{clients} more, which are authenticated, subscribed to a channel and wait. Over TLS, each of them
+keeps the system's CA certificates, which are most of what it takes. *Subscriptions*: the same for
+each of {subscriptions:,} channels of one client. *Over {count:,} messages*: resident
 memory, the blocks that Python has allocated and the objects that its collector knows, after a
 collection and with nothing under way, when a tenth, a half and all have come. There is no growth
 if from the first tenth on the blocks are less than {blocks:,} more, and the memory less than
@@ -46,8 +48,12 @@ def run(bench: Bench) -> Report:
     clients, subscriptions, count = (20, 500, 20_000) if bench.quick else (100, 5_000, 1_000_000)
     peers = [*map(library, TRANSPORTS), CALLBACK, BARE]
     with bench.server() as server:
-        told = {"url": server.url(), "warm_up": 10, "count": clients}
-        idle = bench.in_turn({peer.name: peer.measuring(bench, "idle", told) for peer in peers})
+
+        def measuring(link: Link) -> dict[str, Callable[[], dict[str, float]]]:
+            told = {"url": server.url(link), "warm_up": 10, "count": clients}
+            return {peer.name: peer.measuring(bench, "idle", told) for peer in peers}
+
+        idle = bench.by_ways({link: measuring(link) for link in LINKS})
         told = {"url": server.url(), "number": subscriptions}
         each = _in_turn(bench, "subscribed", told)
         told = {"url": server.url(push=count, parts=_PARTS), "count": count}
@@ -62,8 +68,15 @@ def run(bench: Bench) -> Report:
     return Report(
         "memory",
         about,
-        [_clients_table(idle), _subscriptions_table(each), _growth_table(grown, count)],
-        [_goal(transport, samples, count) for transport, samples in grown.items()],
+        [
+            *(_clients_table(link, idle[link]) for link in LINKS),
+            _subscriptions_table(each),
+            _growth_table(grown, count),
+        ],
+        [
+            *(_idle_goal(transport, idle["plain"]) for transport in TRANSPORTS),
+            *(_growth_goal(transport, samples, count) for transport, samples in grown.items()),
+        ],
     )
 
 
@@ -76,7 +89,7 @@ def _in_turn(bench: Bench, function: str, told: dict[str, object]) -> dict[str, 
     )
 
 
-def _clients_table(idle: dict[str, list[Any]]) -> Table:
+def _clients_table(link: Link, idle: dict[str, list[dict[str, float]]]) -> Table:
     by_peer = {name: [one["each"] for one in measured] for name, measured in idle.items()}
     rows = [
         (
@@ -88,7 +101,7 @@ def _clients_table(idle: dict[str, list[Any]]) -> Table:
         for name, each in by_peer.items()
     ]
     columns = ("", "process with one, MB", "each further client, kB", "to callback")
-    return Table("Clients: median (least to most)", columns, rows)
+    return Table(f"Clients, {link}: median (least to most)", columns, rows)
 
 
 def _subscriptions_table(each: dict[str, list[float]]) -> Table:
@@ -116,7 +129,13 @@ def _growth_table(grown: dict[str, list[Samples]], count: int) -> Table:
     return Table("Over many messages: median (least to most)", columns, rows)
 
 
-def _goal(transport: str, runs: list[Samples], count: int) -> Goal:
+def _idle_goal(transport: str, idle: dict[str, list[dict[str, float]]]) -> Goal:
+    name = library(transport).name
+    each = statistics.median(one["each"] for one in idle[name])
+    return at_most(f"an idle client, kB: {name}", 35, each / 1e3)
+
+
+def _growth_goal(transport: str, runs: list[Samples], count: int) -> Goal:
     def growth(what: str) -> float:
         return statistics.median(samples[-1][what] - samples[0][what] for samples in runs)
 

@@ -75,30 +75,34 @@ def update(order: str, number: int, status: str = "PROCESSING") -> bytes:
     )
 
 
-def updates(orders: Sequence[str], count: int, first: int = 0) -> Iterator[bytes]:
+def updates(orders: Sequence[str], count: int, first: int = 0, total: int = 0) -> Iterator[bytes]:
     """The frames of updates to orders by turns, the last one to each of them in its last status.
 
     Args:
         orders: The orders' ids.
         count: How many updates.
         first: The number of the first one.
+        total: How many there are with those of later calls.
     """
-    last = first + count - len(orders)
+    last = max(total, first + count) - len(orders)
     for number in range(first, first + count):
         status = LAST if number >= last else "PROCESSING"
         yield update(orders[number % len(orders)], number, status)
 
 
-def blocks(orders: Sequence[str], count: int, first: int = 0) -> Iterator[bytes]:
-    """The same, many frames to a piece.
+def blocks(
+    orders: Sequence[str], count: int, first: int = 0, total: int = 0
+) -> Iterator[list[bytes]]:
+    """The same, many frames to a list.
 
     Args:
         orders: The orders' ids.
         count: How many updates.
         first: The number of the first one.
+        total: How many there are with those of later calls.
     """
-    frames = updates(orders, count, first)
-    while block := b"".join(islice(frames, _BLOCK)):
+    frames = updates(orders, count, first, total)
+    while block := list(islice(frames, _BLOCK)):
         yield block
 
 

@@ -9,11 +9,18 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import attrs
 
+from benchmarks.speed.certificates import Certificates
+
 T = TypeVar("T")
+W = TypeVar("W", bound=str)
+
+Link: TypeAlias = Literal["plain", "TLS"]
+"""How a client reaches the server."""
+LINKS: Final[tuple[Link, ...]] = ("plain", "TLS")
 
 ROOT: Final = Path(__file__).parents[2]
 _PATIENCE: Final = 600.0
@@ -28,20 +35,23 @@ class Server:
     """Where the server is.
 
     Attributes:
-        ports: Its port, and that of its slow link, if it has one.
+        ports: Its port and that for TLS; and both over its slow link, if it has one.
     """
 
     ports: list[int]
 
-    def url(self, *, over_link: bool = False, **wishes: int) -> str:
+    def url(self, link: Link = "plain", *, slow: bool = False, **wishes: int) -> str:
         """The URL for a client.
 
         Args:
-            over_link: Whether it is at the other end of the slow link.
+            link: How the client reaches it.
+            slow: Whether it is at the other end of the slow link.
             wishes: What the client is to be pushed.
         """
         query = "&".join(f"{name}={value}" for name, value in wishes.items())
-        return f"ws://127.0.0.1:{self.ports[over_link]}/ws/v1/stream?{query}"
+        scheme = "ws" if link == "plain" else "wss"
+        port = self.ports[LINKS.index(link) + len(LINKS) * slow]
+        return f"{scheme}://127.0.0.1:{port}/ws/v1/stream?{query}"
 
 
 @attrs.frozen
@@ -52,21 +62,24 @@ class Bench:
         rounds: How many rounds.
         quick: Whether small counts will do, for a try.
         say: Takes a line that says how far it is.
+        certificates: For TLS.
     """
 
     rounds: int
     quick: bool
     say: Callable[[str], None]
+    certificates: Certificates = attrs.field(factory=Certificates)
 
     @contextmanager
     def server(self, round_trip: float | None = None) -> Iterator[Server]:
         """A server in a process of its own, as long as the block lasts.
 
         Args:
-            round_trip: Given, it has a second port, behind a link with that round trip in seconds.
+            round_trip: Given, it has more ports, behind a link with that round trip in seconds.
         """
         core, _ = cores()
         command = [sys.executable, "-m", "benchmarks.speed.server"]
+        command += [f"--certificate={self.certificates.server}"]
         command += [] if core is None else [f"--core={core}"]
         command += [] if round_trip is None else [f"--round-trip={round_trip}"]
         with subprocess.Popen(  # noqa: S603 - our own command
@@ -99,9 +112,15 @@ class Bench:
         command = [sys.executable, "-m", "benchmarks.speed.child", function, json.dumps(arguments)]
         command += [] if core is None else [f"--core={core}"]
         command += ["--watch-sends"] if watch_sends else []
+        environment = {**os.environ, **self.certificates.environment}
         try:
             ended = subprocess.run(  # noqa: S603 - our own command
-                command, cwd=ROOT, stdout=subprocess.PIPE, timeout=_PATIENCE, check=False
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdout=subprocess.PIPE,
+                timeout=_PATIENCE,
+                check=False,
             )
         except subprocess.TimeoutExpired:
             raise BrokenError(f"{function} took more than {_PATIENCE:g} s") from None
@@ -124,6 +143,27 @@ class Bench:
                 self.say(f"round {number} of {self.rounds}: {name}")
                 results[name].append(measure())
         return results
+
+    def by_ways(
+        self, ways: Mapping[W, Mapping[str, Callable[[], T]]]
+    ) -> dict[W, dict[str, list[T]]]:
+        """Measure peers in turn, each in several ways, for example plain and over TLS.
+
+        Args:
+            ways: What measures each peer in each way, by its name.
+
+        Returns:
+            What was measured of each, in the order of the rounds.
+        """
+        names = dict.fromkeys(name for peers in ways.values() for name in peers)
+        measures = {
+            f"{name}, {way}": peers[name]
+            for name in names
+            for way, peers in ways.items()
+            if name in peers
+        }
+        runs = self.in_turn(measures)
+        return {way: {name: runs[f"{name}, {way}"] for name in ways[way]} for way in ways}
 
 
 def cores() -> tuple[int | None, int | None]:

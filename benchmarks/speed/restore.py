@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, TypeAlias
@@ -14,7 +15,7 @@ import trio
 from benchmarks.speed import messages
 from benchmarks.speed.figures import Plot, Report, Table, spread
 from benchmarks.speed.peers.library import UNLIMITED, open_client
-from benchmarks.speed.processes import Bench
+from benchmarks.speed.processes import LINKS, Bench, Link, Server
 from benchmarks.speed.roster import TRANSPORTS, library
 from trio_broker import ConnectionLostError, Limits, Order, ReconnectPolicy, Subscription
 from trio_broker.settings import TransportName
@@ -24,9 +25,9 @@ The server hangs up, and notes when. The time goes from there until each stream 
 message after the loss, marked with its gap: the state that the library asks for by itself. Before
 the first try it waits for 1 ms at most, so that its backoff isn't what is measured. *The floor* is
 what the protocol takes if nothing else takes any time: half a round trip for the news, and one
-each for TCP, the WebSocket's handshake, auth, subscribe and order_status, of which there are one a
-channel; with the limit, 100 messages in any 1.1 s. There is nobody to compare with: no peer does
-this by itself.
+each for TCP, TLS, the WebSocket's handshake, auth, subscribe and order_status, of which there are
+one a channel; with the limit, 100 messages in any 1.1 s. There is nobody to compare with: no peer
+does this by itself.
 """
 
 LOSSES: Final = (1, 10, 100)
@@ -46,11 +47,13 @@ class Case:
         subscriptions: How many.
         round_trip: Of the link, in seconds.
         limited: Whether the default limit of messages a second holds.
+        link: How the server is reached.
     """
 
     subscriptions: int
     round_trip: float
     limited: bool
+    link: Link = "plain"
 
     @property
     def limit(self) -> str:
@@ -61,12 +64,12 @@ class Case:
     def words(self) -> str:
         """All of it in words."""
         streams = "1 stream" if self.subscriptions == 1 else f"{self.subscriptions} streams"
-        return f"{streams}, {self.round_trip * 1e3:.0f} ms, limit: {self.limit}"
+        return f"{streams}, {self.link}, {self.round_trip * 1e3:.0f} ms, limit: {self.limit}"
 
     @property
     def floor(self) -> float:
         """Seconds that the protocol takes."""
-        auth = 2.5 * self.round_trip
+        auth = (2.5 if self.link == "plain" else 3.5) * self.round_trip
         left = [auth]
         for number in range(2 * self.subscriptions):
             is_subscribe = number < self.subscriptions
@@ -91,24 +94,26 @@ def run(bench: Bench) -> Report:
     times: Times = {}
     for round_trip in ROUND_TRIPS:
         with bench.server(round_trip or None) as server:
-            url = server.url(over_link=round_trip > 0)
             for limited in (False, True):
                 for subscriptions in LOSSES:
-                    case = Case(subscriptions, round_trip, limited)
-                    times[case] = _measured(bench, url, case)
+                    cases = [Case(subscriptions, round_trip, limited, link) for link in LINKS]
+                    times |= _measured(bench, server, cases)
     return Report("restore", ABOUT, [_table(times)], plots=[_plot(times)])
 
 
-def _measured(bench: Bench, url: str, case: Case) -> dict[str, list[float]]:
-    told = {"url": url, "subscriptions": case.subscriptions, "limited": case.limited}
-    return bench.in_turn(
-        {
+def _measured(bench: Bench, server: Server, cases: Sequence[Case]) -> Times:
+    def measuring(case: Case) -> dict[str, Callable[[], float]]:
+        url = server.url(case.link, slow=case.round_trip > 0)
+        told = {"url": url, "subscriptions": case.subscriptions, "limited": case.limited}
+        return {
             library(one).name: partial(
                 bench.measure, "restore:restored", {**told, "transport": one}
             )
             for one in TRANSPORTS
         }
-    )
+
+    runs = bench.by_ways({case.words: measuring(case) for case in cases})
+    return {case: runs[case.words] for case in cases}
 
 
 def _table(times: Times) -> Table:
@@ -119,6 +124,7 @@ def _table(times: Times) -> Table:
             rows.append(
                 (
                     f"{case.subscriptions}",
+                    case.link,
                     f"{case.round_trip * 1e3:.0f}",
                     case.limit,
                     name,
@@ -130,6 +136,7 @@ def _table(times: Times) -> Table:
             )
     columns = (
         "subscriptions",
+        "link",
         "round trip, ms",
         "limit",
         "",

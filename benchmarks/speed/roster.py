@@ -51,8 +51,8 @@ class Peer:
 
 CALLBACK: Final = Peer("callback client (websockets, asyncio)", "peers.callback")
 BARE: Final = Peer("bare trio-websocket", "peers.bare")
-AIOHTTP: Final = Peer("aiohttp", "peers.with_aiohttp")
-PLAIN: Final = Peer("bare Trio socket: the limit", "peers.plain")
+AIOHTTP: Final = Peer("aiohttp (parser in C)", "peers.with_aiohttp")
+PLAIN: Final = Peer("bare Trio stream", "peers.plain")
 
 
 def library(transport: str) -> Peer:

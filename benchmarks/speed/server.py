@@ -1,16 +1,18 @@
 """A broker that costs next to nothing, so that the clients are what is measured.
 
-    python -m benchmarks.speed.server [--core N] [--round-trip SECONDS]
+    python -m benchmarks.speed.server --certificate FILE [--core N] [--round-trip SECONDS]
 
 Blocking sockets and threads, and no library: it answers with what it has ready, checks no
-signature, and keeps no state but who is subscribed. It prints its port, and with ``--round-trip``
-a second one that leads to the first over a slow link; it serves until standard input ends.
+signature, and keeps no state but who is subscribed. It prints its port and that for TLS, and with
+``--round-trip`` two more that lead to these over a slow link; it serves until standard input ends.
 
 What it pushes is told by the query of the URL, ``ws://127.0.0.1:PORT/ws/v1/stream?push=…``:
 
 - ``push``: so many messages, made ready before they are asked for;
 - ``channels``: to the first so many channels that were subscribed to, by turns (1);
 - ``rate``: so many a second, each with the time when it was sent in it; 0 is flat out (0);
+- ``records``: 1 over TLS gives each message a record of its own, as a broker does that sends one
+  message at a time; 0 fills records of 16 KiB (0);
 - ``parts``: in so many parts (1). Each begins when somebody asks for the status of the order
   ``go``, and takes no channel for it. Who asks for that of the order ``drop`` is hung up on.
 """
@@ -24,20 +26,28 @@ import json
 import os
 import re
 import socket
+import ssl
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any, Final
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, Final, TypeAlias
 from urllib.parse import parse_qsl
 
 from benchmarks.speed import messages
 from benchmarks.speed.relay import relay
+from benchmarks.speed.secured import SecuredSocket
+
+Pieces: TypeAlias = Sequence[bytes]
+"""What is sent at once. Over TLS, each piece begins a record."""
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 _STAMP: Final = 20  # digits
+_BUFFER: Final = 65536
 
 _AUTHENTICATED: Final = messages.frame(b'{"op":"auth","data":{"status":"authenticated"}}')
 _BALANCES: Final = messages.frame(
@@ -55,8 +65,9 @@ _ESTIMATE: Final = messages.frame(
 
 
 @lru_cache(maxsize=4)
-def _ready(orders: tuple[str, ...], count: int) -> list[bytes]:
-    return list(messages.blocks(orders, count))
+def _ready(orders: tuple[str, ...], count: int, *, apart: bool) -> list[Pieces]:
+    blocks = messages.blocks(orders, count)
+    return list(blocks) if apart else [[b"".join(block)] for block in blocks]
 
 
 class Pushes:
@@ -71,6 +82,7 @@ class Pushes:
         self._count = wanted.get("push", 0)
         self._channels = wanted.get("channels", 1)
         self._rate = wanted.get("rate", 0)
+        self._apart = bool(wanted.get("records", 0))
         self._parts = wanted.get("parts", 1)
         self._orders: list[str] = []
         self._sent = 0
@@ -90,9 +102,9 @@ class Pushes:
         if self._rate:
             self._frames = [bytearray(one) for one in messages.updates(self._orders, self._count)]
         elif self._parts == 1:
-            _ready(tuple(self._orders), self._count)
+            _ready(tuple(self._orders), self._count, apart=self._apart)
 
-    def push(self, send: Callable[[bytes], None]) -> None:
+    def push(self, send: Callable[[Pieces], None]) -> None:
         """Push what comes next.
 
         Args:
@@ -102,15 +114,15 @@ class Pushes:
             self._push_in_time(send)
             return
         if self._parts == 1:
-            blocks: Iterable[bytes] = _ready(tuple(self._orders), self._count)
+            blocks: Iterable[Pieces] = _ready(tuple(self._orders), self._count, apart=self._apart)
         else:  # Not more of it at a time than fits into memory; speed isn't what is looked at.
             part = self._count // self._parts
-            blocks = list(messages.blocks(self._orders, part, self._sent))
+            blocks = list(messages.blocks(self._orders, part, self._sent, self._count))
             self._sent += part
         for block in blocks:
             send(block)
 
-    def _push_in_time(self, send: Callable[[bytes], None]) -> None:
+    def _push_in_time(self, send: Callable[[Pieces], None]) -> None:
         began = time.monotonic()
         for number, frame in enumerate(self._frames):
             place = frame.index(b'"0x') + len(b'"0x')
@@ -118,7 +130,7 @@ class Pushes:
             if pause > 0:
                 time.sleep(pause)
             frame[place : place + _STAMP] = b"%020d" % time.monotonic_ns()
-            send(bytes(frame))
+            send([bytes(frame)])
 
 
 class Server:
@@ -131,15 +143,17 @@ class Server:
     def __init__(self) -> None:
         self.dropped_at = 0
 
-    def accept(self, listener: socket.socket) -> None:
+    def accept(self, listener: socket.socket, context: ssl.SSLContext | None = None) -> None:
         """Serve every connection that comes, for ever.
 
         Args:
             listener: Where they come.
+            context: For TLS.
         """
         while True:
             connection, _ = listener.accept()
-            threading.Thread(target=Line(self, connection).serve, daemon=True).start()
+            line = Line(self, connection, context)
+            threading.Thread(target=line.serve, daemon=True).start()
 
 
 class Line:
@@ -148,19 +162,29 @@ class Line:
     Args:
         server: Whose it is.
         connection: Its socket.
+        context: For TLS.
     """
 
-    def __init__(self, server: Server, connection: socket.socket) -> None:
+    def __init__(
+        self, server: Server, connection: socket.socket, context: ssl.SSLContext | None
+    ) -> None:
         self._server = server
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = connection
-        self._file = connection.makefile("rb", buffering=65536)
+        self._tls = SecuredSocket(connection, context) if context else None
+        self._file = (
+            BufferedReader(self._tls, _BUFFER)
+            if self._tls
+            else connection.makefile("rb", buffering=_BUFFER)
+        )
         self._lock = threading.Lock()  # What is pushed and what is answered must not mix.
         self._pushes = Pushes("")
 
     def serve(self) -> None:
         """Serve it until either side hangs up."""
         with self._socket, self._file, suppress(OSError, EOFError):
+            if self._tls:
+                self._tls.do_handshake()
             self._shake_hands()
             while self._take(*self._receive()):
                 pass
@@ -180,8 +204,14 @@ class Line:
         )
 
     def _send(self, data: bytes) -> None:
+        self._send_pieces([data])
+
+    def _send_pieces(self, pieces: Pieces) -> None:
         with self._lock:
-            self._socket.sendall(data)
+            if self._tls:
+                self._tls.sendall(pieces)
+            else:
+                self._socket.sendall(b"".join(pieces))
 
     def _receive(self) -> tuple[int, bytes]:
         first, size = self._exactly(2)
@@ -250,7 +280,7 @@ class Line:
 
     def _push(self) -> None:
         with suppress(OSError):
-            self._pushes.push(self._send)
+            self._pushes.push(self._send_pieces)
 
 
 def _text_frame(message: dict[str, Any]) -> bytes:
@@ -260,21 +290,28 @@ def _text_frame(message: dict[str, Any]) -> bytes:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="A broker that costs next to nothing.")
+    parser.add_argument("--certificate", type=Path, required=True, help="with its key, for TLS")
     parser.add_argument("--core", type=int, help="the only core to run on")
     parser.add_argument("--round-trip", type=float, help="seconds, of a link to a second port")
     arguments = parser.parse_args()
     if arguments.core is not None:
         os.sched_setaffinity(0, {arguments.core})
-    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-    port = listener.getsockname()[1]
-    ports = [port]
-    threading.Thread(target=Server().accept, args=[listener], daemon=True).start()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(arguments.certificate)
+    server = Server()
+    ports = [_listen(server.accept), _listen(server.accept, context)]
     if arguments.round_trip is not None:
-        link = socket.create_server(("127.0.0.1", 0), backlog=1024)
-        ports.append(link.getsockname()[1])
-        threading.Thread(target=relay, args=[link, port, arguments.round_trip], daemon=True).start()
+        ports += [_listen(relay, port, arguments.round_trip) for port in ports]
     print(*ports, flush=True)
     sys.stdin.read()
+
+
+def _listen(serve: Callable[..., None], *args: object) -> int:
+    """Serve connections in a thread, and return their port."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    threading.Thread(target=serve, args=[listener, *args], daemon=True).start()
+    port: int = listener.getsockname()[1]
+    return port
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import statistics
+import time
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final
 
@@ -116,3 +118,27 @@ async def _hold(url: str, held: trio.Event) -> None:
         await greet(socket.send_message, socket.get_message)
         held.set()
         await socket.get_message()
+
+
+def connects(url: str, warm_up: int, count: int) -> float:
+    """Connect many times, one after the other.
+
+    Args:
+        url: The server's.
+        warm_up: How many don't count.
+        count: How many do.
+
+    Returns:
+        The median of the seconds until the reply to ``subscribe``.
+    """
+    return trio.run(_connects, url, warm_up, count)
+
+
+async def _connects(url: str, warm_up: int, count: int) -> float:
+    taken = []
+    for _ in range(warm_up + count):
+        began = time.perf_counter()
+        async with _connect(url) as socket:
+            await greet(socket.send_message, socket.get_message)
+            taken.append(time.perf_counter() - began)
+    return statistics.median(taken[warm_up:])

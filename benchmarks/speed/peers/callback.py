@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import json
 import secrets
+import statistics
 import time
 from contextlib import AsyncExitStack
 from typing import Any
@@ -189,3 +190,27 @@ async def _idle(url: str, warm_up: int, count: int) -> dict[str, float]:
         for reader in readers:
             reader.cancel()
     return {"each": (sizes[2] - sizes[1]) / count, "process": sizes[0]}
+
+
+def connects(url: str, warm_up: int, count: int) -> float:
+    """Connect many times, one after the other.
+
+    Args:
+        url: The server's.
+        warm_up: How many don't count.
+        count: How many do.
+
+    Returns:
+        The median of the seconds until the reply to ``subscribe``.
+    """
+    return asyncio.run(_connects(url, warm_up, count))
+
+
+async def _connects(url: str, warm_up: int, count: int) -> float:
+    taken = []
+    for _ in range(warm_up + count):
+        began = time.perf_counter()
+        async with _connect(url) as socket:
+            await greet(socket.send, socket.recv)
+            taken.append(time.perf_counter() - began)
+    return statistics.median(taken[warm_up:])

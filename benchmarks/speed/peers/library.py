@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import statistics
 import time
 from contextlib import AsyncExitStack
 from functools import partial
@@ -172,3 +173,28 @@ async def _idle(url: str, warm_up: int, count: int, transport: TransportName) ->
             gc.collect()
             sizes.append(resident())
     return {"each": (sizes[2] - sizes[1]) / count, "process": sizes[0]}
+
+
+def connects(url: str, warm_up: int, count: int, transport: TransportName) -> float:
+    """Connect many times, one after the other.
+
+    Args:
+        url: The server's.
+        warm_up: How many don't count.
+        count: How many do.
+        transport: The transport's name.
+
+    Returns:
+        The median of the seconds until the reply to ``subscribe``.
+    """
+    return trio.run(_connects, url, warm_up, count, transport)
+
+
+async def _connects(url: str, warm_up: int, count: int, transport: TransportName) -> float:
+    taken = []
+    for _ in range(warm_up + count):
+        began = time.perf_counter()
+        async with open_client(url, transport) as client:
+            await client.subscribe_order(ORDER, snapshot=False)
+            taken.append(time.perf_counter() - began)
+    return statistics.median(taken[warm_up:])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import statistics
+import time
 from typing import Any
 
 from aiohttp import ClientSession, ClientWebSocketResponse
@@ -72,3 +74,27 @@ async def _arrivals(url: str, count: int) -> dict[str, Any]:
         await _dispatch(socket, {CHANNEL: noted.take}, noted)
     check_all(count, len(noted.times))
     return {"delays": delays(noted.times), "dropped": 0}
+
+
+def connects(url: str, warm_up: int, count: int) -> float:
+    """Connect many times, one after the other.
+
+    Args:
+        url: The server's.
+        warm_up: How many don't count.
+        count: How many do.
+
+    Returns:
+        The median of the seconds until the reply to ``subscribe``.
+    """
+    return asyncio.run(_connects(url, warm_up, count))
+
+
+async def _connects(url: str, warm_up: int, count: int) -> float:
+    taken = []
+    for _ in range(warm_up + count):
+        began = time.perf_counter()
+        async with ClientSession() as session, session.ws_connect(url, compress=0) as socket:
+            await greet(socket.send_str, socket.receive_str)
+            taken.append(time.perf_counter() - began)
+    return statistics.median(taken[warm_up:])

@@ -368,7 +368,9 @@ class Engine:
             self.swaps.receipt_looked_up(request, now)
         elif request.is_late:
             return
-        elif purpose is Purpose.SUBSCRIPTION:
+        elif request.op == "order_status" and request.names[1] is not None:
+            self.swaps.take_order(request, now)
+        if purpose is Purpose.SUBSCRIPTION:
             self.channels.subscription_ended(request, now)
         elif purpose is Purpose.SNAPSHOT:
             self.channels.snapshot_ended(request, now)

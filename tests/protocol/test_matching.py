@@ -6,6 +6,8 @@ import datetime as dt
 import json
 from typing import Any
 
+import pytest
+
 from trio_broker._protocol import codec
 from trio_broker._protocol.matching import AmbiguousReply, Debts, Reply
 from trio_broker._protocol.order_ids import OrderIds, Relation
@@ -169,6 +171,19 @@ def test_error_that_names_an_order_may_be_for_its_channel() -> None:
         error = reply(error="Order not found", code=code, data={"orderId": "o2"})
         assert debts.candidates(error) == [of_two]
     assert debts.candidates(reply(error="Order not found", data={"orderId": "o3"})) == []
+
+
+@pytest.mark.parametrize("other", ["o2", "zz", "32588"])
+def test_order_is_no_answer_for_another_known_order(other: str) -> None:
+    # After a lost reply, an order is looked up as if its id were a client order id.
+    lookup = sent("order_status", client_order_id="o1")
+    debts = debts_of(lookup)
+    state = reply(op="order_status", data={"orderId": other, "status": "FILLED"})
+    assert debts.candidates(state) == [lookup]
+    debts._order_ids.add("c1", "o1")
+    assert debts.candidates(state) == []
+    own = reply(op="order_status", data={"orderId": "o1", "status": "FILLED"})
+    assert debts.candidates(own) == [lookup]
 
 
 def test_known_names_of_an_unowed_reply() -> None:

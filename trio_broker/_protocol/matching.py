@@ -262,6 +262,8 @@ class Debts:
             asked = request.channel.removeprefix(_ORDERS)
         if own is not None and order_id == own and request.op == "order_status":
             relation = Relation.SAME  # It may be either of the order's ids.
+        elif own is not None and self._may_be_order_id(request, own):
+            relation = self._order_ids.relation(own, reply.names)
         elif own is not None:  # a swap, or a lookup of one
             is_own = own in {client_order_id, self._order_ids.owner(order_id or "")}
             relation = Relation.SAME if is_own else Relation.UNKNOWN
@@ -276,6 +278,12 @@ class Debts:
         # An error names what was asked for.
         is_vague = relation is Relation.UNKNOWN and reply.message.error
         return Relation.OTHER if is_vague else relation
+
+    def _may_be_order_id(self, request: Request, own: str) -> bool:
+        """Whether an order is looked up by its order id as if that were a client order id."""
+        if request.op != "order_status":
+            return False
+        return request.purpose is Purpose.SNAPSHOT or self._order_ids.is_order_id(own)
 
     def _lookups(self, reply: Reply) -> list[Request]:
         """The lookups that a reply can belong to, by the order that it names."""

@@ -104,6 +104,12 @@ class OrderIds:
         order_id, own = self.by_name.get(client_order_id, (None, None))
         return order_id if own == client_order_id else None
 
+    def is_order_id(self, name: str) -> bool:
+        """Whether an id is known as the order id of an order."""
+        return (
+            name in self._owners or name in self._seen or self.by_name.get(name, ("",))[0] == name
+        )
+
     def is_heard_of(self, name: str) -> bool:
         """Whether an id is of one of the client's swaps, or of an order that a reply has named."""
         return name in self.by_name or name in self._heard_of

@@ -214,6 +214,15 @@ def balances(
     )
 
 
+def is_sendable(order_id: str) -> bool:
+    """Whether the broker can be asked for an order id that it has sent, which may be any text."""
+    try:
+        codec.check_text(order_id, "order_id")
+    except ValueError:
+        return False
+    return True
+
+
 def order_status(order_id: str, deadline: float, priority: Priority = Priority.READ) -> Request:
     """The ``order_status`` operation, by the order's id at the broker.
 

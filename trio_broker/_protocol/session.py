@@ -327,7 +327,11 @@ class Session:
         """Replace a stale connection, if no swap is in flight."""
         if self.trust.stale_since == math.inf or self.trust.is_over or self._has_swap():
             return
-        is_busy = any(not holder.is_abandoned for holder in self._debts.holders.values())
+        # The own reply of a swap that isn't unresolved any more may still come.
+        is_busy = any(
+            not holder.is_abandoned or holder.priority is Priority.SWAP
+            for holder in self._debts.holders.values()
+        )
         fresh_at = self.trust.fresh_at(is_busy=is_busy)
         if now >= fresh_at:
             self.trust.make_fresh(now)
@@ -609,6 +613,7 @@ class Session:
                 continue
             elif request.priority is not Priority.BACKGROUND and len(request.nonces) == 1:
                 request.since = now
+                self._alone.pop(request, None)
                 self._again.append(request)
                 self._timers.set(request, now + ALONE_DELAY)
             elif request.priority is Priority.BACKGROUND or ambiguity.outstanding <= 0:

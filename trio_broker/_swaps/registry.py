@@ -293,6 +293,7 @@ class SwapRegistry:
         if unverified is None:
             return
         if unverified.order_id == order_id and swap.request is not None:
+            self._session.trust.can_verify = True
             self._session.accept(swap.request, now)
         elif rivals:
             self._ask_whose(unverified.order_id, rivals, now)
@@ -341,6 +342,9 @@ class SwapRegistry:
 
     def _ask_whose(self, order_id: str, swaps: list[Swap], now: float) -> None:
         """Look up whose an order is that one of these swaps may have made."""
+        if not requests.is_sendable(order_id):
+            self._doubt_all(swaps, order_id, now)
+            return
         request = requests.order_status(order_id, now + self._request_timeout)
         request.purpose, request.subject = Purpose.RECEIPT, swaps
         self._session.submit(request, now)
@@ -354,6 +358,12 @@ class SwapRegistry:
         if request.is_late:
             return
         self._doubt_all(request.subject, str(request.order_id), now)
+
+    def take_order(self, request: Request, now: float) -> None:
+        """A reply about an order may show that a swap was executed that had an error."""
+        order_id, owner = request.names
+        if order_id and owner and request.error is None:
+            self._correct(owner, order_id, now)
 
     def _doubt_all(self, swaps: list[Swap], order_id: str, now: float) -> None:
         """One of these swaps may have made an order, and nothing tells which."""
@@ -467,10 +477,11 @@ class SwapRegistry:
     def _send_lookup(self, swap: Swap, now: float) -> None:
         deadline = min(now + self._request_timeout, swap.lookups_end)
         # The first ones that verify a receipt hold other requests up, and the rest doesn't.
-        is_urgent = swap.unverified is not None and swap.tries < _URGENT_TRIES
+        unverified = swap.unverified
+        is_urgent = unverified is not None and swap.tries < _URGENT_TRIES
         priority = Priority.VERIFICATION if is_urgent else Priority.READ
-        if swap.unverified is not None and not swap.tries:
-            request = requests.order_status(swap.unverified.order_id, deadline, priority)
+        if unverified is not None and not swap.tries and requests.is_sendable(unverified.order_id):
+            request = requests.order_status(unverified.order_id, deadline, priority)
         elif swap.by_order_id:
             # In the background: it fails with the connection, and the next one begins anew.
             request = requests.order_status(swap.client_order_id, deadline, Priority.BACKGROUND)
@@ -521,6 +532,8 @@ class SwapRegistry:
         ):
             self._stop_lookups(swap, now)
             return
+        if swap.unverified is not None and swap.tries == _URGENT_TRIES:
+            self._give_up_verifying(swap, now)
         delay = min(_FIRST_DELAY * 2.0 ** min(swap.tries - 1, 10), _MAX_DELAY)
         self._timers.set(swap, min(now + delay, swap.lookups_end))
 
@@ -555,6 +568,16 @@ class SwapRegistry:
             self._stop_lookups(swap, now)
         else:
             self._send_lookup(swap, now)
+
+    def _give_up_verifying(self, swap: Swap, now: float) -> None:
+        """The first lookups of a receipt have found nothing.
+
+        The swap's own reply may still come. Until then, no error without ``op`` is certain, so this
+        connection isn't kept for long.
+        """
+        self._session.trust.verification_failed(now)
+        if swap.request is not None:
+            self._session.resolved(swap.request, now, is_found=False)
 
     def _stop_lookups(self, swap: Swap, now: float) -> None:
         if swap.unverified is not None and not self._is_over:

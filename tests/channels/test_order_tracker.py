@@ -723,7 +723,7 @@ def test_reply_to_a_swaps_client_order_id_may_name_an_id_of_the_same_form() -> N
     progress = harness.track("o7")
     harness.answer("subscribe", "orders:o7")
     harness.send_all()
-    harness.receive_json(op="order_status", data={"orderId": "o1", "status": "FILLED"})
+    harness.receive_json(op="order_status", data={"orderId": "o1", "status": "PENDING"})
     assert [message.channel for message in progress.receive_all()] == ["orders:o1"]
 
 

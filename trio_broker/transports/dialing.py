@@ -31,6 +31,7 @@ from trio_broker.settings import Endpoint
 from trio_broker.transports.handshake import AnswerError
 from trio_broker.transports.threads import ThreadLimit
 from trio_broker.transports.tls import ClientContext, NoCertificatesError
+from trio_broker.transports.tls_stream import TLSStream
 
 # As `socket.getaddrinfo` has it: family, kind, protocol, canonical name, address.
 _Target: TypeAlias = tuple[int, int, int, str, Any]
@@ -272,16 +273,11 @@ async def _ssl_context(attempt: Attempt, client_context: ClientContext) -> ssl.S
         raise attempt.failed(f"the CA certificates can't be read ({_in_words(error)})") from error
 
 
-async def _secured(
-    tcp: trio.SocketStream, attempt: Attempt, context: ssl.SSLContext
-) -> trio.SSLStream[trio.SocketStream]:
+async def _secured(tcp: trio.SocketStream, attempt: Attempt, context: ssl.SSLContext) -> TLSStream:
     """TLS over a stream, its certificate checked."""
     attempt.doing = "in the TLS handshake"
     try:
-        # https_compatible: many peers skip the end of TLS, and a WebSocket has its own.
-        stream = trio.SSLStream(
-            tcp, context, server_hostname=attempt.endpoint.host, https_compatible=True
-        )
+        stream = TLSStream(tcp, context, attempt.endpoint.host)
         await stream.do_handshake()
     except Exception as error:  # noqa: BLE001 - raised below
         cause = error.__cause__ or error

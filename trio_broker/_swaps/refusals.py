@@ -47,12 +47,14 @@ _DUPLICATE: Final = (
     r"\b(?:re|(?:been|was|is|in) )used?\b",  # "the id has been used", "id in use"
     r"\b(?:unique|taken|conflict\w*|collision)\b",  # "the id must be unique"
     r"\b(?:replay|repeat|idempoten)",  # "replayed request", "Idempotency key mismatch"
+    r"\b(?:identical|resubmi\w+|resent|twice)\b",  # "an identical request", "resubmission"
+    r"\b(?:same|second) (?:\w+ ){0,3}(?:ids?|key|order|request|submission|swap|time)\b",  # the same
     r"\bbeing processed\b",  # "request is being processed"
     r"\bin (?:progress|process|flight)\b",  # the same
 )
 _DONE: Final = "accepted|broadcast|created|execut(?:ed|ing)|filled|placed|processed|sent|submitted"
 _DOUBTS: Final = (
-    r"\bnonce",  # our nonces are unique: an earlier delivery of this message may be executed
+    r"\bnonce",  # ours are unique: an earlier delivery of this message may have been executed
     r"\binternal",  # an internal error may come after the execution
     r"\bunexpected\b",  # as "internal"
     r"tim(?:e|ed|ing) ?out",  # the answer is missing, not the execution
@@ -64,6 +66,10 @@ _DOUBTS: Final = (
     r"\binvalid connection\b",  # the same, of a database
     r"\b(?:server|network|connection|socket|database|runtime|rpc|system) (?:error|failure)",
     r"\b(?:econn|broken pipe|panic|unreachable)",  # as "internal"
+    # Something of the server is short or broken: "no route to host", "not enough memory".
+    r"\b(?:buffers?|capacity|connections?|dial|disk|hosts?|json|memory|pointer|recursion|resources)\b",
+    r"\b(?:call stack|stack size|space|threads?|workers?)\b|\btook too long\b",
+    r"\bfrom (?:the )?(?:backend|broker|exchange|provider|server|venue)\b",  # as "upstream"
     # "invalid response from the venue": it may have executed all the same. So does Go say that a
     # response is no JSON, and Python that it lacks a member.
     r"\brespon(?:d|se)|\brepl(?:y|ies)\b|\blooking for beginning\b|\bin json\b|^key error\b",
@@ -72,6 +78,14 @@ _DOUBTS: Final = (
     r"\b(?:confirm|(?:determine|verify) )",  # "not enough confirmations": it was executed
     r"\bpartial",  # "partially filled, not enough liquidity": a part was executed
     rf"\b(?:order|swap|transaction|tx|trade|was|been) (?:{_DONE})\b",  # it says that it went on
+    # The same, unless it "cannot be executed".
+    r"(?<!not )(?<!not be )(?<!n't be )\b(?:completed|confirmed|executed|filled|mined|settled)\b",
+    r"(?<!not )\bsucce\w+",  # the same
+    r"\b(?:finished|(?:re)?processing)\b|\bstill (?!closed\b)|\bswap done\b",  # the same
+    r"\bafter (?:the |its )?(?:execut|fill|settle|swap|trade)",  # the same
+    # "the order is live"
+    r"\b(?:order|request|swap|trade)\b(?: \w+){0,4} (?:active|alive|live|open|running|working)\b",
+    r"\b(?:may|might) (?:be|have)\b|\bnot (?:certain|known|sure)\b|\b(?:perhaps|possibly)\b",
     r"\b(?:pending|queued?|wait(?:ed|ing)?)\b",  # it may be executed later
     r"\b(?:cancel|abort|interrupt)",  # it may have been executed before
     r"\b(?:busy|overloaded)\b",  # it may be executed later
@@ -191,7 +205,7 @@ class RefusalTable:
         if start != text:
             # No text of a refusal is so long, and the patterns would be slow.
             return Verdict.UNKNOWN
-        if _matches(_IS_DUPLICATE, texts) and not any("nonce" in one for one in texts):
+        if _matches(_IS_DUPLICATE, texts):
             return Verdict.DUPLICATE
         if is_elsewhere or _matches(_IS_DOUBT, texts):
             return Verdict.UNKNOWN

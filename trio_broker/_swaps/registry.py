@@ -276,9 +276,11 @@ class SwapRegistry:
         receipt: SwapReceipt = request.result
         doubtful = self._doubtful_now() if self._doubtful else ()
         others = [one for one in doubtful if one is not swap]
-        self._forget_receipt(swap, receipt.order_id, now)
+        if swap.unverified is not None:
+            self._forget_receipt(swap, swap.unverified, receipt.order_id, now)
         if request.names[1] or not others:
-            self._session.accept(request, now)
+            if not request.is_certain:
+                self._session.accept(request, now)
             self._end(swap, SwapOutcome.CONFIRMED, now, receipt=receipt)
         elif swap.outcome is SwapOutcome.SETTLED:
             self._ask_whose(receipt.order_id, others, now)
@@ -286,12 +288,12 @@ class SwapRegistry:
             swap.unverified, swap.rivals = receipt, others
             self._become_unknown(swap, f"order {receipt.order_id} may be another swap's", now)
 
-    def _forget_receipt(self, swap: Swap, order_id: str | None, now: float) -> None:
+    def _forget_receipt(
+        self, swap: Swap, unverified: SwapReceipt, order_id: str | None, now: float
+    ) -> None:
         """A swap's order is known. If its unverified receipt is for another one, ask for whose."""
-        unverified, swap.unverified = swap.unverified, None
         rivals, swap.rivals = swap.rivals, []
-        if unverified is None:
-            return
+        swap.unverified = None
         if unverified.order_id == order_id and swap.request is not None:
             self._session.trust.can_verify = True
             self._session.accept(swap.request, now)
@@ -627,7 +629,8 @@ class SwapRegistry:
         swap.outcome, swap.error = outcome, error
         swap.cause, swap.last_answer = note or str(error or ""), ""
         order_id = receipt.order_id if receipt is not None else None
-        self._forget_receipt(swap, order_id, now)
+        if swap.unverified is not None:
+            self._forget_receipt(swap, swap.unverified, order_id, now)
         self._not_pending(swap, now)
         swap.request = None
         self._remember(swap)

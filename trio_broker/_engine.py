@@ -346,12 +346,12 @@ class Engine:
             if updates:
                 self._pass_updates(now)
             if receipts:
-                self.swaps.take_unowed_receipt(receipts.popleft(), now)
+                self.swaps.take_unowed_receipt(receipts.pop(0), now)
 
     def _pass_updates(self, now: float) -> None:
         updates = self.channels.background_updates
         while updates:
-            self._update_tracker(*updates.popleft(), now)
+            self._update_tracker(*updates.pop(0), now)
 
     def _update_tracker(self, order: Subscriber, update: Update, now: float) -> None:
         assert isinstance(order, TrackedOrder)  # noqa: S101 - the only background subscriber

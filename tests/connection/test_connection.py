@@ -148,7 +148,7 @@ async def test_peer_that_sends_data_is_alive_without_pongs(
         assert client.is_connected()
         assert client.latency is None
         assert line.pings == 3  # no more pings, or they would pile up
-        assert count_tasks() == tasks + 2  # Three pings more, and no wait for stability.
+        assert count_tasks() == tasks + 3  # three pings
         with pytest.raises(ConnectionLostError, match="after a ping"):
             await client.wait_closed()
 

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections import deque
 from functools import partial
 from typing import Any
 
@@ -89,7 +88,7 @@ class ChannelRegistry:
         dialect: Dialect = "clients",
     ) -> None:
         self.is_online: bool = False
-        self.background_updates: deque[BackgroundUpdate] = deque()
+        self.background_updates: list[BackgroundUpdate] = []
         self._effects = effects
         self._session = session
         self._timers = timers

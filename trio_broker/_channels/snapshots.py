@@ -17,7 +17,6 @@ may not be recognized as a reply to the other. So the two alternate until any st
 from __future__ import annotations
 
 import datetime as dt
-from collections import deque
 from functools import partial
 from typing import Final
 
@@ -47,7 +46,7 @@ class Snapshots:
     def __init__(
         self,
         effects: list[Effect],
-        background_updates: deque[BackgroundUpdate],
+        background_updates: list[BackgroundUpdate],
         session: Session,
         order_ids: OrderIds,
         dialect: Dialect = "clients",

@@ -52,6 +52,7 @@ class Heartbeat:
         self._stable_after = stable_after
         self._awake_since = time_suspended()
         self._pings = 0
+        self._is_stable = False
 
     @property
     def slept(self) -> float:
@@ -62,28 +63,31 @@ class Heartbeat:
     async def run(self) -> None:
         """Watch until cancelled. A dead connection is given up; nothing is raised."""
         async with QuietNursery() as nursery:
-            nursery.start_soon(self._watch_clocks)
-            nursery.start_soon(self._show_stability, nursery)
+            nursery.start_soon(self._watch_clocks, nursery)
             await self._beat(nursery)
 
     @enable_ki_protection
-    async def _watch_clocks(self) -> None:
-        """Notice a suspend of the machine."""
+    async def _watch_clocks(self, nursery: trio.Nursery) -> None:
+        """Notice a suspend of the machine, and show stability meanwhile."""
         while (slept := self.slept) < _MIN_SLEEP:
             self._awake_since += slept
-            await trio.sleep(_LOOK_INTERVAL)
+            with trio.move_on_after(_LOOK_INTERVAL):
+                await self._show_stability(nursery)
+                await trio.sleep_forever()
         self._link.fail(ConnectionLostError(f"this machine slept for {slept:.0f} s"))
 
-    @enable_ki_protection
     async def _show_stability(self, nursery: trio.Nursery) -> None:
         """Ping once the connection is stable, if nothing else shows that it is.
 
         Its health lasts until the peer was last heard. On a quiet connection, the next regular ping
-        may be a long time away.
+        may be a long time away. It may be cancelled and called again.
         """
+        if self._is_stable:
+            return
         await self._link.restored.wait()
         stable_at = self._link.healthy_since + self._stable_after
         await trio.sleep_until(stable_at)
+        self._is_stable = True
         if self._link.transport.last_heard < stable_at:
             self._start_ping(nursery, trio.Event())
 

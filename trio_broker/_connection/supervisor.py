@@ -48,6 +48,10 @@ from trio_broker.transports.tls import ClientContext
 CLOSE_TIMEOUT_WHEN_CANCELLED: Final = 0.5
 _LAST_MOMENT: Final = 0.1
 
+# One for all clients, because each of the other kind takes 2.5 kB. It has no state, so the delays
+# in forked processes differ.
+_CHANCE: Final = random.SystemRandom()
+
 
 class Supervisor:
     """Keeps one client connected.
@@ -72,8 +76,7 @@ class Supervisor:
         self._open_transport = opener(settings.transport)
         self._tls = ClientContext(settings.ssl_context)
         self._signer = Signer(settings.secret_key, settings.effective_signing_key)
-        # It only spreads clients over time, so it needn't be secure.
-        self.backoff: Backoff = Backoff(settings.reconnect, random.Random())  # noqa: S311
+        self.backoff: Backoff = Backoff(settings.reconnect, _CHANCE)
         self._last_latency: float | None = None
         self._last_heard = dt.datetime.min.replace(tzinfo=dt.UTC)
         self._process: int | None = None

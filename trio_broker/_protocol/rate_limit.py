@@ -6,7 +6,6 @@ the broker receives the message together with those that follow.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Final
 
 # The broker counts messages in a second; a tenth more absorbs what the network bunches together.
@@ -18,12 +17,15 @@ class RateLimit:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._sent: deque[float] = deque(maxlen=limit)
+        self._sent: list[float] = []
 
     def available(self, now: float) -> int:
         """How many messages may be sent now."""
-        while self._sent and self._sent[0] + WINDOW <= now:
-            self._sent.popleft()
+        expired = 0
+        while expired < len(self._sent) and self._sent[expired] + WINDOW <= now:
+            expired += 1
+        if expired:
+            del self._sent[:expired]
         return self._limit - len(self._sent)
 
     def ready_at(self, now: float) -> float:
@@ -32,4 +34,5 @@ class RateLimit:
 
     def record(self, now: float, count: int = 1) -> None:
         """Count messages that were sent."""
-        self._sent.extend([now] * count)
+        self._sent += [now] * count
+        del self._sent[: -self._limit]

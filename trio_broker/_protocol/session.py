@@ -106,7 +106,7 @@ class Session:
         self.sent: int = 0
         self.unexpected: int = 0
         self.ended: deque[Request] = deque()
-        self.unowed_receipts: deque[Reply] = deque()
+        self.unowed_receipts: list[Reply] = []
         self.trust: Trust = Trust(effects, reply_grace)
         self.may_send: bool = False
         self.waiting: int = 0
@@ -120,7 +120,7 @@ class Session:
         self._debts = Debts(order_ids)
         self._waiting: dict[Lane, list[tuple[Priority, int, Request]]] = {}
         self._ready: list[tuple[Priority, int, Request]] = []
-        self._again: deque[Request] = deque()
+        self._again: list[Request] = []
         self._alone: dict[Request, None] = {}
         self._auth: Request | None = None
         self._wants_slots = False

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 import trio
 from trio.lowlevel import enable_ki_protection
@@ -21,9 +22,17 @@ from trio_broker._sealed import Sealed
 from trio_broker._streams.buffer import Buffer, MessageBuffer, Overflow
 from trio_broker._streams.opening import NotATracker, Opening
 from trio_broker._streams.subscription import Subscription
-from trio_broker.exceptions import fresh
-from trio_broker.models import Order, brief
+from trio_broker.exceptions import (
+    NotSentError,
+    OrderUnfinishedError,
+    SubscriptionBrokenError,
+    fresh,
+)
+from trio_broker.models import Order, SwapReceipt, brief
 from trio_broker.settings import Settings
+
+# How many states of an order are kept for `final_state`, which takes each at once.
+_KEPT_STATES: Final = 64
 
 
 class _Owner:
@@ -159,6 +168,30 @@ class LiveStreams:
             stop_at_partial=stop_at_partial,
             not_found_timeout=_check_timeout(not_found_timeout),
         )
+
+    async def final_state(self, receipt: SwapReceipt) -> Order:
+        """The order of a receipt, once it is final; the end of `BrokerWSClient.swap_and_wait`."""
+        unfinished = OrderUnfinishedError(receipt.order_id, receipt.client_order_id)
+        try:
+            tracking = self.track(
+                receipt.order_id, _KEPT_STATES, stop_at_partial=False, not_found_timeout=math.inf
+            )
+            async with tracking as progress:
+                async for message in progress:
+                    if message.data.is_final:
+                        return message.data
+        except (NotSentError, SubscriptionBrokenError, ValueError) as error:
+            # These errors would wrongly say that nothing was sent, or lack the order id.
+            raise unfinished from error
+        except BaseException:
+            # The outcome is known, so no event reports it, and the caller may not know the id.
+            self._log.swap_unclaimed(
+                receipt.client_order_id,
+                receipt.order_id,
+                "the caller that waited for its end was cancelled",
+            )
+            raise
+        raise unfinished
 
 
 def _check_timeout(seconds: object) -> float:

@@ -41,9 +41,6 @@ from trio_broker._swaps.quotes import check_quote, slippage_left
 from trio_broker.events import ConnectionEvent
 from trio_broker.exceptions import (
     ConfigurationError,
-    NotSentError,
-    OrderUnfinishedError,
-    SubscriptionBrokenError,
     fresh,
 )
 from trio_broker.models import (
@@ -850,27 +847,7 @@ class BrokerWSClient(Sealed, trio.abc.AsyncResource):
             account=account,
             client_order_id=client_order_id,
         )
-        return await self._final_state(receipt)
-
-    async def _final_state(self, receipt: SwapReceipt) -> Order:
-        unfinished = OrderUnfinishedError(receipt.order_id, receipt.client_order_id)
-        try:
-            async with self.track_order(receipt.order_id, not_found_timeout=math.inf) as progress:
-                async for message in progress:
-                    if message.data.is_final:
-                        return message.data
-        except (NotSentError, SubscriptionBrokenError, ValueError) as error:
-            # These errors would wrongly say that nothing was sent, or lack the order id.
-            raise unfinished from error
-        except BaseException:
-            # The outcome is known, so no event reports it, and the caller may not know the id.
-            self._log.swap_unclaimed(
-                receipt.client_order_id,
-                receipt.order_id,
-                "the caller that waited for its end was cancelled",
-            )
-            raise
-        raise unfinished
+        return await self._streams.final_state(receipt)
 
     def _swap_request(
         self, trade: Trade, client_order_id: str | None, slippage_bps: int | None

@@ -206,6 +206,8 @@ def decode_order_push(text: str) -> Inbound | OrderPush:
     If it is as documented, its body is decoded too, which saves a step.
     """
     # This runs for each push.
+    if "\\" in text:  # The digits of an amount must not be escaped.
+        return decode_message(text)
     try:
         push = _order_push.decode(text)
     except DecodeErrors:

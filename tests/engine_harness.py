@@ -70,8 +70,8 @@ class EngineHarness:
         """What a client does by the engine's effects."""
         for effect in effects:
             match effect:
-                case (sink, item):
-                    sink.put(item)
+                case (sink, items):
+                    sink.put_all(items)
                 case StreamEnded():
                     self.end_stream(effect)
                 case Wake(waiter):

@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 from trio_broker._channels.channel import Channel, Subscriber, Update
@@ -126,8 +127,8 @@ class Engine:
         """
         return self.channels.restore(now), self._finish_step(now)
 
-    def receive(  # noqa: C901 - a call costs time for each push
-        self, messages: Iterable[str | bytes], now: float, at: dt.datetime
+    def receive(  # noqa: C901 - a call costs time for each message
+        self, messages: Sequence[str | bytes], now: float, at: dt.datetime
     ) -> list[Effect]:
         """Handle messages from the broker that arrived together."""
         self.arrivals += 1
@@ -137,17 +138,24 @@ class Engine:
             channels.background_updates,
             session.unowed_receipts,
         )
-        for text in messages:
-            if trust.is_over:
-                break
+        begins, length = codec.BEGINS_ORDER_PUSH, len(codec.BEGINS_ORDER_PUSH)
+        taken = 0
+        while taken < len(messages) and not trust.is_over:
+            text = messages[taken]
+            if text[:length] == begins:
+                count = channels.take_usual_pushes(islice(messages, taken, None), at)
+                if count:
+                    trust.malformed = 0
+                    taken += count
+                    self.received += count
+                    continue
+            taken += 1
             self.received += 1
             if not isinstance(text, str):
                 session.report_unexpected("it is binary", "")
                 continue
             try:
-                is_push = text.startswith(codec.BEGINS_ORDER_PUSH)
-                decode = codec.decode_order_push if is_push else codec.decode_message
-                message = decode(text)
+                message = codec.decode_message(text)
                 # An error for a channel may answer a `subscribe` or `unsubscribe`.
                 if (
                     message.ch
@@ -162,8 +170,7 @@ class Engine:
             except (ProtocolError, codec.MalformedError) as error:
                 self._take_unreadable(error, text)
             else:
-                if trust.malformed:
-                    trust.malformed = 0
+                trust.malformed = 0
                 if message.unreadable:
                     places = ", ".join(message.unreadable)
                     session.report_unexpected(f"parts of it can't be read: {places}", text)

@@ -49,11 +49,12 @@ def test_remote_state_after_a_request(
 
 def test_gap_is_marked_once_on_the_next_delivery() -> None:
     subscriber = made()
-    gaps = [subscriber.delivery(message(Order("o1", OrderStatus.PARTIAL)))[1]]
+    gaps = [*subscriber.delivery(message(Order("o1", OrderStatus.PARTIAL)))[1]]
     subscriber.miss(Gap(frozenset({"reconnected"}), 0, LATER))
     subscriber.miss(Gap(frozenset({"reconnected"}), 0, NOW))
     assert subscriber.wants_snapshot
-    gaps += [subscriber.delivery(message(Order("o1", OrderStatus.FILLED)))[1] for _ in range(2)]
+    for _ in range(2):
+        gaps += subscriber.delivery(message(Order("o1", OrderStatus.FILLED)))[1]
     marks = [one.gap for one in gaps if isinstance(one, Message)]
     assert [mark and mark.since for mark in marks] == [None, NOW, None]
 

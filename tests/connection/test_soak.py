@@ -18,7 +18,7 @@ def test_soak_reports_whether_every_stream_converged(*, broken: bool) -> None:
     if broken:
         # No stream gets a push or a snapshot any more.
         code += "from trio_broker._streams.buffer import MessageBuffer as Buffer;"
-        code += "Buffer.put = lambda *_: None;"
+        code += "Buffer.put = Buffer.put_all = lambda *_: None;"
         code += "m = runpy.run_path('benchmarks/soak.py');"
         code += "m['main'].__globals__['PATIENCE'] = 1.0; m['main']()"
     else:

@@ -12,15 +12,16 @@ import traceback
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, get_args
 
 import attrs
 import hypothesis.strategies as st
 import pytest
 import trio
 import trio.testing
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis.stateful import (
     Bundle,
     RuleBasedStateMachine,
@@ -35,6 +36,7 @@ from trio_broker._streams import buffer as buffer_module, subscription as subscr
 from trio_broker._streams.buffer import Buffer, MessageBuffer, Overflow
 from trio_broker._streams.subscription import BoundedReceiveChannel, Subscription
 from trio_broker.exceptions import (
+    BrokerError,
     ChannelError,
     ConnectionLostError,
     InvalidChannelError,
@@ -189,6 +191,73 @@ async def test_waiting_task_gets_the_next_message(way: Way) -> None:
         assert subscription.statistics().tasks_waiting_receive == 1
         put(buffer, 1)
     assert got == [message(1)]
+
+
+@given(
+    st.lists(
+        st.lists(st.integers(0, 9) | st.none(), min_size=1, max_size=6)
+        | st.just("take")
+        | st.just("close"),
+        max_size=6,
+    ),
+    st.integers(1, 4),
+    st.sampled_from(get_args(Overflow)),
+    st.booleans(),
+)
+def test_messages_together_arrive_as_one_by_one(
+    steps: list[list[int | None] | str], buffer_size: int, overflow: Overflow, in_batches: bool
+) -> None:
+    """Errors among them, and gaps before them."""
+    results = []
+    for together in True, False:
+        owner = RecordingOwner()
+        buffer, subscription = open_subscription(buffer_size, owner, overflow=overflow)
+        found: list[object] = []
+        wakes: list[bool] = []
+        for step in steps:
+            if step == "close":
+                buffer.end()
+            elif step == "take":
+                found.append(outcome_of(subscription, in_batches=in_batches))
+            else:
+                buffer.when_ready(partial(wakes.append, True))
+                items = [
+                    ErrorItem(ChannelError(CHANNEL, "no"), START) if one is None else message(one)
+                    for one in step
+                    if not isinstance(one, str)
+                ]
+                if together:
+                    buffer.put_all(items)
+                else:
+                    for item in items:
+                        buffer.put(item)
+        found += [outcome_of(subscription, in_batches=in_batches) for _ in range(30)]
+        results.append((found, owner.calls, buffer.dropped, len(wakes)))
+    assert results[0] == results[1]
+
+
+def outcome_of(subscription: Subscription[int], *, in_batches: bool) -> object:
+    """What a consumer gets, or the text of the error that it gets."""
+    try:
+        return subscription.batch_nowait() if in_batches else subscription.receive_nowait()
+    except (BrokerError, trio.WouldBlock, trio.EndOfChannel) as error:
+        return repr(error)
+
+
+async def test_messages_together_reach_tasks_that_wait() -> None:
+    buffer, subscription = open_subscription(1)
+    found: list[int] = []
+
+    async def consume() -> None:
+        found.append((await subscription.receive()).data)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(consume)
+        await trio.testing.wait_all_tasks_blocked()
+        buffer.put_all([message(number) for number in range(3)])
+    assert sorted([*found, *take_all(subscription)]) == [0, 1, 2]
+    assert buffer.dropped == 0
 
 
 def test_clones_compete_for_messages() -> None:

@@ -90,7 +90,7 @@ class Subscriber:
         if self.gap is not None:
             message, self.gap = attrs.evolve(message, gap=self.gap), None
         self.has_begun = True
-        return self.sink, message
+        return self.sink, [message]
 
     def miss(self, gap: Gap) -> None:
         """Report a gap with the next message, and repair it by a snapshot."""
@@ -170,6 +170,14 @@ class Channel:
     def is_background(self) -> bool:
         """Whether it has trackers only."""
         return bool(self.trackers) and not self.subscriptions
+
+    @property
+    def is_simple(self) -> bool:
+        """Whether it has one subscription, and a push matters to nothing else."""
+        if len(self.subscriptions) != 1 or self.trackers or self.snapshot is not None:
+            return False
+        (subscriber,) = self.subscriptions
+        return subscriber.gap is None and self.request is None
 
     @property
     def is_subscribed(self) -> bool:

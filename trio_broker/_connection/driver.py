@@ -103,7 +103,7 @@ class Driver:
             while effects:
                 for effect in effects:
                     if type(effect) is tuple:
-                        effect[0].put(effect[1])
+                        effect[0].put_all(effect[1])
                     elif type(effect) is RequestEnded:
                         self._request_ended(effect.request)
                     elif type(effect) is Wake:

@@ -21,7 +21,7 @@ import datetime as dt
 import re
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
 import msgspec
 
@@ -160,12 +160,23 @@ class _Body(msgspec.Struct, frozen=True):
     pass
 
 
-class _Order(_Body, frozen=True, rename="camel", gc=False, omit_defaults=True):
+class _Order(_Body, frozen=True, rename="camel"):
     status: str
     order_id: str | None = None
     filled_out: str | None = None
     tx_hash: str | None = None
     updated_at: int | None = None
+    client_order_id: str | None = None
+
+
+class UsualOrder(msgspec.Struct, frozen=True, rename="camel", gc=False):
+    """The body of a usual push of an order."""
+
+    status: OrderStatus
+    order_id: str | None = None
+    filled_out: str | None = None
+    tx_hash: str | None = None
+    updated_at: Annotated[int, msgspec.Meta(ge=EARLIEST, le=EXACT_AS_FLOAT)] | None = None
     client_order_id: str | None = None
 
 
@@ -175,21 +186,22 @@ class OrderPush(msgspec.Struct, gc=False):
     Attributes:
         ch: The channel.
         data: The body.
-        op: As all that follows, as in `Inbound`.
+        op: None, as `error`: it is a push.
     """
 
     ch: str
-    data: _Order
+    data: UsualOrder
     op: None = None
     error: None = None
-    unreadable: tuple[str, ...] = msgspec.field(default=(), name="<unreadable>")
 
 
 _inbound = msgspec.json.Decoder(Inbound)
 _order_push = msgspec.json.Decoder(OrderPush)
 _from_timestamp, _UTC = dt.datetime.fromtimestamp, dt.UTC
-_ORDERS: Final = "orders:"
-BEGINS_ORDER_PUSH: Final = f'{{"ch":"{_ORDERS}'
+_is_amount = AMOUNT_TEXT.fullmatch
+BEGINS_ORDER_PUSH: Final = '{"ch":"orders:'
+# Decodes the usual push of an order. Raises one of `DecodeErrors` for any other message.
+decode_order_push: Final = _order_push.decode
 _any_json = msgspec.json.Decoder(msgspec.Raw)
 
 # The body of the usual acknowledgement, and the status that every acknowledgement must have.
@@ -200,22 +212,6 @@ _ACKNOWLEDGED: Final = {
 _MOST_PLACES: Final = 20
 
 
-def decode_order_push(text: str) -> Inbound | OrderPush:
-    """A message that begins with `BEGINS_ORDER_PUSH`, as `decode_message`.
-
-    If it is as documented, its body is decoded too, which saves a step.
-    """
-    # This runs for each push.
-    if "\\" in text:  # The digits of an amount must not be escaped.
-        return decode_message(text)
-    try:
-        push = _order_push.decode(text)
-    except DecodeErrors:
-        return decode_message(text)
-    # A member may come twice, and the last one counts.
-    return push if push.ch.startswith(_ORDERS) else decode_message(text)
-
-
 def decode_message(text: str) -> Inbound:
     """A message's envelope.
 
@@ -223,7 +219,7 @@ def decode_message(text: str) -> Inbound:
         MalformedError: It isn't JSON.
         ProtocolError: It isn't a JSON object, or is nested too deeply.
     """
-    # This runs for each push to another channel than an order's.
+    # This runs for each push that isn't a usual one of an order.
     try:
         message = _inbound.decode(text)
     except msgspec.ValidationError:
@@ -294,7 +290,7 @@ def _check_acknowledgement(message: Inbound, wanted: str) -> None:
     message.code = code or message.code
 
 
-def _note(message: Inbound | OrderPush, places: list[str]) -> None:
+def _note(message: Inbound, places: list[str]) -> None:
     """Add the places that could not be read."""
     message.unreadable += tuple(places[:_MOST_PLACES])
 
@@ -590,30 +586,52 @@ def _unusual_receipt(message: Inbound, client_order_id: str) -> SwapReceipt:
     return SwapReceipt(order_id, _status(status) if status else None, client_order_id)
 
 
+def usual_order(
+    body: UsualOrder, order_id: str | None, client_order_id: str | None
+) -> Order | None:
+    """The order of a usual push, as `decode_order` makes it. None if that must decide.
+
+    The ids are those that the body may leave out. It must not name another order.
+    """
+    # This runs for each push.
+    amount, filled = None, body.filled_out
+    if filled is not None:
+        if not _is_amount(filled):
+            return None
+        amount = Decimal(filled)
+    if body.order_id and body.order_id != order_id:
+        return None
+    milliseconds = body.updated_at
+    return Order(  # By position: it takes two thirds of the time.
+        order_id,
+        body.status,
+        amount,
+        body.tx_hash,
+        None if milliseconds is None else _from_timestamp(milliseconds / 1000, _UTC),
+        body.client_order_id or client_order_id,
+    )
+
+
 def decode_order(
-    message: Inbound | OrderPush, order_id: str | None = None, client_order_id: str | None = None
+    message: Inbound, order_id: str | None = None, client_order_id: str | None = None
 ) -> Order:
     """The body of a reply to ``order_status``, or of a push to ``orders:<id>``.
 
     Raises:
         ProtocolError: The body isn't as documented.
     """
-    # This runs for each push: short helpers are written out.
-    if isinstance(message, OrderPush):
-        body = message.data
-    else:
-        try:
-            body = _order.decode(message.data)
-        except msgspec.ValidationError:
-            return _unusual_order(message, order_id, client_order_id)
-        except DecodeErrors as error:
-            raise _unreadable(error, message.data, "the order") from None
+    try:
+        body = _order.decode(message.data)
+    except msgspec.ValidationError:
+        return _unusual_order(message, order_id, client_order_id)
+    except DecodeErrors as error:
+        raise _unreadable(error, message.data, "the order") from None
     named, status = body.order_id or order_id, body.status
     if order_id is not None and named != order_id:
         client_order_id = None
     amount, filled = None, body.filled_out
     if filled is not None:
-        if not AMOUNT_TEXT.fullmatch(filled):
+        if not _is_amount(filled):
             return _unusual_order(message, order_id, client_order_id)
         amount = Decimal(filled)
     at, milliseconds = None, body.updated_at
@@ -623,25 +641,19 @@ def decode_order(
         at = _from_timestamp(milliseconds / 1000, _UTC)
     if not status:
         raise ProtocolError("status of the order is empty")
-    return Order(  # By position: it takes two thirds of the time.
-        named,
-        _STATUSES.get(status) or _STATUSES.get(status.strip().upper()) or status,
-        amount,
-        body.tx_hash,
-        at,
-        body.client_order_id or client_order_id,
+    return Order(
+        order_id=named,
+        status=_status(status),
+        filled_out=amount,
+        tx_hash=body.tx_hash,
+        updated_at=at,
+        client_order_id=body.client_order_id or client_order_id,
     )
 
 
-def _unusual_order(
-    message: Inbound | OrderPush, order_id: str | None, client_order_id: str | None
-) -> Order:
+def _unusual_order(message: Inbound, order_id: str | None, client_order_id: str | None) -> Order:
     places: list[str] = []
-    if isinstance(message, OrderPush):  # Each member of its body has the documented shape.
-        raw = msgspec.Raw(_encoder.encode(message.data))
-    else:
-        raw = message.data
-    members = _members(raw, places, "the order")
+    members = _members(message.data, places, "the order")
     status = members.require("status", values.text, "the order")
     named = members.identifier("orderId") or order_id
     if order_id is not None and named != order_id:

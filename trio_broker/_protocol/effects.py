@@ -1,13 +1,13 @@
 """What the engine returns: effects, which its caller carries out in their order.
 
-The most frequent effect is a message for a stream. It is a plain pair, because one is made for each
-push and subscription. The engine never looks into a buffer or a waiter: it only passes them on.
+The most frequent effect is messages for a stream. It is a plain pair, because one is made for
+almost every push. The engine never looks into a buffer or a waiter: it only passes them on.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import attrs
@@ -37,6 +37,10 @@ class Sink(Protocol):
 
     def put(self, item: Any) -> None:
         """Add a message, or an `ErrorItem`."""
+        ...
+
+    def put_all(self, items: Sequence[Any]) -> None:
+        """Add several in their order."""
         ...
 
     def end(self) -> None:
@@ -120,7 +124,7 @@ class SwapEnded:
     detail: str
 
 
-Delivery: TypeAlias = tuple[Sink, "Message[Any] | ErrorItem"]
+Delivery: TypeAlias = tuple[Sink, "list[Message[Any] | ErrorItem]"]
 Effect: TypeAlias = (
     Delivery
     | StreamEnded

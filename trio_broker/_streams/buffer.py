@@ -30,7 +30,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, TypeVar, get_args
 
 import attrs
@@ -136,6 +136,12 @@ class Buffer(Generic[T]):
             return
         if self._wakes:
             self._wake_all()
+
+    @enable_ki_protection
+    def put_all(self, items: Sequence[T | ErrorItem]) -> None:
+        """Hand over several items in their order, as `put` does."""
+        for item in items:
+            self.put(item)
 
     @enable_ki_protection
     def end(self) -> None:
@@ -279,6 +285,24 @@ class MessageBuffer(Buffer[Message[T]]):
             return
         if self._wakes:
             self._wake_all()
+
+    @enable_ki_protection
+    def put_all(self, items: Sequence[Message[T] | ErrorItem]) -> None:
+        """Hand over several messages in their order, as `put` does."""
+        rest = iter(items)
+        if self._gap is None:
+            send = self._send.send_nowait
+            try:
+                for item in rest:
+                    send(item)
+            except trio.WouldBlock:
+                self._overflow(item)
+            except trio.ClosedResourceError:
+                return
+            if self._wakes:
+                self._wake_all()
+        for item in rest:
+            self.put(item)
 
     def taken(self, item: Message[T] | ErrorItem) -> Message[T] | ErrorItem:
         """Note that an item was taken after an overflow. Return it, marked with a gap."""

@@ -289,14 +289,21 @@ class Subscription(BoundedReceiveChannel[Message[T_co]]):
         return self._batch(self.receive_nowait())
 
     def _batch(self, first: Message[T_co]) -> list[Message[T_co]]:
-        batch = [first]
+        batch, buffer = [first], self._buffer
         try:
-            while not isinstance(item := self._pop(), ErrorItem):
+            # Only another handle's error, or an overflow, takes more than a look into the channel.
+            while buffer.has_overflowed or buffer.put_back is not None:
+                if isinstance(item := self._pop(), ErrorItem):
+                    break
                 batch.append(item)
+            else:
+                receive = self._receive.receive_nowait
+                while not isinstance(item := receive(), ErrorItem):
+                    batch.append(item)
         except (trio.WouldBlock, trio.EndOfChannel):
             return batch  # The next call meets the ending again.
         # The iterator may be abandoned now, so the buffer keeps the error for the next receive.
-        self._buffer.put_back = item
+        buffer.put_back = item
         return batch
 
 

@@ -375,7 +375,7 @@ class Engine:
             self.swaps.receipt_looked_up(request, now)
         elif request.is_late:
             return
-        elif request.op == "order_status" and request.names[1] is not None:
+        elif request.op == "order_status" and request.error is None:
             self.swaps.take_order(request, now)
         if purpose is Purpose.SUBSCRIPTION:
             self.channels.subscription_ended(request, now)

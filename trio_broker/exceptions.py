@@ -656,14 +656,16 @@ _TEXTS: Final[tuple[tuple[str, type[ServerError], str | None], ...]] = (
 # trading session is something else.
 _SESSION_ENDED: Final = re.compile(
     r"\b(?<!trading )(?<!market )session( \w+){0,3} "
-    r"(expired|ended|closed|invalidated|revoked|terminated|timed out|not found|no longer valid)\b"
-    r"|\b(token|login|authentication|credentials?)"
+    r"(expired|ended|closed|invalid(ated)?|revoked|terminated|timed out|not found"
+    r"|no longer valid)\b"
+    r"|\b(jwt|token|login|authentication|credentials?)"
     r"(?! (\w+ ){0,2}(allowance|approval|order|pair|price|quote|swap)\b)( \w+){0,3} "
     r"(expired|revoked|timed out|no longer valid)\b"
-    r"|\b(invalid|unknown|expired|no|missing) session\b"
+    r"|\b(invalid|unknown|expired|no|missing)( (active|open|valid))? session\b"
     r"|\b(invalid|expired|missing) (auth|access|session) token\b|\bexpired token\b"
-    r"|\bnot (logged in|authori[sz]ed|yet authenticated)\b"
-    r"|\b(please|must|need to|have to) (re ?)?(authenticate|log in|login)\b"
+    r"|\bnot (logged in|authori[sz]ed|(yet )?authenticated)\b|\blogged out\b"
+    r"|\b(please|must|need to|have to) (re ?)?(auth|authenticate|log in|login)\b"
+    r"|\bauth(enticate)? first\b"
     r"|\b(re ?authentication|authentication|login) (is )?(required|needed)\b"
 )
 # With these words, "unauthorized" is about what the account may do, and the session is fine. A swap
@@ -719,8 +721,10 @@ def _class_of(message: str, sent: str) -> tuple[type[ServerError], str | None]:
     match = _SENT_CODE.match(start)
     if not sent and match and match[1].upper() in _CODES:
         sent = match[1].upper()
-    kind, known = _class_of_text(start)
-    kind = _CODES.get(re.sub(r"[\s-]", "_", sent), kind)
+    by_text, known = _class_of_text(start)
+    kind = _CODES.get(re.sub(r"[\s-]", "_", sent), by_text)
+    if kind is InvalidRequestError and by_text is UnknownAssetError:
+        kind = by_text  # which says more
     return ServerError if _is_about_permission(kind, _folded(start)) else kind, sent or known
 
 

@@ -282,6 +282,14 @@ NO_PERMISSION = (
     "The token swap price has expired",
 )
 NO_SESSION = (
+    "Connection not authenticated",
+    "User is not authenticated",
+    "Session invalid",
+    "No active session",
+    "JWT expired",
+    "You have been logged out",
+    "Must auth first",
+    "Authenticate first",
     "Session expired",
     "Your session is no longer valid",
     "Session expired: you are not authorized to trade",

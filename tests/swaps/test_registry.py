@@ -515,7 +515,6 @@ def test_verification_with_an_ambiguous_error_is_sent_again(harness: RegistryHar
     harness.swap()
     harness.send()
     harness.receive_json(**SWAPPED)
-    harness.submit(requests.balances(harness.now + TIMEOUT))
     harness.send()
     harness.receive_json(error="Order not found")  # or the swap's own error
     harness.until(harness.now + HOLD_TIME + ALONE_DELAY)
@@ -523,6 +522,58 @@ def test_verification_with_an_ambiguous_error_is_sent_again(harness: RegistryHar
     harness.receive_json(error="Order not found")
     harness.send()
     assert harness.sent[-1].client_order_id == "c1"
+
+
+def test_verification_whose_reply_is_lost_does_not_hold_others_up_for_long(
+    harness: RegistryHarness,
+) -> None:
+    refuse(harness, "c0")
+    swap = harness.swap()
+    harness.send()
+    harness.receive_json(**SWAPPED)
+    assert harness.send() == ["order_status"]
+    harness.submit(requests.balances(harness.now + TIMEOUT))
+    harness.until(harness.now + HOLD_TIME - 0.1)
+    assert harness.sent[-1].op == "order_status"
+    harness.until(harness.now + 0.1)
+    assert harness.sent[-1].op == "balances"
+    harness.receive_json(op="balances", data={"balances": []})
+    harness.receive_json(**order("o1", "c1"))  # It was only late.
+    assert swap.result().order_id == "o1"
+
+
+@pytest.mark.parametrize("asked", ["o1", "c1"])
+def test_lane_of_a_swap_that_another_lookup_finds_is_free(
+    asked: str, harness: RegistryHarness
+) -> None:
+    lookup = harness.submit(requests.order_status(asked, harness.now + TIMEOUT))
+    harness.send()
+    swap = harness.swap()
+    harness.until(harness.now + ALONE_DELAY)
+    assert harness.sent[-1].op == "swap"
+    harness.receive_json(**order("o1", "c1"))
+    assert lookup.result.order_id == swap.result().order_id == "o1"
+    read = harness.submit(requests.balances(harness.now + TIMEOUT))
+    harness.swap("c2")
+    assert harness.send() == ["swap"]
+    harness.receive_json(op="swap", data={"orderId": "o2", "clientOrderId": "c2"})
+    assert harness.send() == ["balances"]
+    harness.receive_json(op="balances", data={"balances": []})
+    assert read.result == ()
+    harness.receive_json(op="swap", error="SWAP_ERROR: venue timed out")  # its late reply
+    assert swap.result().order_id == "o1"
+    assert harness.session.in_flight == 0
+
+
+def test_order_that_is_found_by_a_refused_swaps_id_corrects_the_refusal(
+    harness: RegistryHarness,
+) -> None:
+    swap = refuse(harness, "c0")
+    harness.submit(requests.order_status("c0", harness.now + TIMEOUT))
+    harness.send()
+    harness.receive_json(**FOUND)  # which leaves the client order id out
+    assert swap.result().order_id == "o1"
+    assert corrections(harness) == [("c0", SwapOutcome.CONFIRMED, "o1")]
 
 
 def test_verification_goes_on_after_a_reconnection(harness: RegistryHarness) -> None:
@@ -534,6 +585,18 @@ def test_verification_goes_on_after_a_reconnection(harness: RegistryHarness) -> 
     assert harness.send() == ["order_status"]
     harness.receive_json(**order("o1", "c1"))
     assert swap.result().order_id == "o1"
+
+
+def test_receipt_after_a_refusal_that_was_corrected_needs_no_verification(
+    harness: RegistryHarness,
+) -> None:
+    refuse(harness, "c0")
+    harness.receive_json(op="swap", data={"orderId": "o0", "clientOrderId": "c0"})
+    swap = harness.swap()
+    harness.send()
+    harness.receive_json(**SWAPPED)
+    assert swap.result().order_id == "o1"
+    assert harness.send() == []
 
 
 def test_receipt_with_its_client_order_id_needs_no_verification(harness: RegistryHarness) -> None:

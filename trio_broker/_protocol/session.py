@@ -13,8 +13,9 @@ swap that was found by a lookup is free at once; its reply stays owed.
 **A swap is alone in flight as far as possible.** A waiting swap holds new requests back, gives the
 requests in flight `ALONE_DELAY` seconds, and is then sent. Nothing else is sent until it is
 answered or abandoned. The lookup that verifies its receipt is sent at once, and is alone as well:
-until then the swap is owed a reply, and an error that names nothing could be that one. Nothing is
-ever sent twice, except a read, `subscribe` or `unsubscribe` whose reply was ambiguous.
+until then the swap is owed a reply, and an error that names nothing could be that one. But after
+`HOLD_TIME` seconds, the lookup holds other requests up no longer. Nothing is ever sent twice,
+except a read, `subscribe` or `unsubscribe` whose reply was ambiguous.
 
 Results go into `ended`, `unowed_receipts` and the engine's effects. Nothing here calls its owner.
 """
@@ -174,7 +175,8 @@ class Session:
     def resolved(self, request: Request, now: float, *, is_found: bool) -> None:
         """A swap isn't looked up any more. If its order was found, its lane is free."""
         request.is_unresolved = False
-        if is_found and request.is_abandoned and request.stage is Stage.IN_FLIGHT:
+        if is_found and request.stage is Stage.IN_FLIGHT:
+            request.is_abandoned = True
             self._end(request, now)
         self._check_graces_again()  # They had to wait for the swap.
         self.make_fresh(now)
@@ -235,6 +237,8 @@ class Session:
         request.was_sent = True
         request.is_unresolved = request.priority is Priority.SWAP
         request.since = now
+        if request.priority is Priority.VERIFICATION:
+            self._hold_up(request, now)
         self.sent += 1
 
     def due(self, request: Request, now: float) -> None:
@@ -251,6 +255,15 @@ class Session:
             self._timers.set(request, request.deadline)
             if request.stage is Stage.WAITING and now < request.since + ALONE_DELAY:
                 self._give_time(request)  # It got more time when its lane became free.
+            elif request.priority is Priority.VERIFICATION:
+                self._hold_up(request, now)
+
+    def _hold_up(self, verification: Request, now: float) -> None:
+        """Let a lookup that verifies a receipt be alone in flight for some time."""
+        if now < verification.since + HOLD_TIME:
+            self._timers.set(verification, verification.since + HOLD_TIME)
+        else:
+            self._alone.pop(verification, None)
 
     def lose(self, error: BrokerError) -> None:
         """Fail all requests in flight. Waiting reads go on waiting for the next connection.

@@ -42,8 +42,12 @@ _REFUSAL_CODES: Final = frozenset({"INSUFFICIENT_BALANCE", "INVALID_AMOUNT", "IN
 # Each text is compared in lower case, with blanks for underscores, hyphens and changes of case.
 _DUPLICATE: Final = (
     r"duplicat|\bdupe?s?\b",  # "Duplicate client order id", "DUPLICATE_REQUEST"
-    r"\bexist(?:s|ed|ing)\b",  # "order already exists"
-    r"\b(?:already|previously|(?:used|seen|sent) before)\b",  # "already processed", "seen before"
+    r"\bexist(?:s|ed|ing)\b(?! (?:balance|funds))",  # "order already exists"
+    r"\b(?:already|previously)\b",  # "already processed"
+    r"\b(?:processed|received|seen|sent|submitted|used) before\b",  # the same
+    r"\bdouble (?:order|request|sen[dt]|submi\w+|swap)\b",  # the same
+    r"\bbelongs? to\b",  # "this id belongs to another order"
+    r"\bhas (?:that|the same|this) (?:\w+ ){0,2}(?:ids?|key)\b",  # "another order has this id"
     r"\b(?:re|(?:been|was|is|in) )used?\b",  # "the id has been used", "id in use"
     r"\b(?:unique|taken|conflict\w*|collision)\b",  # "the id must be unique"
     r"\b(?:replay|repeat|idempoten)",  # "replayed request", "Idempotency key mismatch"
@@ -67,7 +71,9 @@ _DOUBTS: Final = (
     r"\b(?:server|network|connection|socket|database|runtime|rpc|system) (?:error|failure)",
     r"\b(?:econn|broken pipe|panic|unreachable)",  # as "internal"
     # Something of the server is short or broken: "no route to host", "not enough memory".
-    r"\b(?:buffers?|capacity|connections?|dial|disk|hosts?|json|memory|pointer|recursion|resources)\b",
+    r"\b(?:buffers?|capacity|connections?|dial|disk|hosts?|json|pointer|recursion|resources)\b",
+    r"\b(?:enough|insufficient|invalid|of|shared) memory\b",  # the same
+    r"\b(?:halted|leg|midway|payout|returned)\b|<!?\w",  # a part was executed; or a page of HTML
     r"\b(?:call stack|stack size|space|threads?|workers?)\b|\btook too long\b",
     r"\bfrom (?:the )?(?:backend|broker|exchange|provider|server|venue)\b",  # as "upstream"
     # "invalid response from the venue": it may have executed all the same. So does Go say that a
@@ -131,7 +137,7 @@ _ELSEWHERE: Final = (
 _TRADED: Final = r"(?:asset|pair|network|token|symbol|currency|coin)s?"
 _REFUSALS: Final = (
     r"\binsufficient\b",  # of balance, funds, liquidity
-    r"\bnot enough\b",  # the same
+    r"\bnot enough\b|\bnot have (?:\w+ )?(?:enough|sufficient)\b",  # the same
     r"\binvalid\b",  # a value of the swap
     r"\bmalformed\b",  # the same
     rf"\b(?:unknown|unsupported) (?:\w+ )?{_TRADED}\b",  # a value of the swap
@@ -160,6 +166,7 @@ _HELD: Final = re.compile(
     r"|\b(?:balances?|deposits?|funds?|orders|swaps|trades|transfers?|withdrawals?) "
     r"(?:is |are )?(?:still )?pending\b"
 )
+_NAMES_SWAP: Final = re.compile(r"\b(?:ids?|key|order|swap)\b")
 _MAX_TEXT: Final = 2000
 _MAX_CODE: Final = 100
 # A code at the beginning of a text, as "INVALID_AMOUNT: too small".
@@ -199,13 +206,16 @@ class RefusalTable:
         start = text[:_MAX_TEXT]
         texts = _plain(start), _plain(code[:_MAX_CODE])
         is_elsewhere = not names_op and _matches(_IS_ELSEWHERE, texts)
+        is_duplicate = _matches(_IS_DUPLICATE, texts)
         sent = (code or _code_of(start)).strip().upper()
-        if sent in _REFUSAL_CODES and not is_elsewhere:
+        # A broker without a code of its own for a duplicate may call it an invalid request.
+        is_vague = is_duplicate and sent == "INVALID_REQUEST" and _matches(_NAMES_SWAP, texts)
+        if sent in _REFUSAL_CODES and not is_elsewhere and not is_vague:
             return Verdict.REFUSED
         if start != text:
             # No text of a refusal is so long, and the patterns would be slow.
             return Verdict.UNKNOWN
-        if _matches(_IS_DUPLICATE, texts):
+        if is_duplicate:
             return Verdict.DUPLICATE
         if is_elsewhere or _matches(_IS_DOUBT, texts):
             return Verdict.UNKNOWN

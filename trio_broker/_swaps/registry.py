@@ -364,7 +364,9 @@ class SwapRegistry:
     def take_order(self, request: Request, now: float) -> None:
         """A reply about an order may show that a swap was executed that had an error."""
         order_id, owner = request.names
-        if order_id and owner and request.error is None:
+        # `session` has noted the order of a lookup by client order id.
+        owner = owner or self._order_ids.owner(order_id or "")
+        if order_id and owner:
             self._correct(owner, order_id, now)
 
     def _doubt_all(self, swaps: list[Swap], order_id: str, now: float) -> None:
@@ -578,8 +580,7 @@ class SwapRegistry:
         connection isn't kept for long.
         """
         self._session.trust.verification_failed(now)
-        if swap.request is not None:
-            self._session.resolved(swap.request, now, is_found=False)
+        self._resolve_request(swap, now)
 
     def _stop_lookups(self, swap: Swap, now: float) -> None:
         if swap.unverified is not None and not self._is_over:
@@ -596,14 +597,18 @@ class SwapRegistry:
 
     def _not_pending(self, swap: Swap, now: float) -> None:
         """A swap isn't looked up any more: wake the tasks that wait for it."""
-        if swap.request is not None:
-            is_found = swap.outcome is SwapOutcome.CONFIRMED
-            self._session.resolved(swap.request, now, is_found=is_found)
+        self._resolve_request(swap, now)
         swap.lookups_end = -math.inf
         self._looked_up.pop(swap, None)
         self._timers.cancel(swap)
         self._effects += map(Wake, swap.waiters)
         swap.waiters.clear()
+
+    def _resolve_request(self, swap: Swap, now: float) -> None:
+        """The connection needn't be kept for this swap's reply."""
+        if swap.request is not None:
+            is_found = swap.outcome is SwapOutcome.CONFIRMED
+            self._session.resolved(swap.request, now, is_found=is_found)
 
     # --- Ends ------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -211,6 +212,59 @@ async def test_one_read_does_not_outrun_a_waiting_consumer(overflow: Overflow) -
         assert updates.dropped == 0
 
 
+@pytest.mark.parametrize("buffer_size", [16, 17, 31, 33, 64, 100, 1024])
+@pytest.mark.parametrize("streams", [1, 5])
+async def test_bursts_overflow_no_buffer_of_a_consumer_that_keeps_up(
+    buffer_size: int, streams: int
+) -> None:
+    count = 2000
+    async with scripted_client() as (client, line), trio.open_nursery() as nursery:
+        consuming = []
+        for number in range(streams):
+            subscribe = partial(
+                client.subscribe_order, f"o{number}", snapshot=False, buffer_size=buffer_size
+            )
+            subscribing = start(nursery, subscribe)
+            await line.acknowledge()
+            updates = await subscribing.result()
+            consuming.append((updates, start(nursery, partial(receive_count, updates, count))))
+        await wait_all_tasks_blocked()
+        for begin in range(1, count + 1, 250):
+            await line.send(
+                *(
+                    {"ch": f"orders:o{number}", "data": {**order(at=at), "orderId": f"o{number}"}}
+                    for at in range(begin, begin + 250)
+                    for number in range(streams)
+                )
+            )
+        with trio.fail_after(PATIENCE):
+            for updates, taking in consuming:
+                assert await taking.result() == count
+                assert updates.dropped == 0
+
+
+async def test_other_tasks_run_at_least_every_64_messages() -> None:
+    count = 2000
+    async with scripted_client() as (client, line), trio.open_nursery() as nursery:
+        subscribe = partial(client.subscribe_order, "o1", snapshot=False, buffer_size=count)
+        subscribing = start(nursery, subscribe)
+        await line.acknowledge()
+        await subscribing.result()
+        seen = [client.statistics().messages_received]
+
+        async def watch() -> None:
+            while seen[-1] < seen[0] + count:
+                seen.append(client.statistics().messages_received)
+                await trio.lowlevel.checkpoint()
+
+        watching = start(nursery, watch)
+        await line.send(*({"ch": "orders:o1", "data": order(at=at)} for at in range(1, count + 1)))
+        with trio.fail_after(PATIENCE):
+            await watching.result()
+    steps = [later - earlier for earlier, later in pairwise(seen)]
+    assert max(steps) <= 64
+
+
 async def receive_count(updates: Subscription[Order], count: int) -> int:
     taken = 0
     async for _ in updates:
@@ -224,7 +278,7 @@ async def test_messages_received_before_a_loss_are_delivered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """More messages arrive than one step processes, and a write fails meanwhile."""
-    pushes = [{"ch": "orders:o1", "data": order(at=at)} for at in range(1, 100)]
+    pushes = [{"ch": "orders:o1", "data": order(at=at)} for at in range(1, 1000)]
     async with scripted_client() as (client, line):
         transport = link_of(client).transport
         receive, taken = transport.receive, transport.taken

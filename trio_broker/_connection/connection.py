@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import trio
 from trio.lowlevel import enable_ki_protection
@@ -28,10 +28,17 @@ from trio_broker._protocol import codec, requests
 from trio_broker._protocol.rate_limit import RateLimit
 from trio_broker._protocol.requests import Priority, Request
 from trio_broker._quiet_nursery import QuietNursery
+from trio_broker._streams.buffer import Buffer
 from trio_broker._streams.subscription import MAX_RUN
 from trio_broker.exceptions import ConnectionLostError, NotSentError, fresh
 from trio_broker.settings import Settings
 from trio_broker.signing import Signer, new_nonce
+
+# At most this many runs of messages are handled before other tasks run.
+_MOST_RUNS: Final = 4
+
+# The buffers of a run are looked at only if they are so few, as it takes time.
+_MOST_LOOKED_AT: Final = 4
 
 # At most this many messages share one write and its deadline, even if the limit allows more.
 _MOST_AT_ONCE: Final = 100
@@ -124,19 +131,26 @@ class Connection:
 
     @enable_ki_protection
     async def _read(self) -> None:
-        # The engine gets at most as many messages at a time as `async for` takes in one turn of the
-        # scheduler. So neither a large read nor a steady stream overflows a fast consumer's buffer.
+        # The engine gets a run of messages, as many as `async for` takes in one turn of the
+        # scheduler, and further runs only if the buffers of the last one have room for them. So
+        # neither a large read nor a steady stream overflows a fast consumer's buffer.
         transport, driver = self._link.transport, self._driver
         arrived: list[str | bytes] = []
         try:
             while True:
                 arrived += await transport.receive()
                 # Tasks run in any order within a turn. After two turns, every task that waited for
-                # these messages has run. `receive` takes a turn too.
+                # a run has taken it. `receive` takes a turn too.
                 while len(arrived) > MAX_RUN:
-                    driver.receive(_taken_from(arrived, MAX_RUN))
-                    await trio.lowlevel.checkpoint()
-                    await trio.lowlevel.checkpoint()
+                    buffers = driver.receive_run(_taken_from(arrived, MAX_RUN))
+                    turns = 2
+                    while len(arrived) > MAX_RUN and turns <= _MOST_RUNS and _have_room(buffers):
+                        buffers = driver.receive_run(_taken_from(arrived, MAX_RUN))
+                        turns += 1
+                    for _ in range(turns):
+                        await trio.lowlevel.checkpoint()
+                        if _are_empty(buffers):
+                            break
                 messages, arrived = arrived, []
                 driver.receive(messages)
                 await trio.lowlevel.checkpoint()
@@ -224,6 +238,26 @@ class Connection:
             api_key = self._settings.api_key
             return codec.auth_frame(api_key.reveal(), timestamp, nonce, signature)
         return codec.signed_frame(op, body, timestamp, nonce, signature)
+
+
+def _have_room(buffers: list[Buffer[Any]]) -> bool:
+    """Whether each of the buffers has room for another run."""
+    if len(buffers) > _MOST_LOOKED_AT:
+        return False
+    for buffer in buffers:  # noqa: SIM110 - a generator would have more frames
+        if not buffer.has_room(MAX_RUN):
+            return False
+    return True
+
+
+def _are_empty(buffers: list[Buffer[Any]]) -> bool:
+    """Whether all that was put into the buffers has been taken."""
+    if len(buffers) > _MOST_LOOKED_AT:
+        return False
+    for buffer in buffers:  # noqa: SIM110 - as above
+        if not buffer.is_empty():
+            return False
+    return True
 
 
 def _taken_from(messages: list[str | bytes], count: int) -> list[str | bytes]:

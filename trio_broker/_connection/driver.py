@@ -191,12 +191,24 @@ class Driver:
 
     # --- Messages and requests -------------------------------------------------------------
 
-    def receive(self, messages: Sequence[str | bytes]) -> None:
-        """Handle messages that arrived together."""
+    def receive(self, messages: Sequence[str | bytes]) -> list[Effect]:
+        """Handle messages that arrived together. Returns the effects, which are carried out."""
         if self.messages.buffers:
             for message in messages:
                 self.messages.put(message)
-        self.act(self.engine.receive(messages, trio.current_time(), self.wall_time()))
+        effects = self.engine.receive(messages, trio.current_time(), self.wall_time())
+        self.act(effects)
+        return effects
+
+    def receive_run(self, messages: Sequence[str | bytes]) -> list[Any]:
+        """Handle a part of the messages that arrived together.
+
+        Returns:
+            The buffers that may have got something.
+        """
+        effects = self.receive(messages)
+        fed = {effect[0] for effect in effects if type(effect) is tuple}
+        return [*fed, *self.messages.buffers, *self.events.buffers]
 
     def give_up(self, request: Request, error: BrokerError | None = None) -> None:
         """Abandon a request."""

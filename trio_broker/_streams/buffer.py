@@ -166,6 +166,11 @@ class Buffer(Generic[T]):
         """Whether nothing is buffered."""
         return self._send.statistics().current_buffer_used == 0
 
+    def has_room(self, count: int) -> bool:
+        """Whether so many items more can be buffered."""
+        statistics = self._send.statistics()
+        return statistics.max_buffer_size - statistics.current_buffer_used >= count
+
     def attach(self) -> trio.MemoryReceiveChannel[T | ErrorItem]:
         """Count a new handle, and return its receive end."""
         receive = self._root.clone()

@@ -393,9 +393,9 @@ async def test_an_account_that_isn_t_there_is_told_when_its_fault_begins() -> No
 def test_those_that_last_are_all_there() -> None:
     lasting = {
         name
-        for name, method in vars(Faults).items()
-        if inspect.isfunction(method) and not name.startswith("_")
-        if get_type_hints(method, {**vars(sys.modules[Faults.__module__])})["return"] is Fault
+        for name, method in inspect.getmembers(Faults, inspect.isfunction)
+        if not name.startswith("_")
+        if get_type_hints(method, {**vars(sys.modules[method.__module__])})["return"] is Fault
     }
     # These are about connections that there are; and one starts any other by its name.
     others = {"go_silent", "stall_reading", "stall_writing", "start"}

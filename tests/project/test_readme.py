@@ -126,10 +126,18 @@ async def test_first_command_tells_the_demo() -> None:
 
 
 async def test_two_processes_trade_in_the_words_of_the_readme() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = str(probe.getsockname()[1])
-    serve, trade = (as_here(command).replace("8765", port) for command in SHELL[2:4])
-    expected = TEXT[0].replace("8765", port).encode()
+    # Both at once, so that they differ.
+    with (
+        socket.create_server(("127.0.0.1", 0)) as probe,
+        socket.create_server(("127.0.0.1", 0)) as rest_probe,
+    ):
+        ports = str(probe.getsockname()[1]), str(rest_probe.getsockname()[1])
+
+    def with_ports(text: str) -> str:
+        return text.replace("8765", ports[0]).replace("8766", ports[1])
+
+    serve, trade = (with_ports(as_here(command)) for command in SHELL[2:4])
+    expected = with_ports(TEXT[0]).encode()
     async with trio.open_nursery() as nursery:
         server = await trio.lowlevel.open_process(
             ["sh", "-c", f"exec {serve}"],

@@ -134,6 +134,7 @@ class Broker:
     Attributes:
         exchange: The exchange.
         connections: The last connections, closed ones included, in the order of opening.
+        signatures: Checks signatures, and knows the nonces that were used.
     """
 
     def __init__(
@@ -147,7 +148,7 @@ class Broker:
         self._on_event = on_event
         self.connections: deque[Connection] = deque(maxlen=rules.history_size)
         self._rules = rules
-        self._signatures = SignatureChecker(accounts, *rules.signing_keys)
+        self.signatures: SignatureChecker = SignatureChecker(accounts, *rules.signing_keys)
         self._opened = 0
         # Connections by API key: pushes go to those of one account alone.
         self._authenticated: dict[str, dict[Connection, None]] = {}
@@ -271,13 +272,13 @@ class Broker:
             raise Refusal(UNKNOWN_OPERATION, envelope.op or "")
         if connection.api_key is None:
             raise Refusal(NOT_AUTHENTICATED)
-        self._signatures.check(connection.api_key, envelope, moment)
+        self.signatures.check(connection.api_key, envelope, moment)
         return operation(connection.api_key, envelope, moment)
 
     def _authenticate(self, connection: Connection, envelope: Envelope, moment: Moment) -> _Answer:
         if envelope.key is None:
             raise Refusal(INVALID_API_KEY)
-        self._signatures.check(envelope.key, envelope, moment)
+        self.signatures.check(envelope.key, envelope, moment)
         if connection.api_key not in {None, envelope.key}:
             raise Refusal(ALREADY_AUTHENTICATED)
         peers = self._authenticated.setdefault(envelope.key, {})
@@ -304,7 +305,7 @@ class Broker:
     def _balances(self, api_key: str, envelope: Envelope, _moment: Moment) -> _Answer:
         check_no_body(envelope, self._rules.dialect)
         held = self.exchange.ledger.accounts[api_key]
-        return _Answer({"balances": self._holdings(api_key, held)})
+        return _Answer({"balances": self.holdings(api_key, held)})
 
     def _estimate(self, _api_key: str, envelope: Envelope, moment: Moment) -> _Answer:
         body = parse_body(envelope, EstimateBody, self._rules.dialect)
@@ -336,12 +337,13 @@ class Broker:
 
     def _order_status(self, api_key: str, envelope: Envelope, _moment: Moment) -> _Answer:
         order = self.exchange.find(api_key, parse_body(envelope, StatusBody).id)
-        data = _order_data(order)
+        data = order_data(order)
         if self._rules.client_order_id_in_lookups and order.client_order_id is not None:
             data["clientOrderId"] = order.client_order_id
         return _Answer(data, order=order)
 
-    def _holdings(self, api_key: str, assets: Iterable[str]) -> list[dict[str, str]]:
+    def holdings(self, api_key: str, assets: Iterable[str]) -> list[dict[str, str]]:
+        """What an account has of some assets, as replies and pushes print it."""
         holdings = ((asset, self.exchange.ledger.holding(api_key, asset)) for asset in assets)
         return [
             {"asset": asset, "total": plain(holding.total), "locked": plain(holding.locked)}
@@ -352,9 +354,9 @@ class Broker:
         if change is None:
             return []
         api_key, channel = change.order.api_key, ORDERS + change.order.order_id
-        bodies: dict[str, object] = {channel: _order_data(change.order)}
+        bodies: dict[str, object] = {channel: order_data(change.order)}
         if change.assets:
-            bodies[BALANCES] = self._holdings(api_key, change.assets)
+            bodies[BALANCES] = self.holdings(api_key, change.assets)
         texts = [(name, print_message(ch=name, data=body)) for name, body in bodies.items()]
         return [
             Outgoing(connection, text, channel=name)
@@ -385,7 +387,8 @@ def _terms(body: EstimateBody | SwapBody) -> Terms:
     )
 
 
-def _order_data(order: Order) -> dict[str, object]:
+def order_data(order: Order) -> dict[str, object]:
+    """The members of an order, as replies and pushes print them."""
     data: dict[str, object] = {
         "orderId": order.order_id,
         "status": order.status,

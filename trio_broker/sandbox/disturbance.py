@@ -25,6 +25,7 @@ import trio
 
 from trio_broker.sandbox.broker import Connection, Outgoing
 from trio_broker.sandbox.messages import parse_or_empty
+from trio_broker.sandbox.rest import RestReply
 
 # With this option, closing a socket resets the connection.
 _NO_LINGER: Final = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
@@ -139,10 +140,13 @@ class Selector:
         return op == self.op or (self.op is None and self.channel is None)
 
     def _names(self, channel: str) -> bool:
-        pattern = self.channel or ""
-        if pattern.endswith("*"):
-            return channel.startswith(pattern[:-1])
-        return channel == pattern
+        return _matches(self.channel or "", channel)
+
+
+def _matches(pattern: str, name: str) -> bool:
+    if pattern.endswith("*"):
+        return name.startswith(pattern[:-1])
+    return name == pattern
 
 
 @attrs.frozen
@@ -214,6 +218,23 @@ class Alteration:
 
     selector: Selector
     alter: Callable[[float, str], list[Later]]
+
+
+@attrs.frozen
+class RestAlteration:
+    """Change REST replies.
+
+    Attributes:
+        path: Only replies to requests with this path; a ``*`` at its end stands for anything.
+        alter: Called with a reply; returns what to send instead.
+    """
+
+    path: str | None
+    alter: Callable[[RestReply], RestReply]
+
+    def selects(self, path: str) -> bool:
+        """Whether the replies to requests with a path are affected."""
+        return self.path is None or _matches(self.path, path)
 
 
 @attrs.frozen
@@ -303,6 +324,13 @@ class Disturbances:
                 else:
                     now.append(delivery)
         return now
+
+    def altered_reply(self, path: str, reply: RestReply) -> RestReply:
+        """What to send in place of the REST reply to a request with a path."""
+        for fault, rule in self._of(RestAlteration):
+            if rule.selects(path) and fault.use():
+                reply = rule.alter(reply)
+        return reply
 
     def due(self, at: float) -> list[Delivery]:
         """What was delayed and is due."""

@@ -35,7 +35,9 @@ class Sandbox:
     """A running sandbox; `open_sandbox` makes one.
 
     Attributes:
-        url: Its URL, for clients on this machine.
+        url: The URL of its WebSocket, for clients on this machine.
+        rest_url: The base URL of its REST side, which has a port of its own:
+            ``http://127.0.0.1:41234``.
         api_key: The API key of its first account, ``test_key_1``.
         secret_key: That account's secret key, ``test_secret_1``.
         accounts: All accounts: the two documented ones, then those that were added.
@@ -45,11 +47,13 @@ class Sandbox:
     def __init__(
         self,
         url: str,
+        rest_url: str,
         accounts: tuple[Account, ...],
         server: Server,
         clock: Callable[[], float],
     ) -> None:
         self.url = url
+        self.rest_url = rest_url
         self.accounts = accounts
         self.api_key: str = accounts[0].api_key
         self.secret_key: str = accounts[0].secret_key
@@ -177,6 +181,7 @@ async def open_sandbox(
     seed: int | None = None,
     host: str = "127.0.0.1",
     port: int = 0,
+    rest_port: int = 0,
     clock: Callable[[], float] = time.time,
     accounts: Iterable[Account] = (),
     state: StatePath | None = None,
@@ -185,7 +190,8 @@ async def open_sandbox(
 ) -> AsyncIterator[Sandbox]:
     """Run a sandbox broker during the block.
 
-    It implements the broker's whole protocol on a real socket, and trades play money. Entering it
+    It implements the broker's whole protocol on a real socket, and trades play money. Lookups of
+    orders, balances and the clock are served over REST too, on another port. Entering it
     returns once clients can connect. Leaving it closes their connections with code 1001. After an
     exception or a cancellation, it closes them at once. No action of a client raises here.
 
@@ -199,6 +205,7 @@ async def open_sandbox(
         host: The address to listen on. There is no TLS: everyone who can reach it can read the
             traffic.
         port: The TCP port, 0 for any free port.
+        rest_port: The TCP port of the REST side, 0 for any free port.
         clock: The wall clock, in seconds since the epoch.
         accounts: Further accounts, in addition to the two that the broker's documentation names.
         state: A file for balances, orders with their future steps, and the start of the prices. A
@@ -224,7 +231,7 @@ async def open_sandbox(
     moment = Moment(trio.current_time(), clock())
     with open_exchange(state, seed, opening, rules, moment, stop=scope.cancel) as exchange, scope:
         broker = Broker(all_accounts, exchange, rules, on_event)
-        async with _serving(broker, all_accounts, rules, clock, (host, port)) as sandbox:
+        async with _serving(broker, all_accounts, rules, clock, (host, port, rest_port)) as sandbox:
             yield sandbox
 
 
@@ -234,25 +241,26 @@ async def _serving(
     all_accounts: tuple[Account, ...],
     rules: Rules,
     clock: Callable[[], float],
-    address: tuple[str, int],
+    address: tuple[str, int, int],
 ) -> AsyncIterator[Sandbox]:
-    host, port = address
+    host, port, rest_port = address
     server = Server(broker, rules, clock)
+    listeners = await _listeners(host, port)
     try:
-        listeners = await trio.open_tcp_listeners(port, host=host)
-    except OSError as failure:
-        # The system's error doesn't name the address.
-        raise type(failure)(failure.errno, failure.strerror, f"{host}, port {port}") from failure
-    bound_port = listeners[0].socket.getsockname()[1]
-    host = _ANY_ADDRESS.get(host, host)
-    url = f"ws://{f'[{host}]' if ':' in host else host}:{bound_port}{_PATH}"
-    logger.info("listening at %s", url)
+        rest_listeners = await _listeners(host, rest_port)
+    except BaseException:
+        for listener in listeners:
+            listener.socket.close()
+        raise
+    url = f"ws://{_address(host, listeners)}{_PATH}"
+    rest_url = f"http://{_address(host, rest_listeners)}"
+    logger.info("listening at %s and %s", url, rest_url)
     error: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
-            await nursery.start(server.serve, listeners)
+            await nursery.start(server.serve, listeners, rest_listeners)
             try:
-                yield Sandbox(url, all_accounts, server, clock)
+                yield Sandbox(url, rest_url, all_accounts, server, clock)
             except (Exception, KeyboardInterrupt, SystemExit) as raised:  # noqa: BLE001 - see below
                 # Kept back until the nursery is done, which would wrap it into a group.
                 error = raised
@@ -262,3 +270,18 @@ async def _serving(
     finally:
         if error is not None:
             raise error
+
+
+async def _listeners(host: str, port: int) -> list[trio.SocketListener]:
+    try:
+        return await trio.open_tcp_listeners(port, host=host)
+    except OSError as failure:
+        # The system's error doesn't name the address.
+        raise type(failure)(failure.errno, failure.strerror, f"{host}, port {port}") from failure
+
+
+def _address(host: str, listeners: list[trio.SocketListener]) -> str:
+    """The host and the port of a URL at which clients on this machine reach listeners."""
+    host = _ANY_ADDRESS.get(host, host)
+    port = listeners[0].socket.getsockname()[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

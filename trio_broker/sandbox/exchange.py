@@ -164,7 +164,26 @@ class Exchange:
             Refusal: The account has no such order.
         """
         if self._rules.lookup_by_client_order_id:
-            order_id = self._by_client_order_id.get((api_key, order_id), order_id)
+            return self.find_by_either_id(api_key, order_id)
+        return self._owned(api_key, order_id)
+
+    def find_by_either_id(self, api_key: str, some_id: str) -> Order:
+        """An order of an account, by its client order id or its id.
+
+        Raises:
+            Refusal: The account has no such order.
+        """
+        return self._owned(api_key, self._by_client_order_id.get((api_key, some_id), some_id))
+
+    def find_by_client_order_id(self, api_key: str, client_order_id: str) -> Order:
+        """An order of an account, by its client order id alone.
+
+        Raises:
+            Refusal: The account has no such order.
+        """
+        return self._owned(api_key, self._by_client_order_id.get((api_key, client_order_id), ""))
+
+    def _owned(self, api_key: str, order_id: str) -> Order:
         order = self.orders.get(order_id)
         if order is None or order.api_key != api_key:
             raise Refusal(ORDER_NOT_FOUND)

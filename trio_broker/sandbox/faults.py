@@ -49,6 +49,7 @@ from trio_broker.sandbox.disturbance import (
 from trio_broker.sandbox.messages import ErrorForm, print_error, print_message
 from trio_broker.sandbox.named_faults import NAMED_FAULTS, NamedFault
 from trio_broker.sandbox.refusals import INVALID_CHANNEL, INVALID_SIGNATURE
+from trio_broker.sandbox.rest_faults import RestFaults
 from trio_broker.sandbox.server import Server
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ _NO_MEMBERS: Final[Mapping[str, object]] = MappingProxyType({})
 Error: TypeAlias = str | Mapping[str, object]
 
 
-class Faults:
+class Faults(RestFaults):
     """The faults of a running sandbox: `Sandbox.faults`.
 
     These parameters mean the same in all methods:
@@ -85,7 +86,8 @@ class Faults:
       and so on. ValueError if it is less than 1.
 
     A method raises LookupError if the sandbox doesn't have the account (IndexError for a position).
-    All times are seconds of Trio's clock.
+    All times are seconds of Trio's clock. The methods with ``rest`` in their names affect the REST
+    side; the others, but for `shift_clock`, `clear`, `kill` and `revive`, the WebSocket side.
 
     Args:
         server: The sandbox's server.
@@ -98,8 +100,8 @@ class Faults:
     named: Final[Mapping[str, NamedFault]] = NAMED_FAULTS
 
     def __init__(self, server: Server, api_key: Callable[[int | str | None], str | None]) -> None:
+        super().__init__(server.disturbances)
         self._server = server
-        self._disturbances = server.disturbances
         self._api_key = api_key
 
     def clear(self) -> None:

@@ -251,6 +251,38 @@ NAMED_FAULTS: Final[Mapping[str, NamedFault]] = {
         "The replies to requests for balances aren't JSON.",
         "replace", message='{"op":"balances","data":', op="balances",
     ),
+    # The REST side
+    "rest_down": _fault("REST connections are reset instead of a reply.", "stop_rest"),
+    "rest_silent": _fault(
+        "REST requests get no reply, and their connections stay open.", "stop_rest", how="silence"
+    ),
+    "rest_slow": _fault("REST replies come 12 seconds late.", "delay_rest", seconds=12.0),
+    "rest_limited": _fault(
+        "REST requests are refused with 429 and a `Retry-After` of 7 seconds.",
+        "refuse_rest", status=429, code="RATE_LIMIT", message="Rate limit exceeded",
+        headers={"Retry-After": "7"},
+    ),
+    "rest_failing": _fault("REST requests are refused with 500.", "refuse_rest"),
+    "rest_redirect": _fault(
+        "REST requests are redirected to another address.",
+        "refuse_rest", status=307, headers={"Location": "https://broker.example/"},
+    ),
+    "rest_garbage": _fault(
+        "REST replies have the status 200, but aren't JSON.",
+        "replace_rest", body="<html>Bad Gateway</html>",
+    ),
+    "rest_wrong_types": _fault(
+        "REST replies are JSON, but not an object.", "replace_rest", body="[null]"
+    ),
+    "rest_too_large": _fault("REST replies have a gigabyte.", "pad_rest", size=1 << 30),
+    "rest_orders_hidden": _fault(
+        "Lookups of orders over REST are answered with `NOT_FOUND` for 12 seconds.",
+        "hide_orders_from_rest", seconds=12.0,
+    ),
+    "rest_clock_ahead": _fault(
+        "The time that REST tells is an hour ahead, though requests are checked by the right time.",
+        "shift_rest_clock", seconds=3600.0,
+    ),
     # Anything
     "subscription_rejected": _fault(
         "Subscriptions are acknowledged with the status `rejected`.",

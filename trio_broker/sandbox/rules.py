@@ -42,6 +42,8 @@ class Settings(TypedDict, total=False):
     max_subscriptions: int
     max_message_size: int
     messages_per_second: int
+    rest_public_per_minute: int
+    rest_private_per_minute: int
     max_connections: int
     handshake_timeout: float
     auth_timeout: float
@@ -122,6 +124,9 @@ class Rules:
         max_message_size: The largest message that is accepted, in bytes; a larger one closes the
             connection with code 1009.
         messages_per_second: Messages on one connection in any second; more are refused.
+        rest_public_per_minute: Public REST requests from one address in any minute; more are
+            refused.
+        rest_private_per_minute: Private REST requests with one key in any minute; more are refused.
         max_connections: Authenticated connections with one key at a time.
         handshake_timeout: For the WebSocket handshake, after which the socket is closed.
         auth_timeout: From the handshake until the client is authenticated; after that the
@@ -158,6 +163,8 @@ class Rules:
     max_subscriptions: int = attrs.field(default=100, validator=_at_least(1))
     max_message_size: int = attrs.field(default=64 * 1024, validator=_at_least(1))
     messages_per_second: int = attrs.field(default=100, validator=_at_least(1))
+    rest_public_per_minute: int = attrs.field(default=100, validator=_at_least(1))
+    rest_private_per_minute: int = attrs.field(default=1000, validator=_at_least(1))
     max_connections: int = attrs.field(default=100, validator=_at_least(1))
     handshake_timeout: float = attrs.field(default=10.0, validator=_at_least(0))
     auth_timeout: float = attrs.field(default=10.0, validator=_at_least(0))

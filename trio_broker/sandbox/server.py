@@ -23,7 +23,7 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 import attrs
@@ -42,6 +42,8 @@ from trio_broker.sandbox.disturbance import (
 )
 from trio_broker.sandbox.events import ClientCame, ClientLeft, ClientTurnedAway
 from trio_broker.sandbox.moment import Moment
+from trio_broker.sandbox.rest import RestBroker
+from trio_broker.sandbox.rest_server import RestServer
 from trio_broker.sandbox.rules import Rules
 
 logger: Final = logging.getLogger("trio_broker.sandbox")
@@ -61,7 +63,7 @@ _CLIENT_ERRORS: Final = (
 
 
 class Server:
-    """Serves a broker to WebSocket clients.
+    """Serves a broker to WebSocket clients, and to REST clients on another port.
 
     Attributes:
         broker: The broker.
@@ -75,8 +77,10 @@ class Server:
         self.disturbances: Disturbances = Disturbances()
         self._clock = clock
         self._links: dict[Connection, Link] = {}
+        self._rest = RestServer(RestBroker(broker, rules), rules, self.disturbances, self.now)
         self._streams: set[trio.SocketStream] = set()
         self._sockets: list[trio.socket.SocketType] = []
+        self._rest_sockets: list[trio.socket.SocketType] = []
         self._life = trio.CancelScope()
         self._alive = trio.Event()
         self._revived = trio.Event()
@@ -102,11 +106,13 @@ class Server:
     async def serve(
         self,
         listeners: list[trio.SocketListener],
+        rest_listeners: list[trio.SocketListener],
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Serve until cancelled; every socket is closed then."""
         self._sockets = [listener.socket for listener in listeners]
+        self._rest_sockets = [listener.socket for listener in rest_listeners]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_time)
             nursery.start_soon(self._listen)
@@ -128,10 +134,11 @@ class Server:
         for stream in self._streams:
             reset(stream)
         self._sockets = [_bind_again(listening) for listening in self._sockets]
+        self._rest_sockets = [_bind_again(listening) for listening in self._rest_sockets]
 
     async def revive(self) -> None:
         """Listen again, at the same address."""
-        for bound in self._sockets:
+        for bound in (*self._sockets, *self._rest_sockets):
             bound.listen(_BACKLOG)
         self._revived.set()
         await self._alive.wait()
@@ -196,23 +203,36 @@ class Server:
         """Accept clients, whenever the server isn't killed."""
         try:
             while True:
-                listeners = [trio.SocketListener(listening) for listening in self._sockets]
                 async with trio.open_nursery() as nursery:
                     self._life = nursery.cancel_scope
-                    await nursery.start(trio.serve_listeners, self._accept, listeners)
+                    for sockets, accept in (
+                        (self._sockets, self._accept),
+                        (self._rest_sockets, self._accept_rest),
+                    ):
+                        listeners = [trio.SocketListener(listening) for listening in sockets]
+                        await nursery.start(trio.serve_listeners, accept, listeners)
                     self._alive.set()
                 await self._revived.wait()
         finally:
-            for listening in self._sockets:
+            for listening in (*self._sockets, *self._rest_sockets):
                 listening.close()
 
     async def _accept(self, stream: trio.SocketStream) -> None:
-        self._streams.add(stream)
-        try:
+        with self._accepted(stream):
             greeting = self.disturbances.greeting()
             if not (greeting is None or (isinstance(greeting, Handshake) and not greeting.ends)):
                 self.broker.report(ClientTurnedAway())
             await Link(self, stream).run(greeting)
+
+    async def _accept_rest(self, stream: trio.SocketStream) -> None:
+        with self._accepted(stream):
+            await self._rest.serve(stream)
+
+    @contextlib.contextmanager
+    def _accepted(self, stream: trio.SocketStream) -> Iterator[None]:
+        self._streams.add(stream)
+        try:
+            yield
         finally:
             self._streams.remove(stream)
             # It may have been accepted just before the server was killed.

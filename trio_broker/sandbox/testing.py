@@ -30,21 +30,29 @@ if TYPE_CHECKING:
 LASTING_FAULTS: Final = (
     "alter_handshakes",
     "change",
+    "change_rest",
     "delay",
     "delay_auth",
+    "delay_rest",
     "disconnect",
     "drip",
     "duplicate",
+    "hide_orders_from_rest",
     "ignore",
     "pad",
+    "pad_rest",
     "refuse",
     "refuse_auth",
     "refuse_channel",
     "refuse_connections",
+    "refuse_rest",
     "replace",
+    "replace_rest",
     "shift_clock",
+    "shift_rest_clock",
     "stall_handshakes",
     "stop_pushing",
+    "stop_rest",
     "swallow",
 )
 
@@ -55,6 +63,7 @@ _KINDS: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
     "seed": ("an int", lambda value: value is None or isinstance(value, int)),
     "host": ("a str", lambda value: isinstance(value, str)),
     "port": ("an int", lambda value: isinstance(value, int)),
+    "rest_port": ("an int", lambda value: isinstance(value, int)),
     "accounts": (
         "a list of Account",
         lambda value: (

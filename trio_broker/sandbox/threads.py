@@ -49,6 +49,7 @@ class SandboxOptions(Settings, total=False):
     seed: int | None
     host: str
     port: int
+    rest_port: int
     clock: Callable[[], float]
     accounts: Iterable[Account]
     state: StatePath | None
@@ -62,7 +63,8 @@ class ThreadedSandbox:
     sandbox's thread has run the call. All raise RuntimeError once the sandbox has ended.
 
     Attributes:
-        url: Its URL, for clients on this machine.
+        url: The URL of its WebSocket, for clients on this machine.
+        rest_url: The base URL of its REST side.
         api_key: The API key of its first account, ``test_key_1``.
         secret_key: That account's secret key, ``test_secret_1``.
         accounts: All accounts: the two documented ones, then those that were added.
@@ -70,6 +72,7 @@ class ThreadedSandbox:
 
     def __init__(self, sandbox: Sandbox, nursery: trio.Nursery) -> None:
         self.url: str = sandbox.url
+        self.rest_url: str = sandbox.rest_url
         self.api_key: str = sandbox.api_key
         self.secret_key: str = sandbox.secret_key
         self.accounts: tuple[Account, ...] = sandbox.accounts

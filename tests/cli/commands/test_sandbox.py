@@ -42,7 +42,9 @@ from trio_broker.sandbox import open_sandbox
 )
 async def test_sandbox_serves_until_a_signal(number: int, expected: int) -> None:
     async with serving("--seed", "5") as (process, variables):
-        assert list(variables) == ["BROKER_WS_URL", "BROKER_API_KEY", "BROKER_SECRET_KEY"]
+        assert list(variables) == [
+            "BROKER_WS_URL", "BROKER_REST_URL", "BROKER_API_KEY", "BROKER_SECRET_KEY",
+        ]  # fmt: skip
         never = ReconnectPolicy(max_attempts=0)
         async with BrokerWSClient.from_env(variables, reconnect=never) as client:
             receipt = await client.do_swap("1", "ETH", "USDT")
@@ -385,7 +387,9 @@ async def test_json_option_prints_the_log_as_json() -> None:
 
 async def test_quiet_prints_only_the_variables() -> None:
     async with serving_with_log("--quiet") as served:
-        assert list(served.variables) == ["BROKER_WS_URL", "BROKER_API_KEY", "BROKER_SECRET_KEY"]
+        assert list(served.variables) == [
+            "BROKER_WS_URL", "BROKER_REST_URL", "BROKER_API_KEY", "BROKER_SECRET_KEY",
+        ]  # fmt: skip
         async with served.client() as client:
             await client.get_balances()
         assert await served.end() == []

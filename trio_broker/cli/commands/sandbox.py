@@ -27,6 +27,7 @@ class _Options:
 
     host: str
     port: int
+    rest_port: int
     seed: int | None
     state: Path | None
     settings: Mapping[str, Any]  # of the sandbox
@@ -110,6 +111,13 @@ def _checked_host(_: click.Context, __: click.Parameter, host: str) -> str:
     help="The TCP port; 0 picks a free port.",
 )
 @click.option(
+    "--rest-port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    show_default=True,
+    help="The TCP port of the REST side; 0 picks a free port.",
+)
+@click.option(
     "--seed",
     type=int,
     default=None,
@@ -142,7 +150,7 @@ def _checked_host(_: click.Context, __: click.Parameter, host: str) -> str:
 def command(*, output: Output, **options: Any) -> None:
     """Run a sandbox broker with play money until Ctrl-C.
 
-    The URL and the keys of the first account are printed in the format of a .env file, with the
+    The URLs and the keys of the first account are printed in the format of a .env file, with the
     dialect if it is docs. The sandbox has no TLS: anyone who can reach the address can read the
     traffic.
 
@@ -175,6 +183,7 @@ async def _serve(options: _Options, output: Output) -> int:
         seed=options.seed,
         host=options.host,
         port=options.port,
+        rest_port=options.rest_port,
         state=options.state,
         on_event=log.event,
         **options.settings,
@@ -189,6 +198,7 @@ async def _serve(options: _Options, output: Output) -> int:
                     fault.begin(sandbox.faults)
             variables = {
                 "BROKER_WS_URL": sandbox.url,
+                "BROKER_REST_URL": sandbox.rest_url,
                 "BROKER_API_KEY": sandbox.api_key,
                 "BROKER_SECRET_KEY": sandbox.secret_key,
                 **({"BROKER_DIALECT": "docs"} if options.settings.get("dialect") == "docs" else {}),

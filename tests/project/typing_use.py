@@ -110,6 +110,7 @@ from trio_broker.sandbox import (
     OrderMoved,
     Outcome,
     Received,
+    RestAsked,
     Rules,
     Sandbox,
     SandboxEvent,
@@ -506,7 +507,7 @@ def threaded_sandbox() -> None:
 
 def told(event: SandboxEvent) -> None:
     match event:
-        case ClientCame() | ClientAsked() | ClientLeft() | ClientTurnedAway():
+        case ClientCame() | ClientAsked() | ClientLeft() | ClientTurnedAway() | RestAsked():
             pass
         case OrderMoved(order=order):
             assert_type(order, SandboxOrder)

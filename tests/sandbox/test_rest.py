@@ -21,7 +21,15 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.sandbox.test_server import open_raw
 from tests.sandbox_client import signed, swap_body
-from trio_broker.sandbox import Account, Outcome, Sandbox, open_sandbox, open_threaded_sandbox
+from trio_broker.sandbox import (
+    Account,
+    Outcome,
+    RestAsked,
+    Sandbox,
+    SandboxEvent,
+    open_sandbox,
+    open_threaded_sandbox,
+)
 from trio_broker.sandbox.rest import RestBroker
 
 BALANCES = "/api/v1/balances"
@@ -576,6 +584,20 @@ async def test_impossible_rest_faults_are_refused(start: Callable[[Any], object]
 
 
 # ---- With the whole sandbox
+
+
+async def test_requests_are_told_with_the_status_of_their_reply() -> None:
+    events: list[SandboxEvent] = []
+    async with opened(on_event=events.append) as (sandbox, rest):
+        await rest.get(TIME + "?a=1")
+        await rest.http.post("/" + "x" * 100)
+        with sandbox.faults.stop_rest(), pytest.raises(httpx2.TransportError):
+            await rest.get(BALANCES)
+    assert events == [
+        RestAsked(method="GET", path=TIME, status=200),
+        RestAsked(method="POST", path="/" + "x" * 63 + "…", status=404),
+        RestAsked(method="GET", path=BALANCES, status=None),
+    ]
 
 
 async def test_killing_the_sandbox_kills_both_sides() -> None:

@@ -17,6 +17,7 @@ from trio_broker.sandbox.events import (
     ClientLeft,
     ClientTurnedAway,
     OrderMoved,
+    RestAsked,
     SandboxEvent,
 )
 from trio_broker.sandbox.faults import Faults
@@ -34,7 +35,8 @@ from trio_broker.sandbox.threads import (
 __all__ = [
     "Account", "BrokerClients", "ClientAsked", "ClientCame", "ClientLeft", "ClientTurnedAway",
     "Connection", "Fault", "Faults", "NamedFault", "Order", "OrderMoved",
-    "Outcome", "Received", "Rules", "Sandbox", "SandboxEvent", "SandboxOptions", "Settings",
-    "Terms", "ThreadedSandbox", "is_play_money", "open_sandbox", "open_threaded_sandbox",
+    "Outcome", "Received", "RestAsked", "Rules", "Sandbox", "SandboxEvent", "SandboxOptions",
+    "Settings", "Terms", "ThreadedSandbox", "is_play_money", "open_sandbox",
+    "open_threaded_sandbox",
 ]
 # fmt: on

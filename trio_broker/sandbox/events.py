@@ -55,6 +55,21 @@ class ClientAsked(SandboxEvent):
 
 
 @attrs.frozen(kw_only=True)
+class RestAsked(SandboxEvent):
+    """A client sent a REST request, and its reply is decided.
+
+    Attributes:
+        method: The HTTP method, cut if it is long.
+        path: The path without the query, cut if it is long.
+        status: The HTTP status of the reply; None if a fault loses the reply.
+    """
+
+    method: str
+    path: str
+    status: int | None
+
+
+@attrs.frozen(kw_only=True)
 class OrderMoved(SandboxEvent):
     """An order's state changed.
 

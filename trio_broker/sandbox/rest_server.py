@@ -14,8 +14,10 @@ import h11
 import trio
 
 from trio_broker.sandbox.disturbance import Disturbances, reset
+from trio_broker.sandbox.events import RestAsked, SandboxEvent
 from trio_broker.sandbox.exchange import logger
 from trio_broker.sandbox.moment import Moment
+from trio_broker.sandbox.refusals import shortened
 from trio_broker.sandbox.rest import RestBroker, RestReply, RestRequest
 from trio_broker.sandbox.rules import Rules
 
@@ -40,6 +42,7 @@ class RestServer:
         rules: The sandbox's settings.
         disturbances: The faults in force.
         now: Tells the time.
+        report: Called with an event for each request.
     """
 
     def __init__(
@@ -48,11 +51,13 @@ class RestServer:
         rules: Rules,
         disturbances: Disturbances,
         now: Callable[[], Moment],
+        report: Callable[[SandboxEvent], object],
     ) -> None:
         self.rest = rest
         self.rules = rules
         self.disturbances = disturbances
         self.now = now
+        self.report = report
 
     async def serve(self, stream: trio.SocketStream) -> None:
         """Serve a client until either side ends the connection. It raises no error.
@@ -101,6 +106,9 @@ class _Conversation:
         server = self._server
         reply = server.rest.answer(request, server.now())
         reply = server.disturbances.altered_reply(request.path, reply)
+        status = None if reply.ends else reply.status
+        method, path = shortened(request.method), shortened(request.path)
+        server.report(RestAsked(method=method, path=path, status=status))
         await trio.sleep(reply.after)
         if reply.ends is None:
             return await self._send(reply, with_body=request.method != "HEAD")

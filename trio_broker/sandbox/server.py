@@ -77,7 +77,9 @@ class Server:
         self.disturbances: Disturbances = Disturbances()
         self._clock = clock
         self._links: dict[Connection, Link] = {}
-        self._rest = RestServer(RestBroker(broker, rules), rules, self.disturbances, self.now)
+        self._rest = RestServer(
+            RestBroker(broker, rules), rules, self.disturbances, self.now, broker.report
+        )
         self._streams: set[trio.SocketStream] = set()
         self._sockets: list[trio.socket.SocketType] = []
         self._rest_sockets: list[trio.socket.SocketType] = []

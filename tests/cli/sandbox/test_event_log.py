@@ -22,6 +22,7 @@ from trio_broker.sandbox import (
     ClientTurnedAway,
     Order,
     OrderMoved,
+    RestAsked,
     SandboxEvent,
     Terms,
 )
@@ -74,6 +75,8 @@ def left(code: int | None = None, **more: Any) -> ClientLeft:
         (asked(None, error="Malformed message: x"),
          "#3 refused an unreadable message: Malformed message: x"),
         (asked("swap", was_handled=False), "#3 swap: dropped by a fault"),
+        (RestAsked(method="GET", path="/a\x07", status=404), "   REST: GET /a\\x07: 404"),
+        (RestAsked(method="GET", path="/a", status=None), "   REST: GET /a: dropped by a fault"),
         (OrderMoved(order=PART),
          "   ord_00000001 is PARTIAL: 1 of 2.5 ETH sold for 3000.5 USDT"),
         (OrderMoved(order=FILLED), "   ord_00000001 is FILLED: 2.5 ETH sold for 3000.5 USDT"),
@@ -95,6 +98,9 @@ def test_each_event_is_described_in_a_line(event: SandboxEvent, line: str) -> No
         (asked("swap", error="no"), "red"),
         (asked("swap", was_handled=False), "red"),
         (left(), "red"),
+        (RestAsked(method="GET", path="/", status=None), "red"),
+        (RestAsked(method="GET", path="/", status=400), "red"),
+        (RestAsked(method="GET", path="/", status=200), None),
         (left(1000), "magenta"),
         (ClientCame(connection=1), "green"),
     ],
@@ -111,6 +117,10 @@ AT = dt.datetime(2026, 1, 2, 3, 4, 5, 678_900, tzinfo=dt.UTC)
     [
         (ClientCame(connection=3), {"event": "connected", "connection": 3}),
         (ClientTurnedAway(), {"event": "turned_away"}),
+        (
+            RestAsked(method="GET", path="/", status=200),
+            {"event": "rest", "method": "GET", "path": "/", "status": 200},
+        ),
         (
             asked("swap", order=ORDER),
             {

@@ -161,6 +161,7 @@ def command(*, output: Output, **options: Any) -> None:
     \b
     connected    connection
     asked        connection, account, op, channel, order_id, error, handled
+    rest         method, path, status
     order        account, order_id, status, asset_in, sold, asset_out, bought,
                  reason
     left         connection, account, code, reason, dropped

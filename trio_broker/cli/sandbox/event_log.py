@@ -22,6 +22,7 @@ from trio_broker.sandbox import (
     ClientTurnedAway,
     Order,
     OrderMoved,
+    RestAsked,
     SandboxEvent,
 )
 
@@ -87,7 +88,9 @@ def colour_of(event: SandboxEvent) -> str | None:
     match event:
         case ClientAsked(error=None, was_handled=True):
             return None
-        case ClientAsked() | ClientLeft(code=None):
+        case RestAsked(status=int(status)) if status < 400:
+            return None
+        case ClientAsked() | ClientLeft(code=None) | RestAsked():
             return "red"
         case _:
             return _COLOURS.get(type(event))
@@ -100,6 +103,9 @@ def describe(event: SandboxEvent) -> str:
             return f"#{number} connected"
         case ClientAsked(connection=number):
             return f"#{number} {_describe_request(event)}"
+        case RestAsked():
+            reply = "dropped by a fault" if event.status is None else event.status
+            return f"   REST: {printable(f'{event.method} {event.path}')}: {reply}"
         case ClientLeft(connection=number):
             return f"#{number} {_describe_close(event)}"
         case OrderMoved(order=order):
@@ -162,6 +168,13 @@ def _members(event: SandboxEvent) -> dict[str, object]:
                 "order_id": None if event.order is None else event.order.order_id,
                 "error": event.error,
                 "handled": event.was_handled,
+            }
+        case RestAsked():
+            return {
+                "event": "rest",
+                "method": event.method,
+                "path": event.path,
+                "status": event.status,
             }
         case OrderMoved(order=order):
             return {

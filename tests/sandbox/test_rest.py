@@ -8,6 +8,7 @@ import hmac
 import itertools
 import logging
 import socket
+import struct
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -397,8 +398,7 @@ async def test_clients_that_vanish_harm_nobody() -> None:
         for sent in (b"", b"GET /he", b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n"):
             async with await dialled(sandbox) as stream:
                 await stream.send_all(sent)
-                no_linger = b"\1\0\0\0\0\0\0\0"
-                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_linger)
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         assert (await rest.get(TIME)).status_code == 200
 
 
@@ -532,6 +532,15 @@ async def test_orders_are_hidden_for_a_while(autojump_clock: MockClock) -> None:
             await trio.sleep(10_000)
             assert (await rest.private(target)).status_code == 404
         assert (await rest.private(target)).status_code == 200
+
+
+async def test_another_order_is_told_over_rest() -> None:
+    async with opened() as (sandbox, rest), open_raw(sandbox) as raw:
+        await raw.request("swap", swap_body(clientOrderId="mine"))
+        sandbox.faults.start("rest_order_of_another", times=1)
+        told = [(await rest.private("/api/v1/orders/mine/status")).json() for _ in range(2)]
+        assert [each["clientOrderId"] for each in told] == ["another", "mine"]
+        assert told[0]["orderId"] == "ord_another"
 
 
 async def test_members_of_rest_replies_are_changed() -> None:

@@ -279,6 +279,10 @@ NAMED_FAULTS: Final[Mapping[str, NamedFault]] = {
         "Lookups of orders over REST are answered with `NOT_FOUND` for 12 seconds.",
         "hide_orders_from_rest", seconds=12.0,
     ),
+    "rest_order_of_another": _fault(
+        "Lookups over REST are answered with another order, of another client order id.",
+        "change_rest", members={"orderId": "ord_another", "clientOrderId": "another"},
+    ),
     "rest_clock_ahead": _fault(
         "The time that REST tells is an hour ahead, though requests are checked by the right time.",
         "shift_rest_clock", seconds=3600.0,

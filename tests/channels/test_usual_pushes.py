@@ -124,6 +124,22 @@ def test_pushes_of_one_order_are_one_effect() -> None:
     assert fills == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("odd", [b"binary", "no JSON", '{"op":"ping"}'])
+def test_pushes_go_on_after_a_message_of_another_kind(odd: str | bytes) -> None:
+    harness = Harness()
+    harness.receive(push("o1", "PENDING"), odd, push("o1", "PARTIAL"))
+    received = harness.consumers[0].receive_all()
+    assert [one.data.status for one in received] == ["PENDING", "PARTIAL"]
+
+
+def test_key_in_a_push_among_others_is_taken_out() -> None:
+    harness = Harness()
+    harness.receive(push("o1", "PENDING"), push("o1", "PARTIAL", txHash=KEY))
+    received = harness.consumers[0].receive_all()
+    assert [one.data.status for one in received] == ["PENDING", "PARTIAL"]
+    assert KEY not in str(received[1])
+
+
 @pytest.mark.parametrize("order", ["o1", "o2"])
 def test_usual_pushes_are_taken_the_quicker_way(
     order: str, monkeypatch: pytest.MonkeyPatch

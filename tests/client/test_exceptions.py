@@ -281,6 +281,14 @@ NO_PERMISSION = (
     "Token quote expired",
     "The token swap price has expired",
 )
+
+
+def test_text_about_an_asset_says_more_than_the_code_of_a_bad_request() -> None:
+    error = server_error("swap", "Unknown asset: NOPE", code="INVALID_REQUEST")
+    assert type(error) is UnknownAssetError
+    assert error.code == "INVALID_REQUEST"
+
+
 NO_SESSION = (
     "Connection not authenticated",
     "User is not authenticated",

@@ -236,6 +236,18 @@ def test_messages_together_arrive_as_one_by_one(
     assert results[0] == results[1]
 
 
+async def test_batch_after_an_overflow_ends_before_an_error() -> None:
+    buffer, subscription = open_subscription(3)
+    put(buffer, 0, 1, 2)
+    put_error(buffer, "no", START)
+    put(buffer, 3)
+    batch = await anext(subscription.batches())
+    assert [one.data for one in batch] == [2]
+    with pytest.raises(ChannelError):
+        await anext(subscription.batches())
+    assert [one.data for one in await anext(subscription.batches())] == [3]
+
+
 def outcome_of(subscription: Subscription[int], *, in_batches: bool) -> object:
     """What a consumer gets, or the text of the error that it gets."""
     try:

@@ -138,12 +138,6 @@ class Buffer(Generic[T]):
             self._wake_all()
 
     @enable_ki_protection
-    def put_all(self, items: Sequence[T | ErrorItem]) -> None:
-        """Hand over several items in their order, as `put` does."""
-        for item in items:
-            self.put(item)
-
-    @enable_ki_protection
     def end(self) -> None:
         """End all iterations after what is buffered. Ending twice is fine."""
         self._is_open = False
